@@ -1,0 +1,1 @@
+../../emoprobe/__init__.py
