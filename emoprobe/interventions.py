@@ -1,0 +1,156 @@
+"""What an intervention is; how it gets into a model is the backend's business.
+
+`ResidualEdit` and `AttentionBias` are small immutable values: a layer, a pure function of tensors, and where or how
+strongly it acts. A backend hands their functions what flows through the model, together with a `Forward`: what this
+pass has been given. `position_mask` says which positions of a pass an edit may touch, and is right for padding on either
+side and for cached generation.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from emoprobe.errors import InputError
+
+Span: TypeAlias = tuple[int, int]
+Positions: TypeAlias = "str | Tensor | Sequence[Span] | Sequence[Sequence[Span]]"
+NAMED_POSITIONS = ("all", "prompt", "generated", "last")
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """What one forward pass of a live model has been given.
+
+    `real` (batch, position) is False at padding. `start` counts the positions already in the KV cache, so the pass covers
+    positions start … start + position - 1 of its sequences. `prompt_length` is the padded length of the prompt: positions
+    from there on were generated. `offsets` holds, for each prompt, the character span of each of its positions, and is None
+    where the model was not called with text.
+    """
+
+    real: Tensor
+    input_ids: Tensor | None = None
+    start: int = 0
+    prompt_length: int = 0
+    offsets: tuple[tuple[Span, ...], ...] | None = None
+
+    @property
+    def positions(self) -> Tensor:
+        """Index in the sequence of each position of this pass, shape (position,)."""
+        return torch.arange(self.start, self.start + self.real.shape[1], device=self.real.device)
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualEdit:
+    """Change the residual stream that enters block `layer` (or leaves the last one, at layer n_layers).
+
+    `edit` maps a stream (batch, position, d_model) to one of the same shape; only the chosen `positions` of its result are
+    used. `positions` is "all", "prompt", "generated", "last" (the last position of the prompt, the one before the reply), a
+    boolean mask over the prompt, (position,) or (batch, position), or character spans [(start, end), …], the same for all
+    prompts or one list for each.
+    """
+
+    layer: int
+    edit: Callable[[Tensor], Tensor]
+    positions: Positions = "all"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.positions, str) and self.positions not in NAMED_POSITIONS:
+            known = ", ".join(f'"{name}"' for name in NAMED_POSITIONS)
+            raise InputError(
+                f'positions="{self.positions}" is not understood: give {known}, a boolean mask or character spans'
+            )
+
+    def apply(self, stream: Tensor, forward: Forward) -> Tensor:
+        """Return `stream` (batch, position, d_model) with the chosen positions edited."""
+        edited = self.edit(stream)
+        if isinstance(self.positions, str) and self.positions == "all":
+            return edited
+        return torch.where(position_mask(self.positions, forward)[..., None], edited, stream)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBias:
+    """Add strength · v_i · v_j to the attention scores of block `layer`, before the softmax.
+
+    `valuation` maps the stream that enters the block (batch, position, d_model), after any edits, and the pass to
+    valuations (batch, position, m). `strength` is λ: a number, or a tensor of shape () or (heads,). Scores are those after
+    the 1/√d_k scaling: Softmax(QKᵀ/√d_k + λ·V_Q·V_Kᵀ).
+    """
+
+    layer: int
+    valuation: Callable[[Tensor, Forward], Tensor]
+    strength: float | Tensor = 1.0
+
+    @property
+    def is_zero(self) -> bool:
+        """True where the bias cannot change anything nor carry a gradient, so that nothing needs to be done."""
+        if isinstance(self.strength, Tensor):
+            return not self.strength.requires_grad and not bool(self.strength.any())
+        return self.strength == 0
+
+    def query_side(self, valuations: Tensor) -> Tensor:
+        """Return λ·v for the queries: (batch, 1 or heads, position, m)."""
+        strength = torch.as_tensor(self.strength, dtype=valuations.dtype, device=valuations.device)
+        return valuations[:, None] * strength.reshape(1, -1, 1, 1)
+
+
+Intervention: TypeAlias = ResidualEdit | AttentionBias
+
+
+def position_mask(positions: Positions, forward: Forward) -> Tensor:
+    """Return which positions of this pass are meant: boolean (batch, position)."""
+    index, real = forward.positions, forward.real
+    if isinstance(positions, str):
+        if positions == "all":
+            return real
+        if positions == "prompt":
+            return real & (index < forward.prompt_length)
+        if positions == "generated":
+            return real & (index >= forward.prompt_length)
+        return _last_of_prompt(forward)
+    chosen = positions if isinstance(positions, Tensor) else _mask_from_spans(positions, forward)
+    return real & _window(chosen.to(real.device), forward)
+
+
+def _last_of_prompt(forward: Forward) -> Tensor:
+    prompt = forward.real & (forward.positions < forward.prompt_length)
+    # The last real position has no real prompt position after it; a cached pass that starts behind the prompt has none.
+    following = prompt.flip(-1).cumsum(-1).flip(-1)
+    return prompt & (following == 1)
+
+
+def _window(mask: Tensor, forward: Forward) -> Tensor:
+    """Cut a mask over the prompt to this pass; positions behind its end are not chosen."""
+    if mask.dtype != torch.bool:
+        raise InputError(f"positions is a tensor of {mask.dtype}: a mask of positions has to be boolean")
+    mask = mask[None] if mask.dim() == 1 else mask
+    batch, length = forward.real.shape
+    if mask.shape[1] < min(forward.prompt_length, forward.start + length) or batch % mask.shape[0]:
+        raise InputError(
+            f"positions mask of shape {tuple(mask.shape)} does not fit a batch of {batch} prompts of "
+            f"{forward.prompt_length} positions (padded on the left)"
+        )
+    end = forward.start + length
+    mask = torch.nn.functional.pad(mask, (0, max(0, end - mask.shape[1])))[:, forward.start : end]
+    # Beam search and num_return_sequences repeat each prompt's row.
+    return mask.repeat_interleave(batch // mask.shape[0], dim=0)
+
+
+def _mask_from_spans(spans: Sequence[Span] | Sequence[Sequence[Span]], forward: Forward) -> Tensor:
+    if forward.offsets is None:
+        raise InputError(
+            "character spans need the text: call model.logits, model.capture or model.generate with strings and a fast "
+            "tokenizer, or give positions as a boolean mask"
+        )
+    prompts = len(forward.offsets)
+    per_prompt = [spans] * prompts if spans and isinstance(spans[0][0], int) else list(spans)
+    if len(per_prompt) != prompts:
+        raise InputError(f"positions holds spans for {len(per_prompt)} texts, but {prompts} were given")
+    rows = [
+        [any(start < end_of_span and begin < end for begin, end_of_span in chosen) for start, end in row]  # type: ignore[misc]
+        for row, chosen in zip(forward.offsets, per_prompt, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.bool)

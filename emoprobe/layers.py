@@ -1,0 +1,49 @@
+"""One way of naming layers, everywhere.
+
+Layer `l` is the residual stream that enters block `l` (TransformerLens: `blocks.l.hook_resid_pre`), for
+l = 0 … n_layers. Layer 0 is the embedding; layer `n_layers` leaves the last block, before the final norm. Hugging Face's
+last `hidden_states` entry comes after that norm, so it is not layer `n_layers`.
+"""
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import TypeAlias
+
+from emoprobe.errors import InputError
+
+Layers: TypeAlias = "int | float | Sequence[int | float] | slice | str"
+
+
+def resolve_layers(layers: Layers, n_layers: int, *, blocks: bool = False) -> tuple[int, ...]:
+    """Turn what a user may call layers into indices, in the order given and without repeats.
+
+    `layers` is an index (negative ones count from the end), a fraction of the depth in [0, 1] as a float, a list of
+    either, a slice, or "all". With `blocks=True` only 0 … n_layers - 1 exist: what leaves the last block has no
+    attention above it. Raises `InputError` for a layer that does not exist.
+    """
+    count = n_layers if blocks else n_layers + 1
+    if isinstance(layers, str):
+        if layers != "all":
+            raise InputError(f'layers="{layers}" is not understood: give an index, a fraction, a list, a slice or "all"')
+        return tuple(range(count))
+    if isinstance(layers, slice):
+        chosen = tuple(range(count))[layers]
+    else:
+        items = layers if isinstance(layers, Sequence) or hasattr(layers, "__iter__") else [layers]
+        chosen = tuple(dict.fromkeys(_resolve_one(item, n_layers, count) for item in items))
+    if not chosen:
+        raise InputError(f"layers={layers!r} names no layer: this model has layers 0 to {count - 1}")
+    return chosen
+
+
+def _resolve_one(layer: object, n_layers: int, count: int) -> int:
+    # A whole number is an index and any other real a fraction: 1 is layer 1, 1.0 is the full depth.
+    if isinstance(layer, Integral) and not isinstance(layer, bool):
+        index = int(layer)
+        if -count <= index < count:
+            return index % count
+    elif isinstance(layer, Real) and not isinstance(layer, bool):
+        if 0.0 <= layer <= 1.0:
+            return min(round(float(layer) * n_layers), count - 1)
+        raise InputError(f"layer {layer} is not a fraction of the depth: fractions lie between 0.0 and 1.0")
+    raise InputError(f"layer {layer!r} does not exist: this model has layers 0 to {count - 1}, or fractions 0.0 to 1.0")
