@@ -1,0 +1,1 @@
+from . import _checkout as _checkout

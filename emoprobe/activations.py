@@ -1,0 +1,130 @@
+"""Reading residual streams out of a live model: batched by length, stopped at the deepest layer needed, streamed.
+
+Nothing here holds more than one window of texts at a time; only what `capture` pools is kept. Padding never enters a
+statistic. First tokens are left out of pooled means by default: in most models they are attention sinks, whose norm is
+many times that of other tokens, so that a mean over all tokens would mostly measure a text's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from emoprobe.errors import InputError
+from emoprobe.layers import Layers, resolve_layers
+
+if TYPE_CHECKING:
+    from emoprobe.models.live import Batch, LiveModel
+
+Pool: TypeAlias = "str | Callable[[Tensor, Tensor], Tensor]"
+WINDOW = 32  # batches that are sorted by length together: enough to save padding, few enough to stream
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """Residual streams of one batch: `stream` is (layers, batch, position, d_model), in the model's dtype and place.
+
+    `indices` says which of the texts given the rows are; `batch` holds tokens, mask and character offsets.
+    """
+
+    indices: tuple[int, ...]
+    stream: Tensor
+    batch: Batch
+
+    def counted(self, start: int) -> Tensor:
+        """Return which positions belong into a statistic, boolean (batch, position).
+
+        These are the real tokens from the `start`-th of each text on, or its last one where it has no more than `start`.
+        """
+        position = self.batch.position_ids
+        length = self.batch.real.sum(-1, keepdim=True)
+        return self.batch.real & (position >= torch.clamp(length - 1, max=start))
+
+
+def stream_residuals(
+    model: LiveModel,
+    texts: Iterable[str],
+    layers: Layers = "all",
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Iterator[Residuals]:
+    """Yield the residual streams of `texts`, batch by batch, in an order that saves padding.
+
+    `texts` may be a generator of any length. Texts longer than the model's context are cut, with a warning.
+    """
+    chosen = resolve_layers(layers, model.n_layers)
+    numbered = enumerate(texts)
+    total = len(texts) if isinstance(texts, Sequence) else None
+    windows = iter(lambda: list(islice(numbered, batch_size * WINDOW)), [])
+    batches = (batch for window in windows for batch in _by_length(window, batch_size))
+    shown = track(
+        batches, f"reading {model.name}", total=total and -(-total // batch_size), disable=not progress, transient=True
+    )
+    for indexed in shown:
+        indices, chunk = zip(*indexed, strict=True)
+        batch = model.tokenize(chunk, truncate=True)
+        with torch.no_grad():
+            yield Residuals(indices, model.streams(batch, chosen), batch)
+
+
+def _by_length(window: list[tuple[int, str]], batch_size: int) -> Iterator[list[tuple[int, str]]]:
+    # Characters stand in for tokens: sorting need not be exact, and each text is tokenised once only.
+    window = sorted(window, key=lambda item: len(item[1]))
+    for first in range(0, len(window), batch_size):
+        yield window[first : first + batch_size]
+
+
+def capture(
+    model: LiveModel,
+    texts: Sequence[str],
+    layers: Layers = "all",
+    pool: Pool = "mean",
+    *,
+    start: int = 1,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Tensor:
+    """Return one vector per text and layer: float32 (texts, layers, d_model) on the CPU.
+
+    `pool` is "mean" (over tokens from the `start`-th on), "last" (the last token), or a function of the stream
+    (layers, batch, position, d_model) and the counted positions (batch, position) that returns (layers, batch, d_model).
+    """
+    pooling = _pooling(pool)
+    texts = list(texts)
+    if not texts:
+        raise InputError("no text was given")
+    rows: list[Tensor | None] = [None] * len(texts)
+    for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
+        pooled = pooling(part.stream.float(), part.counted(start)).cpu()
+        for row, index in enumerate(part.indices):
+            rows[index] = pooled[:, row]
+    return torch.stack([row for row in rows if row is not None])
+
+
+def _pooling(pool: Pool) -> Callable[[Tensor, Tensor], Tensor]:
+    if callable(pool):
+        return pool
+    if pool == "mean":
+        return lambda stream, counted: (stream * counted[..., None]).sum(-2) / counted.sum(-1)[:, None]
+    if pool == "last":
+        return lambda stream, counted: stream[:, :, -1]  # padding is on the left
+    raise InputError(f'pool="{pool}" is not understood: give "mean", "last" or a function')
+
+
+def mean_norms(model: LiveModel, texts: Sequence[str], *, start: int = 1) -> Tensor:
+    """Return the mean L2 norm of the residual stream over tokens, at layers 0 … n_layers: float32 (n_layers + 1,)."""
+    total = torch.zeros(model.n_layers + 1, dtype=torch.float64)
+    count = 0
+    for part in stream_residuals(model, texts):
+        counted = part.counted(start)
+        norms = part.stream.float().norm(dim=-1)
+        total += (norms * counted).sum((-1, -2)).double().cpu()
+        count += int(counted.sum())
+    return (total / count).float()

@@ -1,0 +1,254 @@
+"""What every live model can do, whichever library runs it.
+
+`LiveModel` holds what is the same for all backends: tokenising with left padding (so that real tokens are aligned at the
+right and the last position is always real), capture, generation of text, nesting of interventions. A backend says how a
+batch is run, where the residual streams lie, and how interventions are placed and taken away again.
+"""
+
+import hashlib
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import Self
+
+from emoprobe.activations import Pool, capture, mean_norms
+from emoprobe.errors import InputError
+from emoprobe.interventions import AttentionBias, Intervention, ResidualEdit, Span
+from emoprobe.layers import Layers
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Tokenised texts, padded on the left: `input_ids` and `real` are (batch, position)."""
+
+    texts: tuple[str, ...]
+    input_ids: Tensor
+    real: Tensor
+    offsets: tuple[tuple[Span, ...], ...] | None
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Position of each token in its own text, whatever the padding."""
+        return (self.real.long().cumsum(-1) - 1).clamp(min=0)
+
+
+class LiveModel(ABC):
+    """A language model that can be read and intervened in. Make one with `emoprobe.load_model` or `emoprobe.wrap`."""
+
+    backend: str
+    name: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    tokenizer: Any
+    underlying: Any
+    """The object this wraps; its weights and settings are never changed outside an `intervene` block."""
+    context_length: int | None
+
+    def __init__(self) -> None:
+        self._interventions: tuple[Intervention, ...] = ()
+        self._reference_norms: Tensor | None = None
+
+    # What a backend provides -----------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where inputs go."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and so of the residual stream."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """Run the model and return logits (batch, position, vocab), with gradients where they are wanted."""
+
+    @abstractmethod
+    def streams(self, batch: Batch, layers: Sequence[int]) -> Tensor:
+        """Return the residual streams (layers, batch, position, d_model), running no deeper than needed."""
+
+    @abstractmethod
+    def generate_ids(self, batch: Batch, **options: Any) -> Tensor:
+        """Return prompt and continuation, (batch × sequences, position)."""
+
+    @abstractmethod
+    def logit_lens(self, vectors: Tensor) -> Tensor:
+        """Map residual vectors (…, d_model) to the logits that they promote (…, vocab), the final norm's gain folded in."""
+
+    @abstractmethod
+    def _place(self, interventions: Sequence[Intervention]) -> AbstractContextManager[None]:
+        """Make the model ready for these interventions, on top of those already active."""
+
+    @abstractmethod
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the named weights, for the fingerprint."""
+
+    # What all share --------------------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> Batch:
+        """Tokenise texts with the tokenizer's own special tokens and pad on the left.
+
+        Raises `InputError` for an empty text, and for one longer than the model's context unless `truncate` is set (then its
+        tail is cut off).
+        """
+        texts = (texts,) if isinstance(texts, str) else tuple(texts)
+        _check_texts(texts)
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=True, return_offsets_mapping=bool(self.tokenizer.is_fast)
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        self._check_lengths(ids, truncate)
+        limit = self.context_length if truncate else None
+        rows = [torch.tensor(row[:limit]) for row in ids]
+        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left").bool()
+        width = real.shape[1]
+        offsets = None
+        if self.tokenizer.is_fast:
+            offsets = tuple(
+                ((0, 0),) * (width - len(row)) + tuple((int(a), int(b)) for a, b in spans[:limit])
+                for row, spans in zip(rows, encoded["offset_mapping"], strict=True)
+            )
+        input_ids = pad_sequence(rows, batch_first=True, padding_side="left", padding_value=self.pad_token_id)
+        return Batch(texts, input_ids.to(self.device), real.to(self.device), offsets)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Token put at padding, where no real token ever sees it."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+    def _check_lengths(self, ids: list[list[int]], truncate: bool) -> None:
+        empty = [row for row, tokens in enumerate(ids) if not tokens]
+        if empty:
+            raise InputError(f"text {empty[0]} gives no token at all: leave it out")
+        longest = max(map(len, ids))
+        if self.context_length is None or longest <= self.context_length:
+            return
+        if not truncate:
+            raise InputError(
+                f"text {max(range(len(ids)), key=lambda row: len(ids[row]))} has {longest} tokens, but {self.name} reads "
+                f"at most {self.context_length}: shorten it"
+            )
+        count = sum(len(row) > self.context_length for row in ids)
+        warnings.warn(
+            f"{count} of {len(ids)} texts are longer than the {self.context_length} tokens {self.name} reads and were cut",
+            stacklevel=3,
+        )
+
+    def logits(self, texts: str | Sequence[str]) -> Tensor:
+        """Return float32 logits (batch, position, vocab).
+
+        Real tokens are aligned at the right, so `[:, -1]` predicts the next token of every text; positions left of a text's
+        first token hold padding and mean nothing.
+        """
+        with torch.no_grad():
+            return self.forward(self.tokenize(texts)).float()
+
+    def generate(self, prompts: str | Sequence[str], **generation_options: Any) -> str | list[str]:
+        """Continue one prompt or several; return the continuations, without the prompts.
+
+        `generation_options` are those of `transformers` (max_new_tokens, do_sample, num_beams, num_return_sequences, …). With
+        several returned sequences the list holds those of the first prompt first.
+        """
+        batch = self.tokenize(prompts)
+        with torch.no_grad():
+            ids = self.generate_ids(batch, **generation_options)
+        texts: list[str] = self.tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+        return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
+
+    def capture(
+        self,
+        texts: Sequence[str],
+        layers: Layers = "all",
+        pool: Pool = "mean",
+        *,
+        start: int = 1,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> Tensor:
+        """Return pooled residual streams, float32 (texts, layers, d_model) on the CPU. See `emoprobe.activations.capture`."""
+        return capture(self, texts, layers, pool, start=start, batch_size=batch_size, progress=progress)
+
+    @contextmanager
+    def intervene(self, *interventions: Intervention) -> Iterator[Self]:
+        """Run the block with these interventions in place, on top of those of any enclosing block.
+
+        Leaving the block, by whatever way, gives back the untouched model. Interventions of strength 0 are not placed at all,
+        so the model stays what it was to the last bit.
+        """
+        _check_interventions(interventions, self.n_layers)
+        wanted = [i for i in interventions if not (isinstance(i, AttentionBias) and i.is_zero)]
+        outer = self._interventions
+        self._interventions = (*outer, *wanted)
+        try:
+            with self._place(wanted):
+                yield self
+        finally:
+            self._interventions = outer
+
+    def residual_norms(self) -> Tensor:
+        """Return the mean L2 norm of the residual stream at layers 0 … n_layers, over the package's reference passages.
+
+        First tokens are left out: in most models they are attention sinks, whose norm is many times that of the others.
+        Measured once without interventions and kept.
+        """
+        if self._reference_norms is None:
+            from emoprobe.models.reference import PASSAGES
+
+            if self._interventions:
+                raise InputError("call model.residual_norms() before entering an intervention, which would change it")
+            self._reference_norms = mean_norms(self, PASSAGES)
+        return self._reference_norms
+
+    def fingerprint(self) -> str:
+        """Return a short hash of weights and vocabulary, to tell whether an artefact belongs to this model.
+
+        Only names, shapes and a few entries of each weight are read, so that it takes seconds for large models too.
+        """
+        digest = hashlib.sha256()
+        for name, weight in self._weights():
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+            digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.tobytes())
+        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.name}: {self.n_layers} blocks, width {self.d_model}, {self.n_heads} heads, "
+            f"{self.dtype}, {self.device}>"
+        )
+
+
+def _check_texts(texts: Sequence[object]) -> None:
+    if not texts:
+        raise InputError("no text was given")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {row} is a {type(text).__name__}, not a string")
+        if not text.strip():
+            raise InputError(f"text {row} is empty: leave it out")
+
+
+def _check_interventions(interventions: Sequence[object], n_layers: int) -> None:
+    for item in interventions:
+        if not isinstance(item, (ResidualEdit, AttentionBias)):
+            raise InputError(
+                f"intervene takes ResidualEdit and AttentionBias values, not {type(item).__name__}: "
+                "emoprobe.steering.add and emoprobe.valattn.biases make them"
+            )
+        last = n_layers - isinstance(item, AttentionBias)
+        if not 0 <= item.layer <= last:
+            raise InputError(f"layer {item.layer} does not exist for {type(item).__name__}: give 0 to {last}")
