@@ -90,8 +90,8 @@ class LiveModel(ABC):
         """Make the model ready for these interventions, on top of those already active."""
 
     @abstractmethod
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the named weights, for the fingerprint."""
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the model's named weights."""
 
     # What all share --------------------------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class LiveModel(ABC):
         Only names, shapes and a few entries of each weight are read, so that it takes seconds for large models too.
         """
         digest = hashlib.sha256()
-        for name, weight in self._weights():
+        for name, weight in self.named_weights():
             flat = weight.detach().reshape(-1)
             sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
             digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.tobytes())

@@ -150,7 +150,7 @@ class TransformersModel(LiveModel):
         with torch.no_grad():
             return (vectors * gain.to(vectors.device)) @ head.weight.float().T
 
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.underlying.named_parameters()
 
     # Intervening -----------------------------------------------------------------------------------------------------

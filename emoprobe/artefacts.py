@@ -1,0 +1,63 @@
+"""Tensors with their record in one `.safetensors` file: written whole or not at all, never pickled."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from emoprobe.errors import InputError
+
+KEY = "emoprobe"  # one metadata entry only: safetensors keeps several in no fixed order
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file under its final name only once all of it is on disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_artefact(
+    path: str | Path, kind: str, version: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> Path:
+    """Write tensors and a JSON record of what they are; equal content gives equal bytes."""
+    metadata = {KEY: json.dumps({"kind": kind, "version": version, **record}, sort_keys=True, allow_nan=False)}
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_bytes(path, save(content, metadata))
+
+
+def read_artefact(path: str | Path, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the record of an artefact of this kind.
+
+    Raises `InputError` for a file that is missing, damaged, of another kind or written by a later version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'no file "{path}": a {kind} was to be read from it')
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        record = json.loads(metadata[KEY])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f'"{path}" is damaged or was not written by emoprobe ({type(error).__name__}: {error})') from error
+    if record.get("kind") != kind:
+        raise InputError(f'"{path}" holds a {record.get("kind")}, not a {kind}')
+    if not isinstance(record.get("version"), int) or record["version"] > version:
+        raise InputError(f'"{path}" has format {record.get("version")}: this emoprobe reads up to {version}; upgrade it')
+    return tensors, record

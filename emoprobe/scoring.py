@@ -1,0 +1,38 @@
+"""How well a live model predicts text: negative log-likelihoods per token, in nats."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from emoprobe.models.live import Batch, LiveModel
+
+
+def token_nll(logits: Tensor, batch: Batch) -> Tensor:
+    """Return -log P of each token given those before it, float32 (batch, position - 1); 0 where there is no such token.
+
+    A text's first token has nothing before it, so it has none.
+    """
+    predicted = batch.real[:, 1:] & batch.real[:, :-1]
+    nll = cross_entropy(logits[:, :-1].float().flatten(0, 1), batch.input_ids[:, 1:].flatten(), reduction="none")
+    return nll.view_as(predicted) * predicted
+
+
+def text_nll(model: LiveModel, texts: Sequence[str], batch_size: int = 32) -> tuple[Tensor, Tensor]:
+    """Return summed -log P (nats) and the number of predicted tokens of each text, both float64 (texts,)."""
+    total, count = torch.zeros(len(texts), dtype=torch.float64), torch.zeros(len(texts), dtype=torch.float64)
+    with torch.no_grad():
+        for rows, batch in batches(model, texts, batch_size):
+            nll = token_nll(model.forward(batch), batch)
+            total[rows] = nll.sum(-1).double().cpu()
+            count[rows] = (batch.real.sum(-1) - 1).double().cpu()
+    return total, count
+
+
+def batches(model: LiveModel, texts: Sequence[str], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Yield (indices, tokenised batch), texts of like length together."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        yield rows, model.tokenize([texts[row] for row in rows], truncate=True)

@@ -1,0 +1,195 @@
+"""The valuation function v = tanh(W·[x; e] + b), one per block.
+
+x is the residual stream that enters the block, e an optional emotion embedding of the token. tanh bounds every dimension
+to (-1, 1); a dimension that people rate on another range is read out on it by `read_out`, while attention always uses v
+itself. A `Valuation` knows nothing of models or attention: `emoprobe.valattn.inject` puts it into one.
+
+Source: J. Marín, "Emotion-Informed Valuation Mechanism for Improved AI Alignment in Large Language Models" (2024); where
+it is silent, the decisions are stated at the place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.errors import InputError
+from emoprobe.layers import Layers, resolve_layers
+
+if TYPE_CHECKING:
+    from emoprobe.probes import ProbeSet
+
+VERSION = 1
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Valuation:
+    """Valuations in m dimensions for some of a model's blocks.
+
+    `weight` is (layers, m, d_model + d_e), `bias` (layers, m); `layers` names the blocks they belong to. `embedding`
+    (vocab, d_e) gives each token its emotion embedding; without it e is what the user hands to `inject`, or nothing
+    (d_e = 0). `strength` is a learned λ: shape (), (layers,) or (layers, heads). `ranges` says on which scale people read a
+    dimension, by default [-1, 1]. `centre` (layers, d_model) is the mean residual vector that the bias takes away, where it is
+    known; random controls are centred there too.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    dimensions: tuple[str, ...]
+    layers: tuple[int, ...]
+    embedding: Tensor | None = None
+    strength: Tensor | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    centre: Tensor | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dimensions", tuple(self.dimensions))
+        object.__setattr__(self, "layers", tuple(self.layers))
+        expected = (len(self.layers), len(self.dimensions))
+        if self.weight.dim() != 3 or self.weight.shape[:2] != expected or self.bias.shape != expected:
+            raise InputError(
+                f"a valuation of {expected[1]} dimensions in {expected[0]} layers needs weight (layers, m, d_model) and bias "
+                f"(layers, m), not {tuple(self.weight.shape)} and {tuple(self.bias.shape)}"
+            )
+        if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
+            raise InputError("a valuation's weight and bias have to be finite numbers")
+
+    @property
+    def m(self) -> int:
+        """Number of dimensions of the valuation space."""
+        return len(self.dimensions)
+
+    def values(self, stream: Tensor, layer: int, emotions: Tensor | None = None) -> Tensor:
+        """Return v = tanh(W·[x; e] + b), float (…, m) in (-1, 1), for the stream (…, d_model) entering block `layer`.
+
+        `emotions` is e, (…, d_e); where the valuation has columns for it and none is given, e is zero. Computed in float32,
+        or in float64 where the stream is.
+        """
+        row = self._row(layer)
+        dtype = torch.promote_types(stream.dtype, torch.float32)
+        x = stream.to(dtype)
+        weight, bias = (tensor[row].to(x.device, dtype) for tensor in (self.weight, self.bias))
+        width = x.shape[-1]
+        if weight.shape[-1] < width or (emotions is not None and weight.shape[-1] != width + emotions.shape[-1]):
+            given = width if emotions is None else f"{width} + {emotions.shape[-1]}"
+            raise InputError(f"this valuation reads {weight.shape[-1]} numbers per token, but the model gives {given}")
+        v = x @ weight[:, :width].T + bias
+        if emotions is not None:
+            v = v + emotions.to(x.device, dtype) @ weight[:, width:].T
+        return torch.tanh(v)
+
+    def read_out(self, values: Tensor) -> Tensor:
+        """Map valuations (…, m) in (-1, 1) to the ranges on which people read the dimensions."""
+        low, high = torch.tensor([self.ranges.get(name, (-1.0, 1.0)) for name in self.dimensions]).T.to(values)
+        return low + (values + 1) / 2 * (high - low)
+
+    def select(self, layers: Layers, n_layers: int) -> Valuation:
+        """Return the valuation of some of its layers. Raises `InputError` for a layer it does not have."""
+        rows = [self._row(layer) for layer in resolve_layers(layers, n_layers, blocks=True)]
+        strength = self.strength if self.strength is None or self.strength.dim() == 0 else self.strength[rows]
+        return replace(
+            self,
+            weight=self.weight[rows],
+            bias=self.bias[rows],
+            layers=tuple(self.layers[row] for row in rows),
+            strength=strength,
+            centre=None if self.centre is None else self.centre[rows],
+        )
+
+    def random_like(self, seed: int) -> Valuation:
+        """Return a valuation with random directions in place of its own: rows of equal norm, centred at the same point."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(self.weight.shape, generator=generator).to(self.weight)
+        weight = noise * (self.weight.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+        bias = self.bias
+        if self.centre is not None:
+            bias = -torch.einsum("lmd,ld->lm", weight[..., : self.centre.shape[-1]], self.centre.to(weight))
+        return replace(self, weight=weight.detach(), bias=bias.detach(), metadata={"source": "random", "seed": seed})
+
+    @classmethod
+    def from_probes(
+        cls, probes: ProbeSet, concepts: Sequence[str] | None = None, *, gain: float = 1.0, layers: Layers | None = None
+    ) -> Valuation:
+        """Make a valuation out of probes: row k of W is the direction of concept k.
+
+        It is scaled and shifted so that W·x + b is the read-out standardised over the tokens of the probes' corpus (mean 0,
+        standard deviation `gain` there). `layers` are blocks, by default all that the probes have.
+        """
+        n_layers = int(probes.n_layers)
+        blocks = [layer for layer in probes.layers if layer < n_layers]
+        wanted = blocks if layers is None else resolve_layers(layers, n_layers, blocks=True)
+        missing = [layer for layer in wanted if layer not in blocks]
+        if missing or not wanted:
+            raise InputError(f"the probes have no directions for layers {missing}: they were fitted at {list(probes.layers)}")
+        names = tuple(concepts if concepts is not None else probes.concepts)
+        columns = [probes.concept_index(name) for name in names]
+        rows = [probes.layers.index(layer) for layer in wanted]
+        directions = probes.directions[rows][:, columns]
+        deviation = probes.reference_std[rows][:, columns]
+        centre = probes.reference_mean[rows]
+        weight = gain * directions / deviation[..., None]
+        ranges = {name: probes.ranges[name] for name in names if name in probes.ranges}
+        return cls(
+            weight,
+            -torch.einsum("lmd,ld->lm", weight, centre),
+            names,
+            tuple(wanted),
+            ranges=ranges,
+            centre=centre,
+            metadata={"source": "probes", "gain": gain, "model": probes.model},
+        )
+
+    @classmethod
+    def annotated(
+        cls, d_model: int, layers: Sequence[int], dimensions: Sequence[str], *, gain: float = 1.0, **ranges: Range
+    ) -> Valuation:
+        """Make a valuation that looks at the emotion embedding only: v = tanh(gain·e), whatever x is."""
+        m = len(dimensions)
+        weight = torch.cat([torch.zeros(m, d_model), gain * torch.eye(m)], dim=-1).repeat(len(layers), 1, 1)
+        bias = torch.zeros(len(layers), m)
+        return cls(weight, bias, tuple(dimensions), tuple(layers), ranges=ranges, metadata={"source": "annotations"})
+
+    def save(self, path: str | Path) -> Path:
+        """Write the valuation to one `.safetensors` file."""
+        tensors = {"weight": self.weight, "bias": self.bias}
+        optional = {"embedding": self.embedding, "strength": self.strength, "centre": self.centre}
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        record = {
+            "dimensions": list(self.dimensions),
+            "layers": list(self.layers),
+            "ranges": {name: list(span) for name, span in self.ranges.items()},
+            "metadata": dict(self.metadata),
+        }
+        return write_artefact(path, "valuation", VERSION, tensors, record)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Valuation:
+        """Read a valuation that `save` wrote. Raises `InputError` for any other file."""
+        tensors, record = read_artefact(path, "valuation", VERSION)
+        try:
+            return cls(
+                **tensors,
+                dimensions=tuple(record["dimensions"]),
+                layers=tuple(record["layers"]),
+                ranges={name: (float(low), float(high)) for name, (low, high) in record["ranges"].items()},
+                metadata=record["metadata"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f'"{path}" does not hold a whole valuation: {error}') from error
+
+    def _row(self, layer: int) -> int:
+        if layer not in self.layers:
+            raise InputError(f"this valuation has no layer {layer}: it has {list(self.layers)}")
+        return self.layers.index(layer)
+
+    def __repr__(self) -> str:
+        source = self.metadata.get("source", "tensors")
+        return f"<Valuation from {source}: {', '.join(self.dimensions)}; blocks {list(self.layers)}>"
