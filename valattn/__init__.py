@@ -1,7 +1,17 @@
 """Valuations, and the attention that uses them."""
 
 from emoprobe.valattn.attention import val_attention
+from emoprobe.valattn.compare import Comparison, compare_valuations
 from emoprobe.valattn.inject import biases, inject
+from emoprobe.valattn.learn import learn_valuation
 from emoprobe.valattn.valuation import Valuation
 
-__all__ = ["Valuation", "biases", "inject", "val_attention"]
+__all__ = [
+    "Comparison",
+    "Valuation",
+    "biases",
+    "compare_valuations",
+    "inject",
+    "learn_valuation",
+    "val_attention",
+]

@@ -1,0 +1,199 @@
+"""Probed against learned valuations: do they look the same way, and what does each do to the model?
+
+Directions are compared by the cosine of rows and by the principal angles between row spaces, behaviour by the correlation of
+token valuations and by the change of the negative log-likelihood. Beside each stands what random valuations of equal norm
+give, and, where there is one, a valuation learned from a random start: only if that one ends up near the probes too has
+learning found what probing found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import subspace_angles
+from torch import Tensor
+
+from emoprobe.activations import stream_residuals
+from emoprobe.corpora import Corpus
+from emoprobe.errors import InputError
+from emoprobe.models.live import LiveModel
+from emoprobe.scoring import text_nll
+from emoprobe.valattn.inject import inject
+from emoprobe.valattn.valuation import Valuation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Probed and learned valuations side by side.
+
+    `alignment` has one row per quantity ("row cosine", "principal angle" in degrees, "token correlation"), layer and
+    dimension: `value` is probed against learned, `control`, `control_low`, `control_high` the mean and the range of random
+    valuations against the learned one, `from_random` probed against the one learned from a random start (NaN without one).
+    `nll` has one row per condition: mean |λ|, NLL in nats per token, and its difference from the untouched model with a 95 %
+    interval (paired bootstrap over texts).
+    """
+
+    alignment: pd.DataFrame
+    nll: pd.DataFrame
+    name: str
+
+    def summary(self) -> pd.DataFrame:
+        """Return the alignment averaged over layers, one row per quantity and dimension."""
+        columns = ["value", "control", "control_low", "control_high", "from_random"]
+        return self.alignment.groupby(["quantity", "dimension"], sort=False)[columns].mean().reset_index()
+
+    def plot(self) -> Figure:
+        """Draw row cosines and token correlations by layer, with the range of random valuations, and the change of the NLL."""
+        from emoprobe.report.figures import comparison_figure
+
+        return comparison_figure(self)
+
+    def __repr__(self) -> str:
+        return f"<Comparison on {self.name}>\n{self.summary().to_string(index=False)}\n{self.nll.to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        tables = (self.summary().to_html(index=False, float_format="%.3f"), self.nll.to_html(index=False, float_format="%.4f"))
+        return f"<p>Probed against learned valuations on {escape(self.name)}</p>" + "".join(tables)
+
+
+def compare_valuations(
+    model: LiveModel,
+    probed: Valuation,
+    learned: Valuation,
+    corpus: Corpus,
+    *,
+    learned_from_random: Valuation | None = None,
+    controls: int = 5,
+    limit: int = 200,
+    seed: int = 0,
+) -> Comparison:
+    """Set a probed beside a learned valuation, on texts that neither should have been fitted on.
+
+    The NLL is measured for each at the learned λ, so that all conditions push equally hard. At most `limit` texts of the
+    corpus are used, drawn with `seed`. Raises `InputError` if the two have no layer or not the same dimensions in common.
+    """
+    layers = [layer for layer in probed.layers if layer in learned.layers]
+    if not layers or probed.dimensions != learned.dimensions:
+        raise InputError(
+            f"the valuations cannot be compared: {list(probed.dimensions)} in blocks {list(probed.layers)} against "
+            f"{list(learned.dimensions)} in blocks {list(learned.layers)}"
+        )
+    if learned.strength is None:
+        raise InputError("the learned valuation has no λ: make it with learn_valuation, or set its strength")
+    rows = np.random.default_rng(seed).permutation(len(corpus))[:limit]
+    texts = [corpus.texts[row] for row in rows]
+    randoms = [probed.random_like(seed + 1 + k) for k in range(controls)]
+    everyone = {"probed": probed, "learned": learned, **{f"random {k}": item for k, item in enumerate(randoms)}}
+    if learned_from_random is not None:
+        everyone["learned from random"] = learned_from_random
+    values = _token_valuations(model, everyone, layers, texts)
+    alignment = _alignment(everyone, values, layers, model.d_model)
+    return Comparison(alignment, _nll(model, everyone, learned.strength, texts, seed), f"{model.name}, {corpus.name}")
+
+
+def _token_valuations(
+    model: LiveModel, everyone: dict[str, Valuation], layers: list[int], texts: list[str]
+) -> dict[str, list[Floats]]:
+    """Return, per valuation and layer, its values at all counted tokens of the untouched model: (tokens, m)."""
+    found: dict[str, list[list[Tensor]]] = {name: [[] for _ in layers] for name in everyone}
+    for part in stream_residuals(model, texts, layers):
+        counted = part.counted(1)
+        ids = part.batch.input_ids[counted]
+        for name, valuation in everyone.items():
+            emotions = None if valuation.embedding is None else valuation.embedding.to(ids.device)[ids]
+            for row, layer in enumerate(layers):
+                found[name][row].append(valuation.values(part.stream[row][counted], layer, emotions).cpu())
+    return {name: [torch.cat(parts).double().numpy() for parts in rows] for name, rows in found.items()}
+
+
+def _alignment(
+    everyone: dict[str, Valuation], values: dict[str, list[Floats]], layers: list[int], d_model: int
+) -> pd.DataFrame:
+    randoms = [name for name in everyone if name.startswith("random ")]
+
+    def rows_of(name: str, layer: int) -> Floats:
+        valuation = everyone[name]
+        weight = valuation.weight[valuation.layers.index(layer), :, :d_model]
+        return weight.detach().double().cpu().numpy()
+
+    records = []
+    for row, layer in enumerate(layers):
+        measures = {
+            "row cosine": lambda a, b, layer=layer: _row_cosines(rows_of(a, layer), rows_of(b, layer)),
+            "principal angle": lambda a, b, layer=layer: _angles(rows_of(a, layer), rows_of(b, layer)),
+            "token correlation": lambda a, b, row=row: _correlations(values[a][row], values[b][row]),
+        }
+        for quantity, measure in measures.items():
+            value = measure("probed", "learned")
+            control = np.array([measure(name, "learned") for name in randoms]) if randoms else np.full((1, len(value)), np.nan)
+            other = measure("probed", "learned from random") if "learned from random" in everyone else value * np.nan
+            names = everyone["probed"].dimensions if quantity != "principal angle" else range(1, len(value) + 1)
+            for k, dimension in enumerate(names):
+                column = control[:, k]
+                records.append(
+                    (quantity, layer, str(dimension), value[k], column.mean(), column.min(), column.max(), other[k])
+                )
+    columns = ["quantity", "layer", "dimension", "value", "control", "control_low", "control_high", "from_random"]
+    return pd.DataFrame.from_records(records, columns=columns)
+
+
+def _row_cosines(a: Floats, b: Floats) -> Floats:
+    cosines: Floats = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    return cosines
+
+
+def _angles(a: Floats, b: Floats) -> Floats:
+    angles: Floats = np.rad2deg(subspace_angles(a.T, b.T))[::-1]  # smallest first
+    return angles
+
+
+def _correlations(a: Floats, b: Floats) -> Floats:
+    a, b = a - a.mean(0), b - b.mean(0)
+    scale = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+    result: Floats = np.divide((a * b).sum(0), scale, out=np.full(a.shape[1], np.nan), where=scale > 0)
+    return result
+
+
+def _nll(
+    model: LiveModel, everyone: dict[str, Valuation], strength: Tensor, texts: list[str], seed: int
+) -> pd.DataFrame:
+    """Return the NLL per token of each condition at the same λ, and its difference from the untouched model."""
+    untouched, count = text_nll(model, texts)
+    own = {"learned", "learned from random"}
+    records: list[tuple[str, float, float, float, float, float]] = []
+    records.append(("untouched", 0.0, float(untouched.sum() / count.sum()), 0.0, 0.0, 0.0))
+    for name, valuation in everyone.items():
+        lam = valuation.strength if name in own else _at_layers(strength, everyone["learned"], valuation)
+        assert lam is not None, "a learned valuation has its λ"
+        with inject(model, valuation, lam):
+            total, _ = text_nll(model, texts)
+        mean, low, high = _paired((total - untouched).numpy(), count.numpy(), seed)
+        records.append((name, float(lam.abs().mean()), float(total.sum() / count.sum()), mean, low, high))
+    return pd.DataFrame.from_records(records, columns=["condition", "lambda", "nll", "delta", "low", "high"])
+
+
+def _at_layers(strength: Tensor, learned: Valuation, other: Valuation) -> Tensor:
+    """Return the learned λ for another valuation's layers; a layer that was not learned gets none."""
+    if strength.dim() == 0:
+        return strength
+    zero = torch.zeros_like(strength[0])
+    return torch.stack([strength[learned.layers.index(n)] if n in learned.layers else zero for n in other.layers])
+
+
+def _paired(difference: Floats, count: Floats, seed: int, resamples: int = 1000) -> tuple[float, float, float]:
+    """Return the mean difference per token with its 95 % interval, resampling whole texts."""
+    draws = np.random.default_rng(seed).integers(len(count), size=(resamples, len(count)))
+    means = difference[draws].sum(-1) / count[draws].sum(-1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(difference.sum() / count.sum()), float(low), float(high)
