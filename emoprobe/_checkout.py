@@ -25,4 +25,4 @@ class Beside:
 
 
 if (ROOT / "pyproject.toml").is_file():
-    sys.meta_path.append(Beside)  # type: ignore[arg-type]  # a class serves as well as an instance
+    sys.meta_path.append(Beside)  # a class serves as well as an instance

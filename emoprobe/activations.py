@@ -65,7 +65,11 @@ def stream_residuals(
     windows = iter(lambda: list(islice(numbered, batch_size * WINDOW)), [])
     batches = (batch for window in windows for batch in _by_length(window, batch_size))
     shown = track(
-        batches, f"reading {model.name}", total=total and -(-total // batch_size), disable=not progress, transient=True
+        batches,
+        f"reading {model.name}",
+        total=total and -(-total // batch_size),
+        disable=not progress,
+        transient=True,
     )
     for indexed in shown:
         indices, chunk = zip(*indexed, strict=True)

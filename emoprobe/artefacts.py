@@ -36,7 +36,9 @@ def write_artefact(
     path: str | Path, kind: str, version: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> Path:
     """Write tensors and a JSON record of what they are; equal content gives equal bytes."""
-    metadata = {KEY: json.dumps({"kind": kind, "version": version, **record}, sort_keys=True, allow_nan=False)}
+    metadata = {
+        KEY: json.dumps({"kind": kind, "version": version, **record}, sort_keys=True, allow_nan=False)
+    }
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_bytes(path, save(content, metadata))
 
@@ -52,12 +54,16 @@ def read_artefact(path: str | Path, kind: str, version: int) -> tuple[dict[str, 
     try:
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # it is no dict
         record = json.loads(metadata[KEY])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f'"{path}" is damaged or was not written by emoprobe ({type(error).__name__}: {error})') from error
+        raise InputError(
+            f'"{path}" is damaged or was not written by emoprobe ({type(error).__name__}: {error})'
+        ) from error
     if record.get("kind") != kind:
         raise InputError(f'"{path}" holds a {record.get("kind")}, not a {kind}')
     if not isinstance(record.get("version"), int) or record["version"] > version:
-        raise InputError(f'"{path}" has format {record.get("version")}: this emoprobe reads up to {version}; upgrade it')
+        raise InputError(
+            f'"{path}" has format {record.get("version")}: this emoprobe reads up to {version}; upgrade it'
+        )
     return tensors, record

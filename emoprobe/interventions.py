@@ -8,7 +8,7 @@ side and for cached generation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -146,11 +146,14 @@ def _mask_from_spans(spans: Sequence[Span] | Sequence[Sequence[Span]], forward: 
             "tokenizer, or give positions as a boolean mask"
         )
     prompts = len(forward.offsets)
-    per_prompt = [spans] * prompts if spans and isinstance(spans[0][0], int) else list(spans)
+    shared = all(isinstance(span, tuple) and len(span) == 2 and isinstance(span[0], int) for span in spans)
+    per_prompt = cast("list[Sequence[Span]]", [spans] * prompts if shared else list(spans))
     if len(per_prompt) != prompts:
         raise InputError(f"positions holds spans for {len(per_prompt)} texts, but {prompts} were given")
-    rows = [
-        [any(start < end_of_span and begin < end for begin, end_of_span in chosen) for start, end in row]  # type: ignore[misc]
-        for row, chosen in zip(forward.offsets, per_prompt, strict=True)
-    ]
+    pairs = zip(forward.offsets, per_prompt, strict=True)
+    rows = [[any(_overlap(token, span) for span in chosen) for token in tokens] for tokens, chosen in pairs]
     return torch.tensor(rows, dtype=torch.bool)
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return one[0] < other[1] and other[0] < one[1]

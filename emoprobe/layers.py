@@ -24,7 +24,9 @@ def resolve_layers(layers: Layers, n_layers: int, *, blocks: bool = False) -> tu
     count = n_layers if blocks else n_layers + 1
     if isinstance(layers, str):
         if layers != "all":
-            raise InputError(f'layers="{layers}" is not understood: give an index, a fraction, a list, a slice or "all"')
+            raise InputError(
+                f'layers="{layers}" is not understood: give an index, a fraction, a list, a slice or "all"'
+            )
         return tuple(range(count))
     if isinstance(layers, slice):
         chosen = tuple(range(count))[layers]
@@ -43,7 +45,9 @@ def _resolve_one(layer: object, n_layers: int, count: int) -> int:
         if -count <= index < count:
             return index % count
     elif isinstance(layer, Real) and not isinstance(layer, bool):
-        if 0.0 <= layer <= 1.0:
+        if 0.0 <= float(layer) <= 1.0:
             return min(round(float(layer) * n_layers), count - 1)
         raise InputError(f"layer {layer} is not a fraction of the depth: fractions lie between 0.0 and 1.0")
-    raise InputError(f"layer {layer!r} does not exist: this model has layers 0 to {count - 1}, or fractions 0.0 to 1.0")
+    raise InputError(
+        f"layer {layer!r} does not exist: this model has layers 0 to {count - 1}, or fractions 0.0 to 1.0"
+    )

@@ -15,7 +15,9 @@ def token_nll(logits: Tensor, batch: Batch) -> Tensor:
     A text's first token has nothing before it, so it has none.
     """
     predicted = batch.real[:, 1:] & batch.real[:, :-1]
-    nll = cross_entropy(logits[:, :-1].float().flatten(0, 1), batch.input_ids[:, 1:].flatten(), reduction="none")
+    nll = cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), batch.input_ids[:, 1:].flatten(), reduction="none"
+    )
     return nll.view_as(predicted) * predicted
 
 

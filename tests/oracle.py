@@ -42,7 +42,9 @@ class Oracle:
             mask = causal[None, None].expand(1, self.underlying.config.num_attention_heads, -1, -1).clone()
             for strength, valuer in (biases or {}).get(layer, []):
                 v = valuer(streams)
-                mask += torch.as_tensor(strength, dtype=torch.float64).reshape(1, -1, 1, 1) * (v @ v.mT)[:, None]
+                mask += (
+                    torch.as_tensor(strength, dtype=torch.float64).reshape(1, -1, 1, 1) * (v @ v.mT)[:, None]
+                )
             output = block(streams, attention_mask=mask, **self._positional(streams, positions))
             streams = output[0] if isinstance(output, tuple) else output
         streams = (edits or {}).get(len(blocks), lambda x: x)(streams)

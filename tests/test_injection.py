@@ -13,11 +13,17 @@ from emoprobe.interventions import AttentionBias, ResidualEdit
 from emoprobe.models import LiveModel
 from emoprobe.valattn import Valuation, biases, inject
 
-TEXTS = ["I am so glad that you came!", "The dog", "They were afraid of the dark and of the letter, but laughing."]
+TEXTS = [
+    "I am so glad that you came!",
+    "The dog",
+    "They were afraid of the dark and of the letter, but laughing.",
+]
 LAM = 1.5
 
 
-def make_valuation(model: LiveModel, seed: int = 0, m: int = 3, layers: tuple[int, ...] = (0, 2)) -> Valuation:
+def make_valuation(
+    model: LiveModel, seed: int = 0, m: int = 3, layers: tuple[int, ...] = (0, 2)
+) -> Valuation:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(len(layers), m, model.d_model, generator=generator) / 2
     bias = torch.randn(len(layers), m, generator=generator) / 4
@@ -86,7 +92,9 @@ def test_every_step_of_cached_generation_equals_the_independent_computation(fami
             assert relative(logits[row], oracle.logits(ids, by_hand(valuation))[-1]) < 1e-5
 
 
-@pytest.mark.parametrize("options", [{"do_sample": False}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "options", [{"do_sample": False}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_and_uncached_generation_agree(family: str, options: dict) -> None:
     model = tiny_model(family)
@@ -139,7 +147,11 @@ def test_strength_per_layer_and_per_head() -> None:
 def test_interventions_compose_in_one_block_and_nested() -> None:
     """Two valuations and an edit below them: valuations read the edited stream, and biases add up."""
     model = tiny_model("gpt_neox")
-    first, second, oracle = make_valuation(model, 1), make_valuation(model, 2, m=2, layers=(2,)), Oracle(model)
+    first, second, oracle = (
+        make_valuation(model, 1),
+        make_valuation(model, 2, m=2, layers=(2,)),
+        Oracle(model),
+    )
     shift = torch.randn(model.d_model, generator=torch.Generator().manual_seed(3)).double()
     edit = ResidualEdit(2, lambda x: x + shift)
     (ids,) = rows(model, TEXTS[:1])
@@ -190,7 +202,11 @@ def test_gradients_reach_weight_bias_and_strength(family: str) -> None:
     valuation = Valuation(weight, bias, plain.dimensions, plain.layers)
 
     def grads(logits: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad(logits.log_softmax(-1)[:-1].gather(-1, ids[1:, None]).sum(), [weight, bias, lam]))
+        return list(
+            torch.autograd.grad(
+                logits.log_softmax(-1)[:-1].gather(-1, ids[1:, None]).sum(), [weight, bias, lam]
+            )
+        )
 
     with inject(model, valuation, lam):
         ours = grads(model.forward(batch)[0])
@@ -233,15 +249,17 @@ def test_the_model_is_what_it_was_after_any_way_out() -> None:
     with inject(model, valuation, LAM):
         changed = model.logits(TEXTS)
     assert not torch.equal(changed, untouched)
+    placed = biases(model, valuation, LAM)
     ways = [
-        lambda: pytest.raises(Breaks, body_raises, model, valuation),
-        lambda: pytest.raises(Breaks, run_inside, model, [*biases(model, valuation, LAM), ResidualEdit(2, broken)]),
-        lambda: pytest.raises(Breaks, run_inside, model, [*biases(model, valuation, LAM), AttentionBias(1, lambda x, f: broken(x))]),
-        lambda: pytest.raises(InputError, run_inside, model, [*biases(model, valuation, LAM), ResidualEdit(99, broken)]),
-        lambda: pytest.raises(Breaks, set_up_fails, model, valuation),
+        (Breaks, lambda: body_raises(model, valuation)),
+        (Breaks, lambda: run_inside(model, [*placed, ResidualEdit(2, broken)])),
+        (Breaks, lambda: run_inside(model, [*placed, AttentionBias(1, lambda x, f: broken(x))])),
+        (InputError, lambda: run_inside(model, [*placed, ResidualEdit(99, broken)])),
+        (Breaks, lambda: set_up_fails(model, valuation)),
     ]
-    for way in ways:
-        way()
+    for error, way in ways:
+        with pytest.raises(error):
+            way()
         assert state(model) == before
         assert torch.equal(model.logits(TEXTS), untouched)
     for name, weight in model.underlying.state_dict().items():
@@ -292,14 +310,19 @@ def test_a_bias_that_the_attention_never_asks_for_is_reported() -> None:
     attention = model._blocks[0].self_attn
     bypass = lambda hidden_states, **kwargs: (hidden_states, None)  # noqa: E731
     attention.forward = bypass
-    with inject(model, make_valuation(model), LAM), pytest.raises(RuntimeError, match="block 0 .* never asked"):
+    with (
+        inject(model, make_valuation(model), LAM),
+        pytest.raises(RuntimeError, match=r"block 0 .* never asked"),
+    ):
         model.logits(TEXTS)
 
 
 def test_right_padding_by_the_user_is_right_too() -> None:
     model = tiny_model("gpt_neox")
     valuation, left = make_valuation(model), model.tokenize(TEXTS)
-    right_ids = torch.stack([torch.cat([i[r], i[~r]]) for i, r in zip(left.input_ids, left.real, strict=True)])
+    right_ids = torch.stack(
+        [torch.cat([i[r], i[~r]]) for i, r in zip(left.input_ids, left.real, strict=True)]
+    )
     right_mask = left.real.flip(-1)
     with torch.no_grad(), inject(model, valuation, LAM):
         ours = model.logits(TEXTS)
@@ -317,11 +340,11 @@ def test_bad_input_is_named() -> None:
         pass
     with pytest.raises(InputError, match="layer 7 does not exist"), inject(model, valuation, 1.0, layers=7):
         pass
-    with pytest.raises(InputError, match="reads 16 numbers per token, .* width 32"):
+    with pytest.raises(InputError, match=r"reads 16 numbers per token, .* width 32"):
         with inject(model, Valuation(torch.zeros(1, 3, 16), torch.zeros(1, 3), ("a", "b", "c"), (0,)), 1.0):
             pass
     with pytest.raises(InputError, match="not a finite number"), inject(model, valuation, float("nan")):
         pass
-    with pytest.raises(InputError, match="blocks \\[8\\]"):
+    with pytest.raises(InputError, match=r"blocks \[8\]"):
         with inject(model, Valuation(torch.zeros(1, 1, 32), torch.zeros(1, 1), ("a",), (8,)), 1.0):
             pass

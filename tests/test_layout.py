@@ -11,13 +11,25 @@ if sys.version_info >= (3, 11):
     import tomllib
 
 FOLDERS = ("emoprobe", "probes", "steering", "valattn")
-HEAVY = ("torch", "transformers", "transformer_lens", "nnsight", "datasets", "sklearn", "pandas", "matplotlib", "numpy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "nnsight",
+    "datasets",
+    "sklearn",
+    "pandas",
+    "matplotlib",
+    "numpy",
+)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
 def test_every_package_on_disk_is_in_the_wheel() -> None:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    on_disk = {init.parent.relative_to(ROOT) for folder in FOLDERS for init in (ROOT / folder).rglob("__init__.py")}
+    on_disk = {
+        init.parent.relative_to(ROOT) for folder in FOLDERS for init in (ROOT / folder).rglob("__init__.py")
+    }
     names = {path if path.parts[0] == "emoprobe" else Path("emoprobe") / path for path in on_disk}
     assert {".".join(path.parts) for path in names} == set(table["packages"])
     assert table["package-dir"] == {"emoprobe": "emoprobe"} | {f"emoprobe.{f}": f for f in FOLDERS[1:]}
@@ -25,7 +37,9 @@ def test_every_package_on_disk_is_in_the_wheel() -> None:
 
 def loaded_after(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sys.modules, sep='\\n')"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return set(result.stdout.split())
 
 
@@ -51,10 +65,14 @@ def test_every_public_name_can_be_had() -> None:
 
     for name in emoprobe.__all__:
         assert getattr(emoprobe, name) is not None
-    assert {"load_model", "fit_probes", "inject", "steer", "sweep", "run_study", "learn_valuation"} <= set(emoprobe.__all__)
+    assert {"load_model", "fit_probes", "inject", "steer", "sweep", "run_study", "learn_valuation"} <= set(
+        emoprobe.__all__
+    )
 
 
 def test_continuous_integration_runs_what_the_readme_says() -> None:
     command = "python3 -m venv .venv && .venv/bin/pip install '.[test]' && .venv/bin/pytest"
     for file in ("README.md", ".ci/run"):
-        assert command in (ROOT / file).read_text().splitlines() or f"    {command}" in (ROOT / file).read_text()
+        assert (
+            command in (ROOT / file).read_text().splitlines() or f"    {command}" in (ROOT / file).read_text()
+        )

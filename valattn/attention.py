@@ -37,7 +37,9 @@ def val_attention(
     """
     implementation = implementation or "folded"
     if implementation not in IMPLEMENTATIONS:
-        raise InputError(f'implementation="{implementation}" is not there: give one of {", ".join(IMPLEMENTATIONS)}')
+        raise InputError(
+            f'implementation="{implementation}" is not there: give one of {", ".join(IMPLEMENTATIONS)}'
+        )
     _check_shapes(q, k, v, vq, vk)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     lam = torch.as_tensor(strength, dtype=vq.dtype, device=q.device).reshape(1, -1, 1, 1)
@@ -47,7 +49,15 @@ def val_attention(
 
 
 def _reference(
-    q: Tensor, k: Tensor, v: Tensor, vq: Tensor, vk: Tensor, lam: Tensor, causal: bool, mask: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    vq: Tensor,
+    vk: Tensor,
+    lam: Tensor,
+    causal: bool,
+    mask: Tensor | None,
+    scale: float,
 ) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -60,7 +70,15 @@ def _reference(
 
 
 def _folded(
-    q: Tensor, k: Tensor, v: Tensor, vq: Tensor, vk: Tensor, lam: Tensor, causal: bool, mask: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    vq: Tensor,
+    vk: Tensor,
+    lam: Tensor,
+    causal: bool,
+    mask: Tensor | None,
+    scale: float,
 ) -> Tensor:
     width = q.shape[-1]
     queries = fold_queries(q, lam * vq[:, None], scale)
@@ -95,5 +113,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, vq: Tensor, vk: Tensor) -> No
         and vq.shape[-1] == vk.shape[-1]
     )
     if not fits:
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(("q", "k", "v", "vq", "vk"), (q, k, v, vq, vk), strict=True))
+        shapes = ", ".join(
+            f"{name} {tuple(t.shape)}"
+            for name, t in zip(("q", "k", "v", "vq", "vk"), (q, k, v, vq, vk), strict=True)
+        )
         raise InputError(f"the shapes do not fit together: {shapes}")

@@ -63,7 +63,7 @@ class Comparison:
         return f"<Comparison on {self.name}>\n{self.summary().to_string(index=False)}\n{self.nll.to_string(index=False)}"
 
     def _repr_html_(self) -> str:
-        tables = (self.summary().to_html(index=False, float_format="%.3f"), self.nll.to_html(index=False, float_format="%.4f"))
+        tables = (self.summary().round(3).to_html(index=False), self.nll.round(4).to_html(index=False))
         return f"<p>Probed against learned valuations on {escape(self.name)}</p>" + "".join(tables)
 
 
@@ -94,12 +94,18 @@ def compare_valuations(
     rows = np.random.default_rng(seed).permutation(len(corpus))[:limit]
     texts = [corpus.texts[row] for row in rows]
     randoms = [probed.random_like(seed + 1 + k) for k in range(controls)]
-    everyone = {"probed": probed, "learned": learned, **{f"random {k}": item for k, item in enumerate(randoms)}}
+    everyone = {
+        "probed": probed,
+        "learned": learned,
+        **{f"random {k}": item for k, item in enumerate(randoms)},
+    }
     if learned_from_random is not None:
         everyone["learned from random"] = learned_from_random
     values = _token_valuations(model, everyone, layers, texts)
     alignment = _alignment(everyone, values, layers, model.d_model)
-    return Comparison(alignment, _nll(model, everyone, learned.strength, texts, seed), f"{model.name}, {corpus.name}")
+    return Comparison(
+        alignment, _nll(model, everyone, learned.strength, texts, seed), f"{model.name}, {corpus.name}"
+    )
 
 
 def _token_valuations(
@@ -129,22 +135,48 @@ def _alignment(
 
     records = []
     for row, layer in enumerate(layers):
+        rows = {name: rows_of(name, layer) for name in everyone}
+        tokens = {name: values[name][row] for name in everyone}
         measures = {
-            "row cosine": lambda a, b, layer=layer: _row_cosines(rows_of(a, layer), rows_of(b, layer)),
-            "principal angle": lambda a, b, layer=layer: _angles(rows_of(a, layer), rows_of(b, layer)),
-            "token correlation": lambda a, b, row=row: _correlations(values[a][row], values[b][row]),
+            "row cosine": (_row_cosines, rows),
+            "principal angle": (_angles, rows),
+            "token correlation": (_correlations, tokens),
         }
-        for quantity, measure in measures.items():
-            value = measure("probed", "learned")
-            control = np.array([measure(name, "learned") for name in randoms]) if randoms else np.full((1, len(value)), np.nan)
-            other = measure("probed", "learned from random") if "learned from random" in everyone else value * np.nan
-            names = everyone["probed"].dimensions if quantity != "principal angle" else range(1, len(value) + 1)
+        for quantity, (measure, of) in measures.items():
+            value = measure(of["probed"], of["learned"])
+            control = np.array([measure(of[name], of["learned"]) for name in randoms] or [value * np.nan])
+            other = (
+                measure(of["probed"], of["learned from random"])
+                if "learned from random" in of
+                else value * np.nan
+            )
+            names = (
+                everyone["probed"].dimensions if quantity != "principal angle" else range(1, len(value) + 1)
+            )
             for k, dimension in enumerate(names):
                 column = control[:, k]
                 records.append(
-                    (quantity, layer, str(dimension), value[k], column.mean(), column.min(), column.max(), other[k])
+                    (
+                        quantity,
+                        layer,
+                        str(dimension),
+                        value[k],
+                        column.mean(),
+                        column.min(),
+                        column.max(),
+                        other[k],
+                    )
                 )
-    columns = ["quantity", "layer", "dimension", "value", "control", "control_low", "control_high", "from_random"]
+    columns = [
+        "quantity",
+        "layer",
+        "dimension",
+        "value",
+        "control",
+        "control_low",
+        "control_high",
+        "from_random",
+    ]
     return pd.DataFrame.from_records(records, columns=columns)
 
 
@@ -188,10 +220,14 @@ def _at_layers(strength: Tensor, learned: Valuation, other: Valuation) -> Tensor
     if strength.dim() == 0:
         return strength
     zero = torch.zeros_like(strength[0])
-    return torch.stack([strength[learned.layers.index(n)] if n in learned.layers else zero for n in other.layers])
+    return torch.stack(
+        [strength[learned.layers.index(n)] if n in learned.layers else zero for n in other.layers]
+    )
 
 
-def _paired(difference: Floats, count: Floats, seed: int, resamples: int = 1000) -> tuple[float, float, float]:
+def _paired(
+    difference: Floats, count: Floats, seed: int, resamples: int = 1000
+) -> tuple[float, float, float]:
     """Return the mean difference per token with its 95 % interval, resampling whole texts."""
     draws = np.random.default_rng(seed).integers(len(count), size=(resamples, len(count)))
     means = difference[draws].sum(-1) / count[draws].sum(-1)

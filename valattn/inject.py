@@ -81,7 +81,11 @@ def _window(emotions: Tensor, forward: Forward) -> Tensor:
         )
     end = forward.start + length
     padded = torch.nn.functional.pad(emotions.nan_to_num(0.0), (0, 0, 0, max(0, end - emotions.shape[1])))
-    return padded[:, forward.start : end].repeat_interleave(batch // emotions.shape[0], dim=0).to(forward.real.device)
+    return (
+        padded[:, forward.start : end]
+        .repeat_interleave(batch // emotions.shape[0], dim=0)
+        .to(forward.real.device)
+    )
 
 
 def _check_width(model: LiveModel, valuation: Valuation, emotions: Tensor | None) -> None:
@@ -96,7 +100,9 @@ def _check_width(model: LiveModel, valuation: Valuation, emotions: Tensor | None
         )
     too_deep = [layer for layer in valuation.layers if not 0 <= layer < model.n_layers]
     if too_deep:
-        raise InputError(f"this valuation is for blocks {too_deep}, but {model.name} has blocks 0 to {model.n_layers - 1}")
+        raise InputError(
+            f"this valuation is for blocks {too_deep}, but {model.name} has blocks 0 to {model.n_layers - 1}"
+        )
 
 
 def _per_layer(strength: float | Tensor | None, valuation: Valuation, n_heads: int) -> list[float | Tensor]:

@@ -58,19 +58,35 @@ def learn_valuation(
     Raises `InputError` where annotations are asked for and the corpus has none of the valuation's dimensions.
     """
     if objective not in ("next_token", "annotations", "both"):
-        raise InputError(f'objective="{objective}" is not understood: give "next_token", "annotations" or "both"')
+        raise InputError(
+            f'objective="{objective}" is not understood: give "next_token", "annotations" or "both"'
+        )
     targets = _targets(corpus, init) if objective != "next_token" else None
-    train, test = next(GroupShuffleSplit(1, test_size=held_out, random_state=seed).split(corpus.texts, groups=corpus.groups))
+    train, test = next(
+        GroupShuffleSplit(1, test_size=held_out, random_state=seed).split(corpus.texts, groups=corpus.groups)
+    )
     generator = np.random.default_rng(seed)
     valuation = _trainable(init, embedding_width, len(model.tokenizer), seed)
-    parameters = [t for t in (valuation.weight, valuation.bias, valuation.strength, valuation.embedding) if t is not None]
+    parameters = [
+        t
+        for t in (valuation.weight, valuation.bias, valuation.strength, valuation.embedding)
+        if t is not None
+    ]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     losses = []
     with frozen(model):
         for _ in track(range(steps), "learning the valuation", disable=not progress, transient=True):
             rows = generator.choice(train, size=min(batch_size, len(train)), replace=False)
-            loss = _loss(model, valuation, [corpus.texts[row] for row in rows], targets, rows, objective, annotation_weight)
+            loss = _loss(
+                model,
+                valuation,
+                [corpus.texts[row] for row in rows],
+                targets,
+                rows,
+                objective,
+                annotation_weight,
+            )
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -109,7 +125,9 @@ def _loss(
         nll = token_nll(logits, batch)
         loss = loss + nll.sum() / (batch.real.sum() - len(texts)).clamp(min=1)
     if targets is not None:
-        read = (torch.stack(seen) * batch.real[..., None]).sum(-2) / batch.real.sum(-1)[:, None]  # (layers, texts, m)
+        read = (torch.stack(seen) * batch.real[..., None]).sum(-2) / batch.real.sum(-1)[
+            :, None
+        ]  # (layers, texts, m)
         wanted = targets[torch.as_tensor(rows)].to(read)
         known = ~wanted.isnan()
         error = (read - wanted.nan_to_num(0.0)).square() * known
@@ -142,7 +160,9 @@ def _targets(corpus: Corpus, init: Valuation) -> Tensor:
             columns.append(torch.full((len(corpus),), torch.nan))
             continue
         low, high = corpus.dimensions[name]
-        columns.append(torch.as_tensor(2 * (corpus.values(name) - low) / (high - low) - 1, dtype=torch.float32))
+        columns.append(
+            torch.as_tensor(2 * (corpus.values(name) - low) / (high - low) - 1, dtype=torch.float32)
+        )
     return torch.stack(columns, dim=-1)
 
 
@@ -155,7 +175,11 @@ def _trainable(init: Valuation, embedding_width: int, vocabulary: int, seed: int
         # Each dimension starts out reading one coordinate of the table, so that the table gets a gradient at once.
         columns = torch.eye(init.m, embedding_width).to(weight).expand(count, -1, -1)
         weight = torch.cat([weight, columns], dim=-1)
-    strength = torch.zeros(count) if init.strength is None else init.strength.detach().clone().float().expand(count).clone()
+    strength = (
+        torch.zeros(count)
+        if init.strength is None
+        else init.strength.detach().clone().float().expand(count).clone()
+    )
     return replace(
         init,
         weight=weight.requires_grad_(),

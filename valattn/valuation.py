@@ -78,9 +78,13 @@ class Valuation:
         x = stream.to(dtype)
         weight, bias = (tensor[row].to(x.device, dtype) for tensor in (self.weight, self.bias))
         width = x.shape[-1]
-        if weight.shape[-1] < width or (emotions is not None and weight.shape[-1] != width + emotions.shape[-1]):
+        if weight.shape[-1] < width or (
+            emotions is not None and weight.shape[-1] != width + emotions.shape[-1]
+        ):
             given = width if emotions is None else f"{width} + {emotions.shape[-1]}"
-            raise InputError(f"this valuation reads {weight.shape[-1]} numbers per token, but the model gives {given}")
+            raise InputError(
+                f"this valuation reads {weight.shape[-1]} numbers per token, but the model gives {given}"
+            )
         v = x @ weight[:, :width].T + bias
         if emotions is not None:
             v = v + emotions.to(x.device, dtype) @ weight[:, width:].T
@@ -88,7 +92,9 @@ class Valuation:
 
     def read_out(self, values: Tensor) -> Tensor:
         """Map valuations (…, m) in (-1, 1) to the ranges on which people read the dimensions."""
-        low, high = torch.tensor([self.ranges.get(name, (-1.0, 1.0)) for name in self.dimensions]).T.to(values)
+        low, high = torch.tensor([self.ranges.get(name, (-1.0, 1.0)) for name in self.dimensions]).T.to(
+            values
+        )
         return low + (values + 1) / 2 * (high - low)
 
     def select(self, layers: Layers, n_layers: int) -> Valuation:
@@ -112,11 +118,18 @@ class Valuation:
         bias = self.bias
         if self.centre is not None:
             bias = -torch.einsum("lmd,ld->lm", weight[..., : self.centre.shape[-1]], self.centre.to(weight))
-        return replace(self, weight=weight.detach(), bias=bias.detach(), metadata={"source": "random", "seed": seed})
+        return replace(
+            self, weight=weight.detach(), bias=bias.detach(), metadata={"source": "random", "seed": seed}
+        )
 
     @classmethod
     def from_probes(
-        cls, probes: ProbeSet, concepts: Sequence[str] | None = None, *, gain: float = 1.0, layers: Layers | None = None
+        cls,
+        probes: ProbeSet,
+        concepts: Sequence[str] | None = None,
+        *,
+        gain: float = 1.0,
+        layers: Layers | None = None,
     ) -> Valuation:
         """Make a valuation out of probes: row k of W is the direction of concept k.
 
@@ -128,7 +141,9 @@ class Valuation:
         wanted = blocks if layers is None else resolve_layers(layers, n_layers, blocks=True)
         missing = [layer for layer in wanted if layer not in blocks]
         if missing or not wanted:
-            raise InputError(f"the probes have no directions for layers {missing}: they were fitted at {list(probes.layers)}")
+            raise InputError(
+                f"the probes have no directions for layers {missing}: they were fitted at {list(probes.layers)}"
+            )
         names = tuple(concepts if concepts is not None else probes.concepts)
         columns = [probes.concept_index(name) for name in names]
         rows = [probes.layers.index(layer) for layer in wanted]
@@ -149,13 +164,21 @@ class Valuation:
 
     @classmethod
     def annotated(
-        cls, d_model: int, layers: Sequence[int], dimensions: Sequence[str], *, gain: float = 1.0, **ranges: Range
+        cls,
+        d_model: int,
+        layers: Sequence[int],
+        dimensions: Sequence[str],
+        *,
+        gain: float = 1.0,
+        **ranges: Range,
     ) -> Valuation:
         """Make a valuation that looks at the emotion embedding only: v = tanh(gain·e), whatever x is."""
         m = len(dimensions)
         weight = torch.cat([torch.zeros(m, d_model), gain * torch.eye(m)], dim=-1).repeat(len(layers), 1, 1)
         bias = torch.zeros(len(layers), m)
-        return cls(weight, bias, tuple(dimensions), tuple(layers), ranges=ranges, metadata={"source": "annotations"})
+        return cls(
+            weight, bias, tuple(dimensions), tuple(layers), ranges=ranges, metadata={"source": "annotations"}
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the valuation to one `.safetensors` file."""

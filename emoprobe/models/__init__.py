@@ -81,7 +81,9 @@ def _check_backend(backend: str) -> None:
         known = ", ".join(f'"{name}"' for name in BACKENDS)
         raise InputError(f'backend="{backend}" is not understood: give one of {known}')
     if backend != "transformers":
-        raise InputError(f'backend="{backend}" is planned but not there yet (README, status): use "transformers"')
+        raise InputError(
+            f'backend="{backend}" is planned but not there yet (README, status): use "transformers"'
+        )
 
 
 def _why_not(name: str, error: Exception) -> str:

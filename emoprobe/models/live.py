@@ -110,7 +110,9 @@ class LiveModel(ABC):
         self._check_lengths(ids, truncate)
         limit = self.context_length if truncate else None
         rows = [torch.tensor(row[:limit]) for row in ids]
-        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left").bool()
+        real = pad_sequence(
+            [torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"
+        ).bool()
         width = real.shape[1]
         offsets = None
         if self.tokenizer.is_fast:
@@ -165,7 +167,9 @@ class LiveModel(ABC):
         batch = self.tokenize(prompts)
         with torch.no_grad():
             ids = self.generate_ids(batch, **generation_options)
-        texts: list[str] = self.tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+        texts: list[str] = self.tokenizer.batch_decode(
+            ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True
+        )
         return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
 
     def capture(
@@ -208,7 +212,9 @@ class LiveModel(ABC):
             from emoprobe.models.reference import PASSAGES
 
             if self._interventions:
-                raise InputError("call model.residual_norms() before entering an intervention, which would change it")
+                raise InputError(
+                    "call model.residual_norms() before entering an intervention, which would change it"
+                )
             self._reference_norms = mean_norms(self, PASSAGES)
         return self._reference_norms
 

@@ -8,6 +8,7 @@ touched. Key valuations are cached inside the keys, so that cropping, reordering
 """
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
@@ -144,7 +145,9 @@ class TransformersModel(LiveModel):
         """Map residual vectors (…, d_model) to the logits they promote (…, vocab), the final norm's gain folded in."""
         head = self.underlying.get_output_embeddings()
         if head is None:
-            raise InputError(f"{self.name} has no output embedding: the logit lens needs a language-model head")
+            raise InputError(
+                f"{self.name} has no output embedding: the logit lens needs a language-model head"
+            )
         gain = _gain(_find_final_norm(self.underlying, self._blocks), self.d_model)
         vectors = vectors.to(head.weight.device, torch.float32)
         with torch.no_grad():
@@ -221,7 +224,10 @@ class TransformersModel(LiveModel):
             biases = [item for item in here if isinstance(item, AttentionBias)]
             if biases:
                 values = [bias.valuation(stream, self._forward) for bias in biases]
-                queries = [bias.query_side(v).expand(-1, self.n_heads, -1, -1) for bias, v in zip(biases, values, strict=True)]
+                queries = [
+                    bias.query_side(v).expand(-1, self.n_heads, -1, -1)
+                    for bias, v in zip(biases, values, strict=True)
+                ]
                 _ROUTES[self._attention(layer)].pending = torch.cat(queries, -1), torch.cat(values, -1)
             return stream
 
@@ -238,8 +244,6 @@ class _Stop(Exception):
 @cache
 def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
     """Names of the parameters of a module's forward, without self."""
-    import inspect
-
     return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
@@ -278,7 +282,8 @@ def _gain(norm: nn.Module, width: int) -> Tensor:
     probe = torch.ones(1, 1, width, dtype=weight.dtype, device=weight.device)
     probe[..., 1::2] = -1
     with torch.no_grad():
-        return ((norm(probe) - norm(-probe)) / 2 * probe).float().flatten()
+        gain: Tensor = (norm(probe) - norm(-probe)) / 2 * probe
+    return gain.float().flatten()
 
 
 # Attention -----------------------------------------------------------------------------------------------------------
@@ -292,7 +297,7 @@ class _Route:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.config = module.config
+        self.config: PreTrainedConfig = module.config  # type: ignore[assignment]  # a plain attribute
         self.pending: tuple[Tensor, Tensor] | None = None
 
     def attention(self, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -314,7 +319,9 @@ def _routed(module: nn.Module) -> Iterator[None]:
         yield
         return
     if getattr(module, "is_cross_attention", False) or getattr(module, "reorder_and_upcast_attn", False):
-        raise InputError(f"{type(module).__name__} computes its attention outside transformers' attention interface")
+        raise InputError(
+            f"{type(module).__name__} computes its attention outside transformers' attention interface"
+        )
     route = _Route(module)
     ours = copy.copy(route.config)
     ours._attn_implementation_internal = ATTENTION
@@ -322,7 +329,7 @@ def _routed(module: nn.Module) -> Iterator[None]:
         stack.callback(setattr, module, "config", route.config)
         stack.callback(_ROUTES.pop, module)
         _ROUTES[module] = route
-        module.config = ours  # type: ignore[assignment]  # a plain attribute, not a parameter or module
+        module.config = ours
         stack.enter_context(module.register_forward_pre_hook(_prepare_cache, with_kwargs=True))
         yield
 
@@ -349,14 +356,16 @@ def _prepare_cache(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 @cache
-def _valued(kind: type[CacheLayerMixin]) -> type[CacheLayerMixin]:
+def _valued(kind: "type[CacheLayerMixin]") -> "type[CacheLayerMixin]":
     """Return a subclass of a cache layer whose keys are widened by their valuations as they come in."""
 
-    class Valued(kind):  # type: ignore[misc, valid-type]
+    class Valued(kind):  # type: ignore[misc]
         holds_valuations = True
         pending: Tensor | None = None
 
-        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        def update(
+            self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        ) -> tuple[Tensor, Tensor]:
             if self.pending is None:
                 raise InputError(
                     "this KV cache was filled inside an injection: go on using it inside the block, or start a new one"
@@ -381,7 +390,9 @@ def _valuation_attention(
     """Run the model's own attention with λ·V_Q·V_Kᵀ folded into queries and keys; called by transformers."""
     route = _ROUTES[module]
     if kwargs.get("softcap") is not None:
-        raise InputError("this model caps its attention scores, and a folded bias would be capped with them: not supported")
+        raise InputError(
+            "this model caps its attention scores, and a folded bias would be capped with them: not supported"
+        )
     assert route.pending is not None, "the block's own hook runs before its attention"
     (queries, keys), route.pending = route.pending, None
     width = query.shape[-1]
@@ -389,7 +400,9 @@ def _valuation_attention(
     if key.shape[-1] == width:  # no cache, or none that has widened them
         key, value = fold_keys(key, value, keys)
     query = fold_queries(query, queries, scale)
-    output, weights = route.attention(module)(module, query, key, value, attention_mask, scaling=scale, **kwargs)
+    output, weights = route.attention(module)(
+        module, query, key, value, attention_mask, scaling=scale, **kwargs
+    )
     return output[..., :width], weights
 
 
