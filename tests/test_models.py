@@ -1,0 +1,190 @@
+"""Live models: what is captured, tokenised, generated and refused."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import Oracle
+from tiny import FAMILIES, tiny_model, tiny_tokenizer
+from torch import Tensor
+
+import emoprobe
+from emoprobe.activations import WINDOW, capture, stream_residuals
+from emoprobe.errors import InputError
+from emoprobe.layers import resolve_layers
+from emoprobe.models import LiveModel, load_model, wrap
+from emoprobe.models.reference import PASSAGES
+
+TEXTS = ["I am so glad that you came!", "The dog", "They were afraid of the dark and of the letter.", "calm"]
+
+
+def hidden_states(model: LiveModel, text: str) -> list[Tensor]:
+    """The model's own record; its last entry comes after the final norm."""
+    batch = model.tokenize(text)
+    with torch.no_grad():
+        return list(model.underlying(batch.input_ids, output_hidden_states=True).hidden_states)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_streams_are_the_model_s_own(family: str) -> None:
+    model = tiny_model(family)
+    norm = Oracle(model)._norm()
+    streams = next(stream_residuals(model, TEXTS[:1])).stream[:, 0]
+    own = hidden_states(model, TEXTS[0])
+    for layer in range(model.n_layers):
+        assert torch.equal(streams[layer], own[layer][0])
+    assert not torch.allclose(streams[-1], own[-1][0])
+    assert torch.allclose(norm(streams[-1]), own[-1][0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_batching_and_order_change_nothing(family: str) -> None:
+    model = tiny_model(family)
+    model.tokenizer.padding_side = "right"  # ours does not depend on it
+    for pool in ("mean", "last"):
+        one = capture(model, TEXTS, pool=pool, batch_size=1)
+        together = capture(model, TEXTS, pool=pool, batch_size=32)
+        backwards = capture(model, TEXTS[::-1], pool=pool, batch_size=3).flip(0)
+        assert torch.allclose(one, together, atol=1e-5) and torch.allclose(one, backwards, atol=1e-5)
+    for row, text in enumerate(TEXTS):
+        own = torch.stack(hidden_states(model, text)[:-1])[:, 0]
+        assert torch.allclose(capture(model, TEXTS, pool="last")[row, :-1], own[:, -1].float(), atol=1e-5)
+        # The mean leaves out the first token, unless it is the only one.
+        kept = own[:, 1:] if own.shape[1] > 1 else own
+        assert torch.allclose(capture(model, TEXTS)[row, :-1], kept.mean(1).float(), atol=1e-5)
+        late = own[:, min(5, own.shape[1] - 1) :].mean(1)
+        assert torch.allclose(capture(model, TEXTS, start=5)[row, :-1], late.float(), atol=1e-5)
+
+
+def test_the_pass_stops_at_the_deepest_layer_asked_for() -> None:
+    model = tiny_model("llama")
+    ran: list[int] = []
+    for index, block in enumerate(model._blocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for layers, blocks in [([0], []), ([1, 0], [0]), (2, [0, 1]), ("all", [0, 1, 2])]:
+        ran.clear()
+        assert capture(model, TEXTS[:1], layers).shape[1] == len(resolve_layers(layers, 3))
+        assert ran == blocks
+    # ... in the order asked for
+    everything = capture(model, TEXTS)
+    assert torch.equal(capture(model, TEXTS, [2, 0, -1]), everything[:, [2, 0, 3]])
+
+
+def test_texts_are_streamed() -> None:
+    model, drawn = tiny_model(), []
+
+    def endless():
+        while True:
+            drawn.append("The dog was happy")
+            yield drawn[-1]
+
+    stream = stream_residuals(model, endless(), 0, batch_size=2)
+    assert next(stream).indices == (0, 1)
+    assert len(drawn) == 2 * WINDOW
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_a_padded_batch_are_those_of_each_text(family: str) -> None:
+    model = tiny_model(family, dtype=torch.float32)
+    oracle, logits, batch = Oracle(model), model.logits(TEXTS), model.tokenize(TEXTS)
+    assert logits.dtype == torch.float32
+    for row, (ids, real) in enumerate(zip(batch.input_ids, batch.real, strict=True)):
+        assert torch.allclose(logits[row][real].double(), oracle.logits(ids[real]), atol=1e-4)
+
+
+def test_generate_gives_back_what_it_was_given() -> None:
+    model = tiny_model("gpt2")
+    single, several = (
+        model.generate("The dog", max_new_tokens=5),
+        model.generate(["The dog"], max_new_tokens=5),
+    )
+    assert isinstance(single, str) and several == [single]
+    both = model.generate(["The dog", "calm"], max_new_tokens=5, do_sample=True, num_return_sequences=3)
+    assert len(both) == 6
+    assert model.generate(["calm", "The dog"], max_new_tokens=5, do_sample=False)[1] == model.generate(
+        "The dog", max_new_tokens=5, do_sample=False
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logit_lens_folds_in_the_gain_of_the_final_norm(family: str) -> None:
+    model = tiny_model(family)
+    norm, head = Oracle(model)._norm(), model.underlying.get_output_embeddings()
+    direction = torch.randn(2, model.d_model, generator=torch.Generator().manual_seed(0))
+    expected = (direction * norm.weight.float()) @ head.weight.float().T
+    assert torch.allclose(model.logit_lens(direction), expected, atol=1e-4)
+    assert not torch.allclose(expected, direction @ head.weight.float().T, atol=1e-2)
+
+
+def test_fingerprint_tells_models_apart() -> None:
+    model = tiny_model()
+    same, other = copy.deepcopy(model.underlying), copy.deepcopy(model.underlying)
+    with torch.no_grad():
+        next(iter(other.parameters())).add_(1e-3)
+    assert wrap(same, model.tokenizer).fingerprint() == model.fingerprint()
+    assert wrap(other, model.tokenizer).fingerprint() != model.fingerprint()
+    assert (
+        wrap(same, tiny_tokenizer(start=True)).fingerprint() == model.fingerprint()
+    )  # the vocabulary is the same
+
+
+def test_residual_norms_leave_out_padding_and_first_tokens() -> None:
+    model = tiny_model("llama")
+    norms = model.residual_norms()
+    total, count = torch.zeros(4, dtype=torch.float64), 0
+    for text in PASSAGES:
+        ids = model.tokenizer(text, return_tensors="pt")["input_ids"][:, : model.context_length]
+        stream = next(stream_residuals(model, [text])).stream[:, 0, -ids.shape[1] :]
+        total += stream[:, 1:].norm(dim=-1).sum(-1)
+        count += ids.shape[1] - 1
+    assert torch.allclose(norms, (total / count).float(), rtol=1e-4)
+
+
+def test_layers_have_one_name() -> None:
+    assert resolve_layers("all", 12) == tuple(range(13))
+    assert resolve_layers("all", 12, blocks=True) == tuple(range(12))
+    assert (
+        resolve_layers(0.66, 12) == (8,)
+        and resolve_layers(1.0, 12) == (12,)
+        and resolve_layers(1, 12) == (1,)
+    )
+    assert resolve_layers(1.0, 12, blocks=True) == (11,)
+    assert resolve_layers([-1, 0.5, 6], 12) == (12, 6) and resolve_layers(slice(2, 5), 12) == (2, 3, 4)
+    for wrong in (13, -14, 1.5, "mid", [], True, None, float("nan")):
+        with pytest.raises(InputError):
+            resolve_layers(wrong, 12)
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    model = tiny_model()
+    long = "The dog was happy. " * 100
+    for call, words in [
+        (lambda: load_model(tmp_path / "nothing"), r'no model ".*nothing": it is neither a folder'),
+        (lambda: load_model(tmp_path), "cannot load a model from the folder"),
+        (lambda: load_model("bundled", backend="jax"), 'backend="jax"'),
+        (lambda: wrap(object()), "cannot wrap a object"),
+        (lambda: wrap(model.underlying), "tokenizer"),
+        (lambda: wrap(copy.deepcopy(model.underlying).train(), model.tokenizer), "training mode"),
+        (lambda: model.logits(["a", " "]), "text 1 is empty"),
+        (lambda: model.logits([]), "no text"),
+        (lambda: model.logits(["a", 3]), "text 1 is a int"),
+        (lambda: model.logits(["a", long]), "text 1 has .* tokens, .* at most"),
+        (lambda: model.capture(TEXTS, 9), "layer 9 does not exist: this model has layers 0 to 3"),
+        (lambda: model.capture(TEXTS, pool="max"), 'pool="max"'),
+    ]:
+        with pytest.raises(InputError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer"):
+        capture(model, ["a", long])
+
+
+def test_a_model_in_memory_is_wrapped_as_it_is() -> None:
+    model = tiny_model()
+    before = copy.deepcopy(model.underlying.config.to_dict())
+    live = emoprobe.wrap(model.underlying, model.tokenizer, name="mine")
+    assert live.underlying is model.underlying and live.name == "mine" and emoprobe.wrap(live) is live
+    assert (live.n_layers, live.d_model, live.n_heads, live.backend) == (3, 32, 4, "transformers")
+    live.logits("The dog")
+    assert live.underlying.config.to_dict() == before
