@@ -1,0 +1,183 @@
+"""What a corpus must be, column by column; every complaint names the corpus, the row, the column and the
+value.
+
+Knows plain lists and arrays, nothing of where they came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from emoprobe.errors import InputError
+
+FIXED = ("text", "labels", "group", "source", "split", "spans")
+RESERVED = {*FIXED, "start", "end", "words"}
+
+
+def bad_cell(name: str, row: int, column: str, value: object, problem: str, remedy: str) -> InputError:
+    """Compose the one line that says where in a corpus something is wrong and what to do."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return InputError(f"{name}: row {row} (counted from 0), column {column!r}: {shown} {problem}; {remedy}")
+
+
+def check_names(name: str, labels: Sequence[str], dimensions: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse concepts that could be mixed up, and ranges that are none."""
+    twice = [label for label, count in Counter(labels).items() if count > 1] + [
+        d for d in dimensions if d in labels
+    ]
+    if twice:
+        raise InputError(
+            f"{name}: the concept {twice[0]!r} is named twice; rename the label or the dimension"
+        )
+    for dimension, bounds in dimensions.items():
+        if dimension in RESERVED:
+            raise InputError(f"{name}: a dimension cannot be called {dimension!r}; choose another name")
+        if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not bounds[0] < bounds[1]:
+            raise InputError(f"{name}: the range {bounds} of {dimension!r} is none; give (lowest, highest)")
+
+
+def check_columns(name: str, columns: Mapping[str, Sequence[object]], expected: Sequence[str]) -> None:
+    """Refuse a table without texts, with columns outside the schema, or with columns of unequal length."""
+    if "text" not in columns:
+        raise InputError(f"{name}: no column 'text'; there are: {', '.join(columns) or 'none'}")
+    size = len(columns["text"])
+    if not size:
+        raise InputError(f"{name}: no texts; give at least one")
+    for column, values in columns.items():
+        if column not in expected:
+            raise InputError(
+                f"{name}: column {column!r} is not in the schema; give its range as a dimension, or drop it"
+            )
+        if len(values) != size:
+            raise InputError(
+                f"{name}: column {column!r} has {len(values)} rows and 'text' {size}; make them equal"
+            )
+
+
+def check_ranges_known(
+    name: str, dimensions: Sequence[str], ranges: Mapping[str, tuple[float, float]]
+) -> None:
+    """Refuse a dimension whose range nobody declared."""
+    for dimension in dimensions:
+        if dimension not in ranges:
+            raise InputError(
+                f"{name}: dimension {dimension!r} has no range; "
+                f"pass ranges={{{dimension!r}: (lowest, highest)}}"
+            )
+
+
+def check_texts(name: str, texts: Sequence[str | None]) -> None:
+    """Refuse texts with nothing to read in them: empty, blank, or nothing but NUL characters."""
+    for row, text in enumerate(texts):
+        if text is None or not text.replace("\0", "").strip():
+            raise bad_cell(name, row, "text", text, "is empty", "leave the row out")
+
+
+def check_labels(name: str, rows: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> None:
+    """Refuse labels outside the vocabulary and labels given twice."""
+    known = set(vocabulary)
+    for row, labels in enumerate(rows):
+        for label in labels:
+            if label not in known:
+                listed = ", ".join(vocabulary) or "none"
+                raise bad_cell(
+                    name, row, "labels", label, "is not a known label", f"the labels are: {listed}"
+                )
+        if len(set(labels)) < len(labels):
+            raise bad_cell(name, row, "labels", labels, "names a label twice", "name it once")
+
+
+def check_values(name: str, dimension: str, values: np.ndarray, bounds: tuple[float, float]) -> None:
+    """Refuse annotations that are infinite or outside their range; NaN means not annotated."""
+    outside = np.flatnonzero(np.isinf(values) | (values < bounds[0]) | (values > bounds[1]))
+    if outside.size:
+        row = int(outside[0])
+        raise bad_cell(name, row, dimension, float(values[row]), *_outside(dimension, bounds))
+
+
+def check_spans(
+    name: str,
+    texts: Sequence[str],
+    rows: Sequence[Sequence[Mapping[str, float]]],
+    dimensions: Mapping[str, tuple[float, float]],
+) -> None:
+    """Refuse spans that are empty or outside their text, and values outside their dimension's range."""
+    for row, (text, spans) in enumerate(zip(texts, rows, strict=True)):
+        for span in spans:
+            if not 0 <= span["start"] < span["end"] <= len(text):
+                where = (span["start"], span["end"])
+                remedy = f"spans are [start, end) with 0 <= start < end <= {len(text)}, the text's length"
+                raise bad_cell(name, row, "spans", where, "lies outside its text", remedy)
+            for dimension, (low, high) in dimensions.items():
+                value = span[dimension]
+                if not (math.isnan(value) or low <= value <= high):
+                    raise bad_cell(name, row, f"spans: {dimension}", value, *_outside(dimension, (low, high)))
+
+
+def _outside(dimension: str, bounds: tuple[float, float]) -> tuple[str, str]:
+    low, high = bounds
+    return (
+        f"is outside the range {low:g} to {high:g}",
+        f"correct it, or declare another range: ranges={{{dimension!r}: (lowest, highest)}}",
+    )
+
+
+def complete_spans(name: str, row: int, spans: object, dimensions: Sequence[str]) -> list[dict[str, object]]:
+    """Give each span all the dimensions there are, NaN where it has no value, and nothing else."""
+    try:
+        return [
+            {"start": span["start"], "end": span["end"], **{d: _number(span.get(d)) for d in dimensions}}
+            for span in spans  # type: ignore[attr-defined]  # what is no list of spans is refused below
+        ]
+    except (TypeError, AttributeError, KeyError):
+        remedy = "spans are a list of {'start': 0, 'end': 5, 'valence': 0.5}"
+        raise bad_cell(name, row, "spans", spans, "is no list of spans", remedy) from None
+
+
+def _number(value: object) -> object:
+    return math.nan if value is None else value
+
+
+def arrow_column(name: str, column: str, values: Sequence[object], kind: pa.DataType) -> pa.Array:
+    """Turn a column into Arrow; where Arrow refuses, finds the row that it refuses."""
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):
+        for row, value in enumerate(values):
+            try:
+                pa.array([value], kind)
+            except (pa.ArrowException, UnicodeEncodeError, OverflowError):
+                wanted = {"text": "text", "labels": "a list of labels", "spans": "a list of spans"}.get(
+                    column
+                )
+                wanted = wanted or ("a number" if pa.types.is_floating(kind) else "text")
+                raise bad_cell(
+                    name, row, column, value, f"is not {wanted}", "correct it, or leave the row out"
+                ) from None
+        raise
+
+
+def merge_groups(texts: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """Give rows of one text one group, and with it all rows of the groups so joined; names by first
+    appearance.
+
+    A text that occurs in two documents would be learnt from one and recognised in the other, however
+    carefully the documents are kept apart. The smallest change that rules this out joins the groups: the
+    connected components of the graph between texts (but for case and spacing) and groups.
+    """
+    text = pd.factorize(np.asarray([" ".join(t.casefold().split()) for t in texts], dtype=object))[0]
+    group, names = pd.factorize(np.asarray(groups, dtype=object))
+    size = len(texts) + len(names)
+    links = coo_matrix((np.ones(len(texts)), (text, len(texts) + group)), shape=(size, size))
+    component = connected_components(links, directed=False)[1][len(texts) + group]
+    _, first, which = np.unique(component, return_index=True, return_inverse=True)
+    return [groups[first[c]] for c in which]

@@ -1,0 +1,266 @@
+"""From anything that holds labelled texts to a `Corpus`: find it, read it, say which column is which.
+
+Knows where sources may be and how their columns map to the schema; `tables` reads files, `published` knows
+the published corpora, `cells` the ways of writing annotations down, and `schema` what a corpus is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+
+from emoprobe.corpora import cells
+from emoprobe.corpora._checks import FIXED, check_ranges_known
+from emoprobe.corpora.published import PUBLISHED, Published, fetched, first_line
+from emoprobe.corpora.schema import SPLITS, Corpus
+from emoprobe.corpora.tables import SUFFIXES, Table, from_dataset, read_table
+from emoprobe.corpora.words import RANGES, VALUATION
+from emoprobe.errors import InputError
+
+GROUND_TRUTH = ("ground_truth", "bundled")
+GROUND_TRUTH_TEXTS = 2000
+Columns = Mapping[str, str | Sequence[str] | None]
+Ranges = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Hold a table under its name, with what is known of its columns before the user says anything."""
+
+    name: str
+    table: Table
+    columns: Columns = field(default_factory=dict)
+    ranges: Ranges = field(default_factory=dict)
+
+
+def load_corpus(
+    source: str | os.PathLike[str] | pd.DataFrame | datasets.Dataset | datasets.DatasetDict,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    columns: Columns | None = None,
+    ranges: Ranges | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+) -> Corpus:
+    """Load labelled texts, wherever they are, in one schema.
+
+    `source` is "emobank", "goemotions", "carer", "isear", "crowd_envent" or "ground-truth" (generated; also
+    "bundled"); a CSV, TSV, JSON, JSON lines or Parquet file; a table in memory; or a data set of the hub. A
+    published corpus is read from `folder` if given, from a sub-folder of the environment variable
+    EMOPROBE_DATA that has it, or else downloaded.
+
+    `columns` says which column of the source is which of the schema: {"text": "sentence", "labels":
+    "emotion", "valence": "V", "group": "document"}; any other key is the name of a dimension, None leaves a
+    column out, and labels may also be a list of columns of 0 and 1. Columns that bear the schema's names need
+    no mention. Instead of text, `words` may hold [word, valence, arousal, relevance] lists. `ranges` declares
+    dimensions: {"valence": (1, 9)}; by default valence lies in [-1, 1], and arousal, relevance and dominance
+    in [0, 1].
+
+    `split` keeps one split, `limit` a random sample of at most that many texts ("ground-truth": how many to
+    generate), drawn with `seed`. Raises InputError, in one line, for everything that can be wrong with a
+    source or its contents.
+    """
+    opened = _open(source, folder, split, limit, seed)
+    corpus = _tidy(opened, columns or {}, ranges or {}, name or opened.name)
+    if split is not None:
+        corpus = corpus.select(split)
+    return corpus if limit is None else corpus.sample(limit, seed)
+
+
+def _open(source: object, folder: object, split: str | None, limit: int | None, seed: int) -> Source:
+    """Find out what a source is and reads it."""
+    if isinstance(source, pd.DataFrame):
+        return Source("table", Table(source))
+    if isinstance(source, datasets.Dataset | datasets.DatasetDict):
+        return Source("dataset", from_dataset(source))
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"a {type(source).__name__} is no corpus; give a name, a path, a DataFrame or a datasets.Dataset"
+        )
+    path, known = Path(source), canonical(os.fspath(source))
+    if folder is not None and known not in PUBLISHED:
+        raise InputError(f"{source}: folder= is for published corpora ({', '.join(PUBLISHED)}); leave it out")
+    if known in GROUND_TRUTH:
+        return _ground_truth(GROUND_TRUTH_TEXTS if limit is None else limit, seed)
+    if path.is_dir() and (found := _recognised(path, known)):
+        return _published(found, path)
+    if known in PUBLISHED:
+        return _published(known, _folder_of(known, folder))
+    if path.is_file() or path.suffix.lower() in SUFFIXES:
+        return Source(path.stem, read_table(path))
+    if path.is_dir():
+        raise InputError(f"{path}: holds none of {', '.join(PUBLISHED)}; give a file of the folder instead")
+    return _hub(os.fspath(source), split)
+
+
+def canonical(name: str) -> str:
+    """Return the name of a published corpus that a user's spelling stands for, or the spelling itself."""
+    plain = name.strip().lower().replace("-", "_")
+    return next((known for known, corpus in PUBLISHED.items() if plain in (known, *corpus.aliases)), plain)
+
+
+def _recognised(folder: Path, known: str) -> str | None:
+    """Say which published corpus a folder holds; its name decides where the files would fit several."""
+    fitting = [name for name, corpus in PUBLISHED.items() if corpus.is_in(folder)]
+    return known if known in fitting else next(iter(fitting), None)
+
+
+def _folder_of(known: str, folder: object) -> Path | None:
+    """Return the folder that holds a published corpus: the one given, one in EMOPROBE_DATA, or None."""
+    if folder is not None:
+        given = Path(str(folder))
+        for candidate in (given, *_subfolders(given, known)):
+            if PUBLISHED[known].is_in(candidate):
+                return candidate
+        wanted = " or ".join(" and ".join(files) for files in PUBLISHED[known].marks)
+        raise InputError(f"{known}: {given} does not hold {wanted}; give the folder that does")
+    data = os.environ.get("EMOPROBE_DATA")
+    return next(iter(_subfolders(Path(data), known)), None) if data else None
+
+
+def _subfolders(folder: Path, known: str) -> list[Path]:
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [f for f in inside if f.is_dir() and canonical(f.name) == known and PUBLISHED[known].is_in(f)]
+
+
+def _published(known: str, folder: Path | None) -> Source:
+    corpus: Published = PUBLISHED[known]
+    found = fetched(known, corpus) if folder is None else folder
+    table = corpus.read(found) if isinstance(found, Path) else found
+    return Source(known, table, corpus.columns, corpus.ranges)
+
+
+def _hub(name: str, split: str | None) -> Source:
+    """Load from the hub, only the split that is asked for."""
+    try:
+        data = datasets.load_dataset(name) if split is None else datasets.load_dataset(name, split=split)
+    except Exception as error:  # whatever the hub's clients raise; their classes change with their versions
+        raise InputError(
+            f"{name}: is no file here, none of {', '.join((*PUBLISHED, 'ground-truth'))}, and could not be loaded "
+            f"from the hub ({first_line(error)}); give a path, or a datasets.Dataset"
+        ) from error
+    table = from_dataset(data)
+    return Source(name, table if split is None else Table(table.frame.assign(split=split), table.classes))
+
+
+def _ground_truth(n: int, seed: int) -> Source:
+    """Generate texts; the sentences about the one who feels carry the values of the feeling."""
+    from emoprobe.corpora.generator import generate
+
+    if n < 1:
+        raise InputError(f"ground-truth: limit={n}; ask for at least one text")
+    texts = generate(n, seed, forms=("first", "third"))  # a pair has two emotions, and a text one label
+    frame = pd.DataFrame(
+        {c: [getattr(text, c) for text in texts] for c in ("text", "emotion", "world", "form")}
+    )
+    dimensions = (*VALUATION, "intensity")
+    for dimension in dimensions:
+        frame[dimension] = [getattr(text, dimension) for text in texts]
+    values = frame[list(VALUATION)].to_dict("records")
+    frame["spans"] = pd.Series(
+        [[{"start": a, "end": b, **v} for a, b in text.spans] for text, v in zip(texts, values, strict=True)]
+    )
+    columns = {"text": "text", "labels": "emotion", "group": "world", "source": "form", "spans": "spans"}
+    return Source(
+        "ground-truth", Table(frame), columns | {d: d for d in dimensions}, {"intensity": (0.0, 1.0)}
+    )
+
+
+def _tidy(source: Source, columns: Columns, ranges: Ranges, name: str) -> Corpus:
+    """Read the columns of a table as the schema's."""
+    frame = source.table.frame
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise InputError(f"{name}: column {twice[0]!r} is there twice; rename or remove one")
+    mapping = _mapping(source, columns, ranges, name)
+    made: dict[str, list[Any]] = {}
+    for target, column in mapping.items():
+        made |= _column(name, target, column, frame)
+    dimensions = list(
+        dict.fromkeys([*(t for t in mapping if t not in (*FIXED, "words")), *_annotated(made, mapping)])
+    )
+    known = {**RANGES, **source.ranges, **ranges}
+    check_ranges_known(name, dimensions, known)
+    for dimension in ranges:
+        if dimension not in dimensions:
+            raise InputError(
+                f"{name}: ranges names {dimension!r}, which is no dimension; {_there_are(dimensions)}"
+            )
+    labels = mapping.get("labels")
+    vocabulary = labels if isinstance(labels, list | tuple) else source.table.classes.get(str(labels))
+    return Corpus.from_columns(
+        made, name=name, labels=vocabulary, dimensions={d: known[d] for d in dimensions}
+    )
+
+
+def _mapping(source: Source, columns: Columns, ranges: Ranges, name: str) -> dict[str, str | Sequence[str]]:
+    """Settle which columns are read as what: as the user says, or else as is known or evident."""
+    frame = source.table.frame
+    evident = {target: target for target in (*FIXED, "words", *RANGES, *ranges) if target in frame.columns}
+    if "label" in frame.columns:  # as the hub's data sets mostly have it
+        evident.setdefault("labels", "label")
+    wanted = {**(source.columns or evident), **columns}
+    mapping = {target: column for target, column in wanted.items() if column is not None}
+    for target, column in mapping.items():
+        for one in column if target == "labels" and isinstance(column, list | tuple) else (column,):
+            if not isinstance(one, Hashable) or one not in frame.columns:
+                raise InputError(
+                    f"{name}: no column {one!r} to read as {target!r}; {_there_are(frame.columns)}"
+                )
+    if "words" in mapping and ("text" in mapping or "spans" in mapping):
+        raise InputError(
+            f"{name}: 'words' make the text and its spans, which are there as well; "
+            "leave one out, as in columns={'words': None}"
+        )
+    if not {"text", "words"} & mapping.keys():
+        raise InputError(
+            f"{name}: say which column holds the texts, columns={{'text': ...}}; {_there_are(frame.columns)}"
+        )
+    return mapping
+
+
+def _column(name: str, target: str, column: Any, frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """Read one column, or the columns of several labels, as the schema's column `target`."""
+    if isinstance(column, list | tuple):
+        return {target: cells.one_hot(name, column, frame)}
+    found = frame[column].tolist()
+    if target == "text":
+        return {target: [None if cells.is_missing(cell) else cell for cell in found]}
+    if target == "words":
+        return dict(zip(("text", "spans"), cells.words(name, column, found), strict=True))
+    if target == "labels":
+        return {target: cells.labels(name, column, found)}
+    if target == "spans":
+        return {target: cells.spans(name, column, found)}
+    if target == "split":
+        return {target: [SPLITS.get(str(cell), cell) for cell in cells.strings(found)]}
+    if target in FIXED:
+        return {target: cells.strings(found)}
+    return {target: cells.numbers(name, column, found)}
+
+
+def _annotated(made: Mapping[str, list[Any]], mapping: Mapping[str, object]) -> list[str]:
+    """List the dimensions that spans have values for; other things that they may carry (the word) are
+    left."""
+    if "words" in mapping:
+        return list(VALUATION)
+    keys = dict.fromkeys(
+        key
+        for spans in made.get("spans", [])
+        for span in spans
+        for key in span
+        if isinstance(span[key], float | int)
+    )
+    return [key for key in keys if key not in ("start", "end")]
+
+
+def _there_are(names: Iterable[object]) -> str:
+    return f"there are: {', '.join(map(str, names)) or 'none'}"

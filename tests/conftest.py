@@ -1,0 +1,24 @@
+"""What all tests share: no network, and the corpora and models that a checkout may have beside it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before anything imports the hub's client: a test that reaches out shall fail
+)
+os.environ.pop("EMOPROBE_DATA", None)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of shared corpora and models (EMOPROBE_SHARED, or ../shared), or skip the test."""
+    folder = Path(os.environ.get("EMOPROBE_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(
+            f"no shared corpora or models at {folder}; set EMOPROBE_SHARED to the folder that has them"
+        )
+    return folder
