@@ -1,0 +1,234 @@
+"""What to measure of a model while something is done to it.
+
+A measure is a function of a live model and the prompts of a sweep, and returns named floats, one for each prompt (or
+for each text of its own), so that intervals can be had. The functions here make measures: `nll` and `kl` say what an
+intervention costs on held-out text, `read_out` what it does to a probe in later layers, `continuation` what it makes
+the model say. Anything of the same form is a measure too. Logarithms are natural: all quantities are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+from torch.nn.utils.rnn import pad_sequence
+
+from emoprobe.errors import InputError
+from emoprobe.interventions import ResidualEdit
+from emoprobe.layers import resolve_layers
+from emoprobe.models import Batch, LiveModel
+from emoprobe.scoring import batches, text_nll
+
+if TYPE_CHECKING:
+    from emoprobe.probes import ProbeSet
+
+Measure: TypeAlias = Callable[[LiveModel, Sequence[str]], dict[str, Tensor]]
+
+
+def nll(texts: Sequence[str], *, name: str = "nll", batch_size: int = 32) -> Measure:
+    """Measure the mean negative log-likelihood per token of held-out `texts`: nats, one number for each text.
+
+    A text's first token has nothing before it and does not count. Raises `InputError` for a text of one token.
+    """
+    texts = _listed(texts)
+
+    def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        _refuse_positions(model, name, "generated")
+        total, count = text_nll(model, texts, batch_size)
+        if not bool(count.all()):
+            raise InputError(
+                f'"{texts[int(count.argmin())]}" is one token, which has no likelihood: leave it out'
+            )
+        return {name: total / count}
+
+    return measure
+
+
+def kl(texts: Sequence[str], *, name: str = "kl", batch_size: int = 32) -> Measure:
+    """Measure KL(untouched ‖ intervened) of the next token on `texts`: nats, mean over a text's tokens, ≥ 0.
+
+    The logits of the untouched model are those at the first call for that model, which therefore has to come before any
+    intervention (a sweep begins so); otherwise an `InputError` is raised. They are kept as long as the measure and the
+    model are: tokens × vocabulary numbers in the model's dtype.
+    """
+    texts = _listed(texts)
+    untouched: WeakKeyDictionary[LiveModel, list[Tensor]] = WeakKeyDictionary()
+
+    def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        _refuse_positions(model, name, "generated")
+        if model not in untouched:
+            if model._interventions:
+                raise InputError(
+                    f"{name} has to be measured on the untouched model before it is in an intervention"
+                )
+            untouched[model] = [logits for _, _, logits in _logits(model, texts, batch_size)]
+        divergence = torch.zeros(len(texts), dtype=torch.float64)
+        for (rows, batch, logits), before in zip(
+            _logits(model, texts, batch_size), untouched[model], strict=True
+        ):
+            spread = torch.zeros(batch.real.shape, dtype=torch.float64)
+            spread[batch.real.cpu()] = _divergence(before, logits).cpu().double()
+            divergence[rows] = spread.sum(-1) / batch.real.sum(-1).cpu()
+        return {name: divergence}
+
+    return measure
+
+
+def read_out(probes: ProbeSet, concept: str, layer: int | float, *, name: str | None = None) -> Measure:
+    """Measure a probe's read-out at `layer`: one number for each prompt, on the concept's own scale.
+
+    It is the mean over the prompt's tokens but the first, which in most models is an attention sink. Raises `InputError`
+    where `layer` is not above the interventions: there it would show what was put in, or nothing at all.
+    """
+
+    def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        (index,) = resolve_layers(layer, model.n_layers)
+        label = name or f"{concept} read-out, layer {index}"
+        _refuse_positions(model, label, "generated")
+        _check_above(model, index, label)
+        pooled = model.capture(list(prompts), [index])[
+            :, 0
+        ]  # a read-out is affine: its mean is that of the mean
+        return {label: probes.read_out(pooled, index)[:, probes.concept_index(concept)].double()}
+
+    return measure
+
+
+def continuation(continuations: Mapping[str, Sequence[str]], *, batch_size: int = 32) -> Measure:
+    """Measure how likely the model is to go on with any of some texts: nats, one number for each prompt and name.
+
+    For each name it is the log of the mean over its list of P(continuation | prompt), that of a continuation being the
+    product over its tokens. Lists of any length compare; where no entry begins another one, adding log(len(list)) gives
+    the log-probability that the model says one of them. The tokens of a continuation are those that come after the
+    prompt's when both are tokenised as one text; begin it with a space where the prompt ends without one. Raises
+    `InputError` where the tokens of prompt and continuation merge.
+    """
+    if any(isinstance(texts, str) or not len(texts) for texts in continuations.values()):
+        raise InputError(
+            'continuations maps names to lists of texts, for example {"glad": [" happy", " glad"]}'
+        )
+
+    def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        _refuse_positions(model, "continuation", "generated", "prompt", "last")
+        pairs = [(prompt, text) for group in continuations.values() for text in group for prompt in prompts]
+        by_text = iter(log_probabilities(model, pairs, batch_size).view(-1, len(prompts)))
+        return {
+            name: torch.stack([next(by_text) for _ in group]).logsumexp(0) - math.log(len(group))
+            for name, group in continuations.items()
+        }
+
+    return measure
+
+
+def log_probabilities(model: LiveModel, pairs: Sequence[tuple[str, str]], batch_size: int = 32) -> Tensor:
+    """Return log P(continuation | prompt) in nats for pairs of texts, float64 (pairs,). See `continuation`."""
+    replies = _replies(model, pairs)
+    # The last token of a reply is predicted but never read, so that one-token replies to a prompt share its row.
+    readings = [
+        (prompt, tuple(reply[:-1].tolist())) for (prompt, _), reply in zip(pairs, replies, strict=True)
+    ]
+    distinct = list(dict.fromkeys(readings))
+    result = torch.zeros(len(pairs), dtype=torch.float64)
+    for first in range(0, len(distinct), batch_size):
+        rows = {reading: row for row, reading in enumerate(distinct[first : first + batch_size])}
+        wanted = [index for index, reading in enumerate(readings) if reading in rows]
+        targets = pad_sequence([replies[index] for index in wanted], batch_first=True, padding_value=-1)
+        logp = _reply_log_softmax(model, list(rows), targets.shape[1])
+        row = torch.tensor([rows[readings[index]] for index in wanted], device=logp.device)
+        position = torch.arange(targets.shape[1], device=logp.device)
+        found = logp[row[:, None], position, targets.clamp(min=0)]
+        result[wanted] = torch.where(targets >= 0, found, 0.0).sum(-1).cpu().double()
+    return result
+
+
+def _reply_log_softmax(
+    model: LiveModel, readings: Sequence[tuple[str, tuple[int, ...]]], length: int
+) -> Tensor:
+    """Return the log-probabilities from each prompt's last token on: (readings, length, vocab)."""
+    batch = _joined(model.tokenize([prompt for prompt, _ in readings]), [reply for _, reply in readings])
+    with torch.no_grad():
+        return _widened(model.forward(batch)[:, -length:]).log_softmax(-1)
+
+
+def _replies(model: LiveModel, pairs: Sequence[tuple[str, str]]) -> list[Tensor]:
+    """Return the tokens of each continuation."""
+    begun = _token_rows(model, [prompt for prompt, _ in pairs])
+    whole = _token_rows(model, [prompt + text for prompt, text in pairs])
+    for (prompt, text), start, ids in zip(pairs, begun, whole, strict=True):
+        if len(ids) <= len(start) or not torch.equal(ids[: len(start)], start):
+            raise InputError(
+                f'the tokens of the continuation "{text}" merge with those of the prompt "…{prompt[-20:]}": end the '
+                "prompt without a space and begin the continuation with one"
+            )
+    return [ids[len(start) :] for start, ids in zip(begun, whole, strict=True)]
+
+
+def _token_rows(model: LiveModel, texts: Sequence[str]) -> list[Tensor]:
+    batch = model.tokenize(texts)
+    return [ids[real] for ids, real in zip(batch.input_ids, batch.real, strict=True)]
+
+
+def _joined(prompts: Batch, replies: Sequence[tuple[int, ...]]) -> Batch:
+    """Put replies behind prompts, padded on the right, so that all prompts end at the same position."""
+    width = max(map(len, replies))
+    ids = torch.tensor([[*reply, *[0] * (width - len(reply))] for reply in replies], dtype=torch.long)
+    real = torch.arange(width) < torch.tensor([[len(reply)] for reply in replies])
+    return replace(
+        prompts,
+        input_ids=torch.cat([prompts.input_ids, ids.to(prompts.input_ids)], dim=-1),
+        real=torch.cat([prompts.real, real.to(prompts.real)], dim=-1),
+        offsets=prompts.offsets and tuple((*row, *[(0, 0)] * width) for row in prompts.offsets),
+    )
+
+
+def _logits(
+    model: LiveModel, texts: Sequence[str], batch_size: int
+) -> Iterator[tuple[list[int], Batch, Tensor]]:
+    """Yield (indices, batch, logits (real tokens of all texts, vocab)), in the model's dtype."""
+    for rows, batch in batches(model, texts, batch_size):
+        with torch.no_grad():
+            logits = model.forward(batch)[batch.real]
+        yield rows, batch, logits
+
+
+def _divergence(before: Tensor, after: Tensor) -> Tensor:
+    """Return KL(before ‖ after) of logits (tokens, vocab), nats: (tokens,)."""
+    log_p, log_q = _widened(before).log_softmax(-1), _widened(after).log_softmax(-1)
+    # Rounding can take a divergence of nearly nothing below zero.
+    return kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).clamp(min=0)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _listed(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str) or not len(texts):
+        raise InputError("give a list of one or more texts to measure on")
+    return list(texts)
+
+
+def _refuse_positions(model: LiveModel, measure: str, *names: str) -> None:
+    """Raise where an edit sits at positions that do not exist, or are not what they say, in a text that is only read."""
+    for item in model._interventions:
+        if isinstance(item, ResidualEdit) and isinstance(item.positions, str) and item.positions in names:
+            raise InputError(
+                f'{measure} reads whole texts, where positions="{item.positions}" would mean something else than in '
+                'generation: use positions="all"'
+            )
+
+
+def _check_above(model: LiveModel, layer: int, measure: str) -> None:
+    edited = {item.layer for item in model._interventions if isinstance(item, ResidualEdit)}
+    lowest = min((item.layer for item in model._interventions), default=-1)
+    if layer <= lowest or layer in edited:
+        raise InputError(
+            f"{measure}: layer {layer} is not above the interventions, the lowest of which is at {lowest}: choose a "
+            "layer above those that are edited"
+        )
