@@ -38,13 +38,8 @@ class Residuals:
     batch: Batch
 
     def counted(self, start: int) -> Tensor:
-        """Return which positions belong into a statistic, boolean (batch, position).
-
-        These are the real tokens from the `start`-th of each text on, or its last one where it has no more than `start`.
-        """
-        position = self.batch.position_ids
-        length = self.batch.real.sum(-1, keepdim=True)
-        return self.batch.real & (position >= torch.clamp(length - 1, max=start))
+        """Return which positions belong into a statistic, see `Batch.counted`."""
+        return self.batch.counted(start)
 
 
 def stream_residuals(

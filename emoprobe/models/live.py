@@ -39,6 +39,14 @@ class Batch:
         """Position of each token in its own text, whatever the padding."""
         return (self.real.long().cumsum(-1) - 1).clamp(min=0)
 
+    def counted(self, start: int = 1) -> Tensor:
+        """Return which positions belong into a statistic, boolean (batch, position).
+
+        These are the real tokens from the `start`-th of each text on, or its last one where it has no more than `start`.
+        """
+        length = self.real.sum(-1, keepdim=True)
+        return self.real & (self.position_ids >= torch.clamp(length - 1, max=start))
+
 
 class LiveModel(ABC):
     """A language model that can be read and intervened in. Make one with `emoprobe.load_model` or `emoprobe.wrap`."""
@@ -76,6 +84,14 @@ class LiveModel(ABC):
     @abstractmethod
     def streams(self, batch: Batch, layers: Sequence[int]) -> Tensor:
         """Return the residual streams (layers, batch, position, d_model), running no deeper than needed."""
+
+    @abstractmethod
+    def attention(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return what the attention of blocks gives and what it looks at, running no deeper than needed.
+
+        These are the outputs after the output projection, (layers, batch, position, d_model), and the weights (layers,
+        batch, heads, queries, keys), each under the active interventions. Weights take memory quadratic in the length.
+        """
 
     @abstractmethod
     def generate_ids(self, batch: Batch, **options: Any) -> Tensor:
