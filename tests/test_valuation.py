@@ -211,7 +211,7 @@ def test_masks_mean_the_same_to_both_implementations(causal: bool, additive: boo
 
 @pytest.mark.parametrize("implementation", ["reference", "folded"])
 def test_attention_has_right_gradients(implementation: str) -> None:
-    inputs = [t.requires_grad_() for t in tensors(3, 4)] + [
+    inputs = [t.requires_grad_() for t in tensors(2, 3)] + [
         torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64).requires_grad_()
     ]
     assert torch.autograd.gradcheck(lambda *t: val_attention(*t, implementation=implementation), inputs)
@@ -251,7 +251,7 @@ def snapshot(model: LiveModel) -> list[tuple[Tensor, bool]]:
 
 
 def test_learning_lowers_both_losses_and_leaves_the_model_alone() -> None:
-    model, corpus = tiny_model("llama", dtype=torch.float32), make_corpus()
+    model, corpus = tiny_model("llama", dtype=torch.float32), make_corpus(16)
     before, init = snapshot(model), make(layers=(0, 1, 2))
     learned = learn_valuation(
         model, corpus, init, objective="next_token", steps=30, learning_rate=0.03, progress=False
@@ -261,10 +261,10 @@ def test_learning_lowers_both_losses_and_leaves_the_model_alone() -> None:
     for (weight, grad), (now, grad_now) in zip(before, snapshot(model), strict=True):
         assert torch.equal(weight, now) and grad == grad_now
     annotated = learn_valuation(
-        model, corpus, init, objective="annotations", steps=60, learning_rate=0.03, progress=False
+        model, corpus, init, objective="annotations", steps=30, learning_rate=0.03, progress=False
     )
     losses = annotated.metadata["losses"]
-    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     both = learn_valuation(model, corpus, init, steps=3, progress=False)
     again = learn_valuation(model, corpus, init, steps=3, progress=False)
     assert torch.equal(both.weight, again.weight) and both.metadata["losses"] == again.metadata["losses"]

@@ -125,9 +125,8 @@ def _loss(
         nll = token_nll(logits, batch)
         loss = loss + nll.sum() / (batch.real.sum() - len(texts)).clamp(min=1)
     if targets is not None:
-        read = (torch.stack(seen) * batch.real[..., None]).sum(-2) / batch.real.sum(-1)[
-            :, None
-        ]  # (layers, texts, m)
+        counted = batch.counted()
+        read = (torch.stack(seen) * counted[..., None]).sum(-2) / counted.sum(-1)[:, None]  # (layers, texts, m)
         wanted = targets[torch.as_tensor(rows)].to(read)
         known = ~wanted.isnan()
         error = (read - wanted.nan_to_num(0.0)).square() * known
