@@ -9,6 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = (
     "1"  # before anything imports the hub's client: a test that reaches out shall fail
 )
 os.environ.pop("EMOPROBE_DATA", None)
+# Tests compute with tiny tensors, which gain nothing from threads and lose much where cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 
