@@ -1,0 +1,94 @@
+"""A direction in the residual stream: a value with a name, one vector per layer, and algebra.
+
+It knows nothing of how it was found. `happy - sad`, `2 * calm` and `-afraid` read as written; `random_like` gives the
+control that every claim about a direction needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emoprobe.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """Hold one vector per layer for one concept.
+
+    `vectors` is (layers, d_model), of unit norm when it comes from a probe; sums and multiples are left as they fall.
+    `residual_norms` (layers,) is the mean norm of the residual stream where the probe was fitted, the unit of steering
+    strengths, or None where nothing was measured. Raises `InputError` where the shapes do not agree.
+    """
+
+    concept: str
+    layers: tuple[int, ...]
+    vectors: Tensor
+    residual_norms: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.vectors.dim() != 2 or len(self.vectors) != len(self.layers):
+            shape = tuple(self.vectors.shape)
+            raise InputError(
+                f'direction "{self.concept}": vectors of shape {shape} do not fit {len(self.layers)} layers'
+            )
+        if self.residual_norms is not None and self.residual_norms.shape != (len(self.layers),):
+            shape = tuple(self.residual_norms.shape)
+            raise InputError(
+                f'direction "{self.concept}": residual norms of shape {shape}, for {len(self.layers)} layers'
+            )
+
+    def at(self, layer: int) -> Tensor:
+        """Return the vector at one layer, (d_model,). Raises `InputError` for a layer that this direction lacks."""
+        if layer not in self.layers:
+            raise InputError(f'direction "{self.concept}" has no layer {layer!r}: it has {list(self.layers)}')
+        return self.vectors[self.layers.index(layer)]
+
+    def random_like(self, seed: int = 0) -> Direction:
+        """Return a direction drawn uniformly from the sphere, with the norm of this one at each layer."""
+        noise = torch.randn(self.vectors.shape, generator=torch.Generator().manual_seed(seed))
+        noise = noise.to(self.vectors)
+        scaled = noise / noise.norm(dim=-1, keepdim=True) * self.vectors.norm(dim=-1, keepdim=True)
+        return self._with(f"random {seed}", scaled)
+
+    def __add__(self, other: Direction) -> Direction:
+        return self._combine(other, "+") if isinstance(other, Direction) else NotImplemented
+
+    def __sub__(self, other: Direction) -> Direction:
+        return self._combine(other, "-") if isinstance(other, Direction) else NotImplemented
+
+    def __mul__(self, factor: float) -> Direction:
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return self._with(f"{factor:g} {_bracketed(self.concept)}", self.vectors * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Direction:
+        if not isinstance(divisor, (int, float)):
+            return NotImplemented
+        return self._with(f"{_bracketed(self.concept)} / {divisor:g}", self.vectors / divisor)
+
+    def __neg__(self) -> Direction:
+        return self._with(f"-{_bracketed(self.concept)}", -self.vectors)
+
+    def _combine(self, other: Direction, sign: str) -> Direction:
+        if self.layers != other.layers or self.vectors.shape != other.vectors.shape:
+            raise InputError(
+                f'"{self.concept}" (layers {list(self.layers)}, width {self.vectors.shape[1]}) and "{other.concept}" '
+                f"(layers {list(other.layers)}, width {other.vectors.shape[1]}) cannot be combined: they must agree in both"
+            )
+        name = f"{self.concept} {sign} {_bracketed(other.concept)}"
+        return self._with(name, self.vectors + other.vectors if sign == "+" else self.vectors - other.vectors)
+
+    def _with(self, concept: str, vectors: Tensor) -> Direction:
+        return Direction(concept, self.layers, vectors, self.residual_norms)
+
+    def __repr__(self) -> str:
+        return f"<Direction {self.concept}: layers {list(self.layers)}, width {self.vectors.shape[1]}>"
+
+
+def _bracketed(name: str) -> str:
+    return f"({name})" if " " in name or name.startswith("-") else name

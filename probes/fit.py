@@ -1,0 +1,240 @@
+"""Fitting probes: capture once, then at every layer cross-validate, shuffle, and fit on everything.
+
+One pass over the corpus gives pooled features and the statistics of single tokens; a second, over a sample, measures how far
+tokens spread along each direction. Everything is seeded: the same call gives the same probe set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from emoprobe.activations import Pool, _pooling, stream_residuals
+from emoprobe.corpora import Corpus
+from emoprobe.errors import InputError
+from emoprobe.layers import Layers, resolve_layers
+from emoprobe.models.live import LiveModel
+from emoprobe.probes import metrics
+from emoprobe.probes.estimators import fit_for
+from emoprobe.probes.probe_set import ProbeSet
+from emoprobe.probes.tasks import LABELS, Task, plan
+from emoprobe.probes.validation import SHUFFLE_TEXTS, bag_of_words, cross_validate
+
+ESTIMATORS = ("auto", "mean_difference", "ridge", "logistic")
+SPREAD_TEXTS = 512
+"""Texts on whose tokens the spread along each direction is measured."""
+PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
+MEASURED = ["value", "low", "high", "shuffled", "shuffled_low", "shuffled_high", "layer0", "bag_of_words"]
+
+
+def fit_probes(
+    model: LiveModel,
+    corpus: Corpus,
+    layers: Layers = "all",
+    *,
+    estimator: str = "auto",
+    concepts: Sequence[str] | None = None,
+    pool: Pool = "mean",
+    start: int = 1,
+    folds: int = 5,
+    permutations: int = 10,
+    bootstrap: int = 500,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> ProbeSet:
+    """Fit a linear probe for each concept at each layer, with cross-validated scores and their controls.
+
+    `estimator` is "mean_difference", "ridge", "logistic" (labels only; dimensions beside them get ridge) or "auto": logistic
+    for labels, ridge for dimensions. `concepts` chooses among the corpus's labels and dimensions. `pool` and `start` say how a
+    text becomes one vector, see `emoprobe.activations.capture`. No group of the corpus is cut by one of the `folds`. The
+    annotations are shuffled `permutations` times and the groups resampled `bootstrap` times; 0 leaves the control or the
+    intervals out. Texts without an annotation for a concept are left out for it.
+
+    Raises `InputError` for an unknown concept, for "logistic" without labels, and for fewer groups than folds.
+    """
+    _check_options(estimator, permutations, bootstrap)
+    chosen = tuple(sorted(resolve_layers(layers, model.n_layers)))
+    tasks = plan(corpus, concepts, folds, seed)
+    estimators = _estimators(estimator, tasks)
+    texts = corpus.texts
+    captured = tuple(sorted({0, *chosen}))  # layer 0 is a control, asked for or not
+    tokens = _Tokens(pool)
+    features = model.capture(texts, captured, tokens, start=start, batch_size=batch_size, progress=progress)
+    _check_finite(features, captured, model.name)
+
+    weights, offsets, frames, names = [], [], [], list[str]()
+    with Progress(transient=True, disable=not progress) as bar:
+        for task in tasks:
+            fit = fit_for(estimators[task.kind], task.kind, task.exclusive)
+            words = bag_of_words(task, [texts[row] for row in task.rows], seed)
+            resamples = metrics.weighting(task.group, task.fold, bootstrap, seed)
+            read_outs = []
+            for position, layer in enumerate(bar.track(captured, description=f"probing for {task.kind}s")):
+                here = features[task.rows, position].double().numpy()
+                scores = cross_validate(task, fit, here, resamples, permutations, seed)
+                frames.append(
+                    scores.assign(layer=layer, bag_of_words=words, n=len(task.rows), groups=task.groups)
+                )
+                read_outs.append(fit(here, task.targets))
+            weights.append(np.stack([found.weights for found in read_outs]))
+            offsets.append(np.stack([found.offsets for found in read_outs]))
+            names.extend(task.concepts)
+
+    kinds = {name: kind for name, kind in corpus.concepts if name in names and name in (concepts or names)}
+    kept = [captured.index(layer) for layer in chosen]
+    columns = [names.index(name) for name in kinds]
+    weight = torch.from_numpy(np.concatenate(weights, axis=1)[kept][:, columns])
+    offset = torch.from_numpy(np.concatenate(offsets, axis=1)[kept][:, columns])
+    scale = weight.norm(dim=-1)
+    directions = torch.where(scale[..., None] > 0, weight / scale[..., None], 0.0).float()
+    mean = tokens.mean[kept]
+    sample = _sample(texts, seed)
+    return ProbeSet(
+        model=model.name,
+        n_layers=model.n_layers,
+        fingerprint=model.fingerprint(),
+        layers=chosen,
+        concepts=tuple(kinds),
+        kinds=kinds,
+        ranges={name: bounds for name, bounds in corpus.dimensions.items() if name in kinds},
+        directions=directions,
+        scale=scale.float(),
+        offset=offset.float(),
+        reference_mean=mean,
+        reference_std=_spread(model, sample, chosen, directions, mean, start, batch_size),
+        residual_norms=tokens.norm[kept],
+        scores=_tidy(pd.concat(frames), chosen, [LABELS, *kinds]),
+        metadata={
+            "estimators": estimators,
+            "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
+            "start": start,
+            "folds": folds,
+            "bootstrap": bootstrap,
+            "permutations": permutations,
+            "shuffled_labels_texts": SHUFFLE_TEXTS,
+            "spread_texts": len(sample),
+            "seed": seed,
+            "corpus": corpus.name,
+            "corpus_fingerprint": corpus.fingerprint,
+            "texts": len(texts),
+            "versions": _versions(),
+        },
+    )
+
+
+def _check_options(estimator: str, permutations: int, bootstrap: int) -> None:
+    if estimator not in ESTIMATORS:
+        known = ", ".join(f'"{name}"' for name in ESTIMATORS)
+        raise InputError(f'estimator="{estimator}" is not understood: give one of {known}')
+    if permutations < 0 or permutations == 1:
+        raise InputError(f"permutations={permutations}: give 0, or at least 2, so that they have a range")
+    if bootstrap < 0 or 0 < bootstrap < 40:
+        raise InputError(
+            f"bootstrap={bootstrap}: give 0, or at least 40 resamples, so that a 95% interval exists"
+        )
+
+
+def _estimators(estimator: str, tasks: Sequence[Task]) -> dict[str, str]:
+    """Say which estimator each kind of concept gets."""
+    auto = {"label": "logistic", "dimension": "ridge"}
+    kinds = {task.kind for task in tasks}
+    if estimator == "logistic" and kinds == {"dimension"}:
+        raise InputError('estimator="logistic" is for labels, and these concepts are dimensions: use "ridge"')
+    both = estimator in ("ridge", "mean_difference")
+    return {kind: estimator if both else auto[kind] for kind in sorted(kinds)}
+
+
+class _Tokens:
+    """Pool texts as `capture` would, and add up over single tokens on the way."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = _pooling(pool)
+        self._vectors = self._norms = torch.zeros(1, dtype=torch.float64)
+        self._count = 0
+
+    def __call__(self, stream: Tensor, counted: Tensor) -> Tensor:
+        weight = counted.to(stream)
+        self._vectors = self._vectors + torch.einsum("lbpd,bp->ld", stream, weight).double().cpu()
+        self._norms = self._norms + torch.einsum("lbp,bp->l", stream.norm(dim=-1), weight).double().cpu()
+        self._count += int(counted.sum())
+        return self._pool(stream, counted)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean residual vector over tokens, float32 (layers, d_model)."""
+        return (self._vectors / self._count).float()
+
+    @property
+    def norm(self) -> Tensor:
+        """Mean norm of the residual stream over tokens, float32 (layers,)."""
+        return (self._norms / self._count).float()
+
+
+def _check_finite(features: Tensor, layers: Sequence[int], name: str) -> None:
+    finite = torch.isfinite(features).all(dim=-1).all(dim=0)
+    if not bool(finite.all()):
+        broken = [layer for layer, fine in zip(layers, finite.tolist(), strict=True) if not fine]
+        raise InputError(
+            f"the residual stream of {name} is infinite or NaN at layers {broken}: load the model in another dtype"
+        )
+
+
+def _sample(texts: Sequence[str], seed: int) -> list[str]:
+    order = np.random.default_rng(seed).permutation(len(texts))
+    return [texts[row] for row in np.sort(order[:SPREAD_TEXTS])]
+
+
+def _spread(
+    model: LiveModel,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    directions: Tensor,
+    mean: Tensor,
+    start: int,
+    batch_size: int,
+) -> Tensor:
+    """Return the standard deviation over tokens along each direction, float32 (layers, concepts)."""
+    first = second = torch.zeros(1, dtype=torch.float64)
+    count = 0
+    for part in stream_residuals(model, texts, layers, batch_size=batch_size):
+        counted = part.counted(start)
+        vectors = part.stream[:, counted].float()  # (layers, tokens, d_model)
+        # Far from the origin a variance loses its digits, so it is taken around the corpus mean.
+        centred = vectors - mean.to(vectors)[:, None]
+        along = torch.einsum("ltd,lcd->ltc", centred, directions.to(vectors)).double().cpu()
+        first, second = first + along.sum(1), second + (along**2).sum(1)
+        count += int(counted.sum())
+    return (second / count - (first / count) ** 2).clamp(min=0).sqrt().float()
+
+
+def _tidy(scores: pd.DataFrame, layers: Sequence[int], concepts: Sequence[str]) -> pd.DataFrame:
+    """Put layer 0 beside each score, and keep the layers and concepts that were asked for, in order."""
+    embedding = scores[scores.layer == 0].set_index(["concept", "metric"]).value
+    keys = pd.MultiIndex.from_frame(scores[["concept", "metric"]])
+    scores = scores.assign(layer0=embedding.reindex(keys).to_numpy())
+    scores = scores[scores.layer.isin(layers) & scores.concept.isin(concepts)]
+    rank = scores.concept.map({concept: place for place, concept in enumerate(concepts)})
+    order = (
+        pd.DataFrame({"layer": scores.layer, "rank": rank})
+        .reset_index(drop=True)
+        .sort_values(["layer", "rank"])
+    )
+    columns = ["layer", "concept", "metric", *MEASURED, "n", "groups"]
+    return scores.reset_index(drop=True).loc[order.index, columns].reset_index(drop=True)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a checkout that is not installed
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,254 @@
+"""The fitted artefact: directions, read-outs and what they were found worth.
+
+A `ProbeSet` is a value. It remembers which model and corpus it came from, refuses to be used with a model of another shape,
+and is written to one file without pickle. How it is fitted is in `fit`, how it is shown in `summary`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.errors import InputError
+from emoprobe.layers import resolve_layers
+from emoprobe.probes.direction import Direction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from emoprobe.models.live import LiveModel
+    from emoprobe.probes.geometry import Geometry
+
+KIND, VERSION = "probe set", 1
+TENSORS = ("directions", "scale", "offset", "reference_mean", "reference_std", "residual_norms")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeSet:
+    """Hold a linear probe for each concept at each layer. `fit_probes` makes one, `load_probes` reads one.
+
+    All tensors are float32. A probe's direction has unit norm, except that it is zero where the features said nothing. Raises
+    `InputError` where shapes do not agree.
+    """
+
+    model: str
+    n_layers: int
+    fingerprint: str
+    layers: tuple[int, ...]
+    concepts: tuple[str, ...]
+    kinds: Mapping[str, str]
+    """Concept -> "label" (its read-out is a logit) or "dimension" (in the annotation's units)."""
+    ranges: Mapping[str, tuple[float, float]]
+    """Dimension -> (lowest, highest) annotation."""
+    directions: Tensor
+    """u, (layers, concepts, d_model)."""
+    scale: Tensor
+    """(layers, concepts): the read-out of x is scale · (u·x) + offset."""
+    offset: Tensor
+    reference_mean: Tensor
+    """(layers, d_model): mean residual vector over the tokens of the corpus."""
+    reference_std: Tensor
+    """(layers, concepts): standard deviation of u·x over tokens of the corpus."""
+    residual_norms: Tensor
+    """(layers,): mean L2 norm of the residual stream over the tokens of the corpus."""
+    scores: pd.DataFrame
+    """One row per layer, concept and metric: layer, concept, metric ("pearson_r", "auc", "accuracy", "macro_auc"), value, low,
+    high (95% interval over resampled groups), shuffled, shuffled_low, shuffled_high (mean and 95% range with shuffled
+    labels), layer0, bag_of_words, n (texts), groups. Scores over all labels have the concept "(labels)"."""
+    metadata: Mapping[str, Any]
+    """Estimator and options, corpus, package versions, seed."""
+
+    def __post_init__(self) -> None:
+        layers, concepts, width = len(self.layers), len(self.concepts), self.directions.shape[-1]
+        shapes = {
+            "directions": (layers, concepts, width),
+            "scale": (layers, concepts),
+            "offset": (layers, concepts),
+            "reference_mean": (layers, width),
+            "reference_std": (layers, concepts),
+            "residual_norms": (layers,),
+        }
+        for name, shape in shapes.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise InputError(
+                    f"a probe set of {layers} layers and {concepts} concepts needs {name} {shape}, not {found}"
+                )
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.directions.shape[-1])
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, concept: str) -> Direction:
+        """Return a concept's direction at all layers. Raises `InputError` for a concept that was not probed for."""
+        column = self.concept_index(concept)
+        return Direction(concept, self.layers, self.directions[:, column], self.residual_norms)
+
+    def __contains__(self, concept: object) -> bool:
+        return concept in self.concepts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.concepts)
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    def concept_index(self, concept: str) -> int:
+        """Return the column of a concept. Raises `InputError` for one that was not probed for."""
+        if concept not in self.concepts:
+            raise InputError(f"no probe for {concept!r}: there are {', '.join(self.concepts)}")
+        return self.concepts.index(concept)
+
+    def layer_index(self, layer: int | float) -> int:
+        """Return the row of a layer, given as index or fraction. Raises `InputError` where no probe was fitted."""
+        (index,) = resolve_layers(layer, self.n_layers)
+        if index not in self.layers:
+            raise InputError(
+                f"no probe was fitted at layer {index}: there are layers {', '.join(map(str, self.layers))}"
+            )
+        return self.layers.index(index)
+
+    def read_out(self, stream: Tensor, layer: int | float) -> Tensor:
+        """Read a residual stream (…, d_model) at `layer` out: (…, concepts), in the units of each concept.
+
+        Computed in float32, or in float64 where the stream is.
+        """
+        row = self.layer_index(layer)
+        dtype = torch.promote_types(stream.dtype, torch.float32)
+        directions, scale, offset = (
+            part[row].to(stream.device, dtype) for part in (self.directions, self.scale, self.offset)
+        )
+        return scale * (stream.to(dtype) @ directions.T) + offset
+
+    def best_layer(self, concept: str | None = None) -> int:
+        """Return the layer with the highest score, the shallowest of equals; without a concept, for all of them on average.
+
+        Averages are over r for dimensions and 2·AUC - 1 for labels, which like r is 0 at chance and 1 at best.
+        """
+        scores = self.scores[~self.scores.concept.str.startswith("(")]
+        if concept is not None:
+            scores = self.scores[self.scores.concept == concept]
+            if not len(scores):
+                self.concept_index(concept)
+        effect = scores.value.where(scores.metric != "auc", 2 * scores.value - 1)
+        means = effect.groupby(scores.layer).mean().reindex(list(self.layers)).fillna(-1)
+        return self.layers[int(means.to_numpy().argmax())]
+
+    def check_model(self, model: LiveModel) -> None:
+        """Refuse a model of another shape with `InputError`, and warn of one with other weights or vocabulary."""
+        if (model.d_model, model.n_layers) != (self.d_model, self.n_layers):
+            raise InputError(
+                f"these probes were fitted on {self.model} (width {self.d_model}, {self.n_layers} blocks) and do not fit "
+                f"{model.name} (width {model.d_model}, {model.n_layers} blocks): fit new ones with fit_probes"
+            )
+        if model.fingerprint() != self.fingerprint:
+            warnings.warn(
+                f"these probes were fitted on {self.model}, whose weights or vocabulary differ from those of {model.name}",
+                stacklevel=3,
+            )
+
+    def logit_lens(self, model: LiveModel, layer: int | float, top: int = 10) -> pd.DataFrame:
+        """Return the tokens that each direction promotes and suppresses; see `emoprobe.probes.readout.logit_lens`."""
+        from emoprobe.probes.readout import logit_lens
+
+        return logit_lens(model, self, layer, top)
+
+    def geometry(
+        self, layer: int | float, norms: Mapping[str, Mapping[str, float]] | None = None
+    ) -> Geometry:
+        """Return cosines and principal components of the directions; see `emoprobe.probes.geometry.geometry`."""
+        from emoprobe.probes.geometry import geometry
+
+        return geometry(self, layer, norms)
+
+    # Showing ---------------------------------------------------------------------------------------------------------
+
+    def report(self) -> str:
+        """Say in words what each probe was found worth, beside its controls."""
+        from emoprobe.probes.summary import report
+
+        return report(self)
+
+    def plot(self, concepts: list[str] | None = None) -> Figure:
+        """Draw scores by layer with their intervals and controls; see `emoprobe.probes.summary.plot`."""
+        from emoprobe.probes.summary import plot
+
+        return plot(self, concepts)
+
+    def __repr__(self) -> str:
+        listed = ", ".join(self.concepts[:8]) + (", …" if len(self.concepts) > 8 else "")
+        return (
+            f"<ProbeSet of {self.model}: {len(self.concepts)} concepts ({listed}) at layers "
+            f"{', '.join(map(str, self.layers))}, fitted on {self.metadata.get('corpus', 'unknown texts')}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from emoprobe.probes.summary import table
+
+        return table(self)
+
+    # Keeping ---------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the probe set to one `.safetensors` file, whole or not at all; equal content gives equal bytes."""
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*TENSORS, "scores")}
+        scores = self.scores.astype(object).where(self.scores.notna(), None).to_dict("list")
+        return write_artefact(
+            path, KIND, VERSION, tensors, {**plain, "scores": scores, "digest": _digest(tensors)}
+        )
+
+
+def load_probes(path: str | Path) -> ProbeSet:
+    """Read a probe set that `ProbeSet.save` wrote.
+
+    Raises `InputError` for a file that is missing, damaged, of another kind or written by a later version.
+    """
+    tensors, record = read_artefact(path, KIND, VERSION)
+    try:
+        if record["digest"] != _digest(tensors):
+            raise InputError(f'"{path}" is damaged: its tensors are not those that were written')
+        return ProbeSet(
+            model=record["model"],
+            n_layers=record["n_layers"],
+            fingerprint=record["fingerprint"],
+            layers=tuple(record["layers"]),
+            concepts=tuple(record["concepts"]),
+            kinds=record["kinds"],
+            ranges={name: (low, high) for name, (low, high) in record["ranges"].items()},
+            scores=_typed(pd.DataFrame(record["scores"])),
+            metadata=record["metadata"],
+            **{name: tensors[name] for name in TENSORS},
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f'"{path}" is damaged: {type(error).__name__}: {error}') from error
+
+
+def _typed(scores: pd.DataFrame) -> pd.DataFrame:
+    # Missing scores come back from JSON as None, which would leave their columns untyped.
+    other = {"layer": "int64", "n": "int64", "groups": "int64", "concept": "str", "metric": "str"}
+    return scores.astype({str(column): other.get(str(column), "float64") for column in scores})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

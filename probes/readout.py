@@ -1,0 +1,261 @@
+"""Reading probes out: along the tokens of a text, and through the unembedding.
+
+`trace` gives one number per token, concept and layer, in one of five units; which one is always said. This file knows nothing
+of how probes are fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from emoprobe.activations import stream_residuals
+from emoprobe.errors import InputError
+from emoprobe.layers import Layers, resolve_layers
+from emoprobe.models.live import Batch, LiveModel
+from emoprobe.probes.probe_set import ProbeSet
+
+UNITS = {
+    "read_out": "read-out (the annotation's units; logits for labels)",
+    "dot": "u·x",
+    "cosine": "cosine of u and x",
+    "centred_cosine": "cosine of u and x minus the corpus mean",
+    "z": "standard deviations of u·x over the corpus's tokens",
+}
+ABOVE, BELOW = (213, 94, 0), (0, 114, 178)
+"""Vermilion and blue of Okabe and Ito, which everyone can tell apart."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace:
+    """Hold read-outs along the tokens of one or several texts; `trace` makes one."""
+
+    texts: tuple[str, ...]
+    kind: str
+    frame: pd.DataFrame
+    """One row per text, token, concept and layer: text (its number), position, token, start, end (its characters in the text,
+    -1 where the tokenizer does not say; equal for special tokens), concept, layer, kind, value."""
+    centres: dict[tuple[str, int], float]
+    """(concept, layer) -> the value that is shown uncoloured: that of the corpus's mean token, or 0 where there is none."""
+    start: int = 1
+    """Tokens before this one do not set the scale of colours: in most models the first token is an attention sink."""
+
+    def __repr__(self) -> str:
+        pairs = ", ".join(f"{concept} at layer {layer}" for concept, layer in self.centres)
+        tokens = len(self.frame) // max(1, len(self.centres))
+        return f"<Trace of {len(self.texts)} texts, {tokens} tokens: {pairs}; {UNITS[self.kind]}>"
+
+    def coloured(self) -> pd.DataFrame:
+        """Return the frame with a column `colour` in [-1, 1]: how far above or below its centre each value is shown."""
+        frames = []
+        for (concept, layer), centre in self.centres.items():
+            part = self.frame[(self.frame.concept == concept) & (self.frame.layer == layer)]
+            away = part.value - centre
+            scale = away[part.position >= self.start].abs()
+            reach = float(scale.quantile(0.99)) if len(scale) else float(away.abs().max())
+            frames.append(part.assign(colour=(away / reach).clip(-1, 1) if reach > 0 else 0.0))
+        return pd.concat(frames, ignore_index=True)
+
+    def _repr_html_(self) -> str:
+        coloured = self.coloured()
+        rows = []
+        for number, text in enumerate(self.texts):
+            for concept, layer in self.centres:
+                of_text = coloured[
+                    (coloured.text == number) & (coloured.concept == concept) & (coloured.layer == layer)
+                ]
+                rows.append(_row(text, f"{concept}, layer {layer}", of_text))
+        caption = (
+            f"{UNITS[self.kind]}. Orange: above, blue: below {self._centre_in_words()}; the strongest colour is the 99th "
+            "percentile of each row's concept."
+        )
+        return f'<div style="line-height:1.7">{"".join(rows)}<p><small>{escape(caption)}</small></p></div>'
+
+    def _centre_in_words(self) -> str:
+        return "the mean token of the probes' corpus" if self.kind in ("read_out", "dot") else "0"
+
+    def plot(self, text: int = 0) -> Figure:
+        """Draw one text: tokens from left to right, one line of coloured fields per concept and layer."""
+        part = self.coloured()
+        part = part[part.text == text]
+        if part.empty:
+            raise InputError(f"text {text} is not in this trace: it has 0 to {len(self.texts) - 1}")
+        tokens = part.drop_duplicates("position").sort_values("position").token.map(_visible).tolist()
+        field = np.stack(
+            [part[(part.concept == c) & (part.layer == layer)].colour.to_numpy() for c, layer in self.centres]
+        )
+        figure = Figure(
+            figsize=(max(4.0, 0.32 * len(tokens) + 2), 0.4 * len(field) + 1.6), layout="constrained"
+        )
+        axes = figure.subplots()
+        image = axes.imshow(field, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)
+        axes.set_yticks(
+            range(len(field)), [f"{c}, layer {layer}" for c, layer in self.centres], parse_math=False
+        )
+        figure.colorbar(image, ax=axes, label=f"away from {self._centre_in_words()}")
+        axes.set_title(UNITS[self.kind], fontsize="small")
+        return figure
+
+
+def trace(
+    model: LiveModel,
+    probes: ProbeSet,
+    text: str | Sequence[str],
+    *,
+    concepts: Sequence[str] | None = None,
+    layers: Layers | None = None,
+    kind: str = "read_out",
+    batch_size: int = 32,
+) -> Trace:
+    """Read probes out at every token of one text or several.
+
+    `concepts` are by default all, `layers` the best one of each concept. `kind` is "read_out" (in the annotation's units, or
+    logits), "dot" (u·x), "cosine" (of u and x), "centred_cosine" (of u and x less the corpus mean) or "z" (u·x in standard
+    deviations over the tokens of the corpus). Values of a text do not depend on the texts beside it. Raises `InputError` for
+    an unknown concept, layer or kind, and a model of another shape than the probes'; warns of one with other weights.
+    """
+    if kind not in UNITS:
+        raise InputError(f'kind="{kind}" is not understood: give one of {", ".join(UNITS)}')
+    probes.check_model(model)
+    texts = (text,) if isinstance(text, str) else tuple(text)
+    pairs = _pairs(probes, concepts, layers)
+    wanted = sorted({layer for _, layer in pairs})
+    frames: dict[int, pd.DataFrame] = {}
+    for part in stream_residuals(model, texts, wanted, batch_size=batch_size):
+        values = torch.stack(
+            [
+                _values(probes, part.stream[wanted.index(layer)], concept, layer, kind)
+                for concept, layer in pairs
+            ]
+        ).cpu()
+        for row, index in enumerate(part.indices):
+            tokens = _tokens(model, part.batch, row)
+            real = part.batch.real[row].cpu()
+            frames[index] = _frame(index, tokens, pairs, kind, values[:, row, real])
+    ordered = pd.concat([frames[index] for index in range(len(texts))], ignore_index=True)
+    centres = {pair: _centre(probes, *pair, kind) for pair in pairs}
+    return Trace(texts, kind, ordered, centres, int(probes.metadata.get("start", 1)))
+
+
+def _pairs(probes: ProbeSet, concepts: Sequence[str] | None, layers: Layers | None) -> list[tuple[str, int]]:
+    names = (
+        [concepts] if isinstance(concepts, str) else list(probes.concepts if concepts is None else concepts)
+    )
+    for name in names:
+        probes.concept_index(name)
+    if layers is None:
+        return [(name, probes.best_layer(name)) for name in names]
+    chosen = probes.layers if layers == "all" else resolve_layers(layers, probes.n_layers)
+    for layer in chosen:
+        probes.layer_index(layer)
+    return [(name, layer) for name in names for layer in chosen]
+
+
+def _values(probes: ProbeSet, stream: Tensor, concept: str, layer: int, kind: str) -> Tensor:
+    """Return one value per token of a stream (batch, position, d_model): (batch, position)."""
+    row, column = probes.layer_index(layer), probes.concept_index(concept)
+    x = stream.to(torch.promote_types(stream.dtype, torch.float32))
+    direction, mean = probes.directions[row, column].to(x), probes.reference_mean[row].to(x)
+    if kind == "cosine":
+        return torch.cosine_similarity(x, direction, dim=-1)
+    if kind == "centred_cosine":
+        return torch.cosine_similarity(x - mean, direction, dim=-1)
+    if kind == "z":
+        return (x - mean) @ direction / probes.reference_std[row, column].to(x)
+    along = x @ direction
+    return (
+        along if kind == "dot" else probes.scale[row, column].to(x) * along + probes.offset[row, column].to(x)
+    )
+
+
+def _centre(probes: ProbeSet, concept: str, layer: int, kind: str) -> float:
+    if kind not in ("read_out", "dot"):
+        return 0.0
+    return float(_values(probes, probes.reference_mean[probes.layer_index(layer)], concept, layer, kind))
+
+
+def _tokens(model: LiveModel, batch: Batch, row: int) -> list[tuple[str, int, int]]:
+    """Return (token, start, end) of the real tokens of one text."""
+    ids = batch.input_ids[row][batch.real[row]].tolist()
+    names = [str(name) for name in model.tokenizer.convert_ids_to_tokens(ids)]
+    if batch.offsets is None:
+        return [(name, -1, -1) for name in names]
+    spans = batch.offsets[row][-len(ids) :]
+    return [
+        (batch.texts[row][start:end] if start < end else name, start, end)
+        for name, (start, end) in zip(names, spans, strict=True)
+    ]
+
+
+def _frame(
+    index: int, tokens: list[tuple[str, int, int]], pairs: list[tuple[str, int]], kind: str, values: Tensor
+) -> pd.DataFrame:
+    names, starts, ends = zip(*tokens, strict=True)
+    shared = {"text": index, "position": range(len(tokens)), "token": names, "start": starts, "end": ends}
+    parts = [
+        pd.DataFrame(
+            {**shared, "concept": concept, "layer": layer, "kind": kind, "value": row.double().numpy()}
+        )
+        for (concept, layer), row in zip(pairs, values, strict=True)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _row(text: str, title: str, tokens: pd.DataFrame) -> str:
+    """Return the HTML of one text under one concept: its own characters, coloured token by token."""
+    pieces, end = [], 0
+    for token in tokens.to_dict("records"):
+        start, stop, colour = token["start"], token["end"], token["colour"]
+        shown = token["token"]
+        if stop > start:  # else a special token, or a tokenizer that does not know where its tokens lie
+            pieces.append(escape(text[end:start]))
+            shown, end = text[max(end, start) : stop] or "·", max(end, stop)
+        red, green, blue = ABOVE if colour > 0 else BELOW
+        style = f"background:rgba({red},{green},{blue},{0.6 * abs(colour):.2f})"
+        pieces.append(f'<span style="{style}" title="{token["value"]:.3g}">{escape(shown)}</span>')
+    pieces.append(escape(text[end:]) if tokens.end.max() >= 0 else "")
+    return f'<div style="white-space:pre-wrap"><b>{escape(title)}</b>  {"".join(pieces)}</div>'
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "⏎").strip(" ") or "␣"
+
+
+def logit_lens(model: LiveModel, probes: ProbeSet, layer: int | float, top: int = 10) -> pd.DataFrame:
+    """Return the tokens whose logits each direction at `layer` raises and lowers most when it is read as the last layer's.
+
+    One row per concept and rank: concept, rank (from 1), promoted, suppressed. Special tokens, entries of the unembedding
+    that the tokenizer does not have, and tokens that are no text by themselves are left out. Raises `InputError` as
+    `ProbeSet.check_model` does.
+    """
+    probes.check_model(model)
+    logits = model.logit_lens(probes.directions[probes.layer_index(layer)]).cpu()
+    rows = []
+    for concept, order in zip(probes.concepts, logits.argsort(dim=-1, descending=True), strict=True):
+        promoted = _first_words(model, order.tolist(), top)
+        suppressed = _first_words(model, order.flip(0).tolist(), top)
+        for rank, (up, down) in enumerate(zip(promoted, suppressed, strict=True), start=1):
+            rows.append({"concept": concept, "rank": rank, "promoted": up, "suppressed": down})
+    return pd.DataFrame(rows, columns=["concept", "rank", "promoted", "suppressed"])
+
+
+def _first_words(model: LiveModel, ids: list[int], top: int) -> list[str]:
+    words: list[str] = []
+    special, size = set(model.tokenizer.all_special_ids), len(model.tokenizer)
+    for token in ids:
+        if len(words) == top:
+            break
+        if token in special or token >= size:
+            continue
+        word = str(model.tokenizer.decode([token]))
+        if word.strip() and "\N{REPLACEMENT CHARACTER}" not in word:
+            words.append(word)
+    return words

@@ -1,0 +1,153 @@
+"""Showing a probe set: a table, a few sentences and a figure, each score beside its controls.
+
+What a probe's evidence has to pass is decided here and nowhere else: its interval must lie above what shuffled labels reach,
+above the embedding's score and above that of a bag of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from emoprobe.errors import InputError
+
+if TYPE_CHECKING:
+    from emoprobe.probes.probe_set import ProbeSet
+
+METRICS = {"pearson_r": "Pearson r", "auc": "AUC", "accuracy": "accuracy", "macro_auc": "mean AUC"}
+CONTROLS = {"shuffled_high": "shuffled labels", "layer0": "the embedding", "bag_of_words": "a bag of words"}
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+"""Colours of Okabe and Ito."""
+
+
+def best_rows(probes: ProbeSet) -> pd.DataFrame:
+    """Return the row of `probes.scores` at each concept's best layer, with a column `fails`: the controls it does not pass."""
+    scores = probes.scores.dropna(subset="value")
+    best = scores.loc[scores.groupby(["concept", "metric"], sort=False)["value"].idxmax()]
+    # A control that was not run is not passed.
+    fails = [
+        [name for control, name in CONTROLS.items() if not row["low"] > row[control]] for row in _rows(best)
+    ]
+    return best.assign(fails=pd.Series(fails, index=best.index, dtype=object))
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    return frame.to_dict("records")
+
+
+def report(probes: ProbeSet) -> str:
+    """Say for each concept how well its best layer reads it, beside the controls, and whether the evidence holds."""
+    about = probes.metadata
+    estimators = " and ".join(f"{name} for {kind}s" for kind, name in about.get("estimators", {}).items())
+    lines = [
+        f"Probes of {probes.model} on {about.get('corpus', 'unknown texts')}: {estimators or 'unknown estimator'}; "
+        f"{about.get('folds', '?')} folds that cut no group; layers {', '.join(map(str, probes.layers))}."
+    ]
+    lines += [_sentence(row) for row in _rows(best_rows(probes))]
+    lines.append(
+        "Intervals are 95% over resampled groups of held-out texts; they allow neither for refitting nor for having picked the "
+        f"best of {len(probes.layers)} layers."
+    )
+    return "\n".join(lines)
+
+
+def _sentence(row: dict[Any, Any]) -> str:
+    name = "All labels" if row["concept"].startswith("(") else row["concept"]
+    shuffled = f"{row['shuffled']:.2f} [{row['shuffled_low']:.2f}, {row['shuffled_high']:.2f}]"
+    failed = (
+        f"Not supported: its interval does not lie above {_and(row['fails'])}"
+        if row["fails"]
+        else "Supported"
+    )
+    return (
+        f"{name}: {METRICS[row['metric']]} {_span(row)} at layer {row['layer']} ({row['n']} texts, {row['groups']} groups); "
+        f"shuffled {shuffled}, embedding {row['layer0']:.2f}, bag of words {row['bag_of_words']:.2f}. {failed}."
+    )
+
+
+def _span(row: dict[Any, Any]) -> str:
+    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def table(probes: ProbeSet) -> str:
+    """Return an HTML table of the best layers, their intervals and their controls."""
+    head = [
+        "concept",
+        "metric",
+        "best layer",
+        "score [95%]",
+        "shuffled",
+        "embedding",
+        "bag of words",
+        "supported",
+    ]
+    rows = []
+    for row in _rows(best_rows(probes)):
+        cells = [
+            row["concept"],
+            METRICS[row["metric"]],
+            str(row["layer"]),
+            _span(row),
+            f"{row['shuffled']:.2f}",
+            f"{row['layer0']:.2f}",
+        ]
+        cells += [
+            f"{row['bag_of_words']:.2f}",
+            "yes" if not row["fails"] else f"not above {_and(row['fails'])}",
+        ]
+        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    heading = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    return (
+        f"<p>{escape(repr(probes))}</p><table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def plot(probes: ProbeSet, concepts: Sequence[str] | None = None) -> Figure:
+    """Draw score by layer, one panel per concept, with its 95% band, shuffled labels, embedding and bag of words.
+
+    `concepts` may name any in `probes.scores`; by default they are the dimensions and, for labels, "(labels)". Raises
+    `InputError` for one that is not there.
+    """
+    known = list(dict.fromkeys(probes.scores.concept))
+    if concepts is None:
+        concepts = [name for name in known if probes.kinds.get(name) != "label"]
+    for name in concepts:
+        if name not in known:
+            raise InputError(f"no scores for {name!r}: there are {', '.join(known)}")
+    columns = min(3, len(concepts))
+    rows = ceil(len(concepts) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat[len(concepts) :]:
+        panel.remove()
+    for panel, concept in zip(panels.flat, concepts, strict=False):
+        _panel(panel, probes.scores[probes.scores.concept == concept])
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+def _panel(panel: Any, scores: pd.DataFrame) -> None:
+    metric = scores.metric.iloc[0]
+    layers = scores.layer
+    panel.fill_between(layers, scores.shuffled_low, scores.shuffled_high, color=GREY, alpha=0.3, lw=0)
+    panel.plot(layers, scores.shuffled, color=GREY, ls="-", label="shuffled labels (95% range)")
+    panel.plot(layers, scores.layer0, color=GREEN, ls="--", label="embedding (layer 0)")
+    panel.plot(layers, scores.bag_of_words, color=ORANGE, ls=":", label="bag of words")
+    panel.fill_between(layers, scores.low, scores.high, color=BLUE, alpha=0.25, lw=0)
+    panel.plot(layers, scores.value, color=BLUE, marker="o", ms=4, label="probe (95% interval)")
+    panel.set_title(scores.concept.iloc[0], parse_math=False)
+    panel.set_xlabel("layer")
+    panel.set_ylabel(METRICS[metric])
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.grid(alpha=0.2)

@@ -1,0 +1,152 @@
+"""Cross-validation that keeps groups whole, with the controls that a probe's score is worth nothing without.
+
+All that is fitted (scaling, penalties, vocabularies) is fitted inside the training folds. Beside the score stand: the same
+with labels shuffled over texts, where the score must fall to chance; and a bag of words, what the words alone give away. The
+third control, the embedding, is layer 0. This file knows features, targets and groups, nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupShuffleSplit
+
+from emoprobe.probes import metrics
+from emoprobe.probes.estimators import Fit, Floats, LinearReadOut
+from emoprobe.probes.metrics import Integers
+from emoprobe.probes.tasks import Task
+
+SHUFFLE_TEXTS = 5000
+"""Shuffled labels are fitted on at most so many texts (whole groups); shuffled dimensions cost little and use all."""
+RIDGE_PENALTIES = (0.3, 1.0, 3.0, 10.0)
+LOGISTIC_PENALTIES = (1.0, 10.0)
+
+
+def out_of_fold(fit: Fit, features: Floats, targets: Floats, fold: Integers) -> Floats:
+    """Return the read-out of each text by a fit that has not seen its fold: (texts, concepts)."""
+    predicted = np.empty(targets.shape)
+    for number in np.unique(fold):
+        test = fold == number
+        predicted[test] = fit(features[~test], targets[~test])(features[test])
+    return predicted
+
+
+def cross_validate(
+    task: Task, fit: Fit, features: Floats, weights: metrics.Weighting, permutations: int, seed: int
+) -> pd.DataFrame:
+    """Score one layer's features (texts, d_model) by cross-validation, with shuffled labels beside it.
+
+    Returns one row per measure: concept, metric, value, low, high (95% over resampled groups), shuffled (mean), shuffled_low,
+    shuffled_high (the range in which 95% of shuffled scores are to be expected).
+    """
+    order = np.random.default_rng(seed)
+    if task.kind == "dimension":  # columns do not influence each other, so the shuffled ones are fitted along
+        shuffled = [task.targets[order.permutation(len(task.targets))] for _ in range(permutations)]
+        predicted = np.split(
+            out_of_fold(fit, features, np.hstack([task.targets, *shuffled]), task.fold), permutations + 1, 1
+        )
+        scores = task.score(predicted[0], task.targets, weights)
+        null = [task.score(p, y, task.plain)[0] for p, y in zip(predicted[1:], shuffled, strict=True)]
+    else:
+        scores = task.score(out_of_fold(fit, features, task.targets, task.fold), task.targets, weights)
+        null = _shuffled_labels(task, fit, features, permutations, order)
+    low, high = metrics.interval(scores[1:])
+    concepts, names = zip(*task.measures, strict=True)
+    frame = pd.DataFrame({"concept": concepts, "metric": names, "value": scores[0], "low": low, "high": high})
+    frame[["shuffled", "shuffled_low", "shuffled_high"]] = _expected_range(np.array(null), len(concepts))
+    return frame
+
+
+def _shuffled_labels(
+    task: Task, fit: Fit, features: Floats, permutations: int, order: np.random.Generator
+) -> list[Floats]:
+    part = subset(task, SHUFFLE_TEXTS, order)
+    null = []
+    for _ in range(permutations):
+        targets = task.targets[part][order.permutation(len(part))]
+        predicted = out_of_fold(fit, features[part], targets, task.fold[part])
+        weights = metrics.weighting(np.unique(task.group[part], return_inverse=True)[1], task.fold[part])
+        null.append(task.score(predicted, targets, weights)[0])
+    return null
+
+
+def subset(task: Task, most: int, order: np.random.Generator) -> Integers:
+    """Return the positions of about `most` texts of the task, in whole groups drawn at random; all if there are no more."""
+    if len(task.rows) <= most:
+        return np.arange(len(task.rows))
+    sizes = np.bincount(task.group)
+    drawn = order.permutation(task.groups)
+    kept = drawn[: max(1, int(np.searchsorted(sizes[drawn].cumsum(), most, side="right")))]
+    return np.flatnonzero(np.isin(task.group, kept))
+
+
+def _expected_range(null: Floats, measures: int) -> Floats:
+    """Return mean and 95% prediction range of shuffled scores, (measures, 3), allowing for how few there are."""
+    if len(null) < 2:
+        return np.full((measures, 3), np.nan)
+    mean, spread = null.mean(0), null.std(0, ddof=1)
+    reach = student.ppf(0.975, len(null) - 1) * spread * np.sqrt(1 + 1 / len(null))
+    return np.stack([mean, mean - reach, mean + reach], axis=1)
+
+
+# Bag of words --------------------------------------------------------------------------------------------------------
+
+
+def bag_of_words(task: Task, texts: Sequence[str], seed: int = 0) -> Floats:
+    """Return the scores of TF-IDF words and pairs of words on the same folds, (measures,).
+
+    `texts` are those of the task. The model on top is linear: ridge for dimensions, logistic regression
+    of each label against the rest for labels; its penalty is chosen on a grouped split
+    of the training folds.
+    """
+    words = np.asarray(texts, dtype=object)
+    predicted = np.empty(task.targets.shape)
+    for number in np.unique(task.fold):
+        test = task.fold == number
+        vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+        train = vectoriser.fit_transform(words[~test])
+        model = _tuned_on_words(task, train, task.targets[~test], task.group[~test], seed)
+        predicted[test] = model(vectoriser.transform(words[test]))
+    scores: Floats = task.score(predicted, task.targets, task.plain)[0]
+    return scores
+
+
+def _tuned_on_words(
+    task: Task, train: Any, targets: Floats, group: Integers, seed: int
+) -> Callable[[Any], Floats]:
+    fit = _ridge_on_words if task.kind == "dimension" else _logistic_on_words
+    penalties = RIDGE_PENALTIES if task.kind == "dimension" else LOGISTIC_PENALTIES
+    if len(np.unique(group)) < 2:  # nothing to choose by
+        return fit(train, targets, 1.0)
+    inner, outer = next(GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(group, groups=group))
+    one_fold = metrics.weighting(np.zeros(len(outer), dtype=np.int64), np.zeros(len(outer), dtype=np.int64))
+    scores = [
+        np.nanmean(
+            task.score(fit(train[inner], targets[inner], penalty)(train[outer]), targets[outer], one_fold)
+        )
+        for penalty in penalties
+    ]
+    return fit(train, targets, penalties[int(np.argmax(scores))])
+
+
+def _ridge_on_words(words: Any, values: Floats, penalty: float) -> LinearReadOut:
+    model = Ridge(penalty).fit(words, values)
+    return LinearReadOut(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))
+
+
+def _logistic_on_words(words: Any, carried: Floats, inverse_penalty: float) -> Callable[[Any], Floats]:
+    def decide(column: Floats) -> Callable[[Any], Floats]:
+        if column.min() == column.max():
+            return lambda new: np.full(new.shape[0], -np.inf if column[0] == 0 else np.inf)
+        model = LogisticRegression(C=inverse_penalty, solver="liblinear", random_state=0).fit(words, column)
+        decision: Callable[[Any], Floats] = model.decision_function
+        return decision
+
+    decisions = [decide(column) for column in carried.T]
+    return lambda new: np.stack([decision(new) for decision in decisions], axis=1)
