@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
+from emoprobe import drawing
 from emoprobe.activations import stream_residuals
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
@@ -28,6 +30,7 @@ from emoprobe.valattn.inject import inject
 from emoprobe.valattn.valuation import Valuation
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
@@ -54,10 +57,49 @@ class Comparison:
         return self.alignment.groupby(["quantity", "dimension"], sort=False)[columns].mean().reset_index()
 
     def plot(self) -> Figure:
-        """Draw row cosines and token correlations by layer, with the range of random valuations, and the change of the NLL."""
-        from emoprobe.report.figures import comparison_figure
+        """Draw row cosines and token correlations by layer, grey where random valuations lie, and the change of the NLL."""
+        with drawing.styled():
+            figure, axes = drawing.panels(1, 3, height=2.8)
+            for axis, quantity in zip(axes[0], ("row cosine", "token correlation"), strict=False):
+                self._draw_by_layer(axis, quantity)
+            self._draw_nll(axes[0, 2])
+            drawing.legend_below(figure, axes[0, 0])
+        return figure
 
-        return comparison_figure(self)
+    def _draw_by_layer(self, axis: Axes, quantity: str) -> None:
+        table = self.alignment[self.alignment["quantity"] == quantity]
+        grey = table.groupby("layer")[["control_low", "control_high"]].agg(
+            {"control_low": "min", "control_high": "max"}
+        )
+        drawing.control(
+            axis,
+            list(grey.index),
+            low=grey["control_low"],
+            high=grey["control_high"],
+            label="random valuations",
+        )
+        for (dimension, rows), colour in zip(
+            table.groupby("dimension", sort=False), cycle(drawing.PALETTE), strict=False
+        ):
+            drawing.line(axis, rows["layer"], rows["value"], label=str(dimension), colour=colour)
+        drawing.zero(axis)
+        axis.set(title=f"{quantity}, probed–learned", xlabel="block", ylim=(-1.05, 1.05))
+
+    def _draw_nll(self, axis: Axes) -> None:
+        table = self.nll[self.nll["condition"] != "untouched"]
+        for row, item in enumerate(table.itertuples()):
+            colour = drawing.CONTROL if str(item.condition).startswith("random") else drawing.BLUE
+            axis.errorbar(
+                [item.delta],
+                [row],
+                xerr=[[item.delta - item.low], [item.high - item.delta]],
+                fmt="o",
+                color=colour,
+            )
+        axis.set_yticks(range(len(table)), [str(name) for name in table["condition"]])
+        axis.invert_yaxis()
+        drawing.zero(axis, vertical=True)
+        axis.set(title="change of NLL", xlabel="nats per token")
 
     def __repr__(self) -> str:
         return f"<Comparison on {self.name}>\n{self.summary().to_string(index=False)}\n{self.nll.to_string(index=False)}"
