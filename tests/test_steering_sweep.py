@@ -1,0 +1,281 @@
+"""Dose–response: exact at strength 0, honest about chance, NaN instead of a crash, safe to show."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from scipy import stats
+from tiny import tiny_model
+from torch import Tensor
+
+from emoprobe.errors import InputError
+from emoprobe.models import LiveModel
+from emoprobe.probes import Direction
+from emoprobe.steering import NonFiniteWarning, Sweep, continuation, kl, nll, steer, sweep
+from emoprobe.steering.sweep import _bootstrap, _monotone_range, _prediction_interval, _random_like
+from emoprobe.valattn import Valuation, inject
+
+PROMPTS = ["I am so glad that you came", "The dog", "They were afraid of the dark and", "The sun came up and"]
+TEXTS = ["She was sad that the dog had run away.", "He felt calm, then angry.", "The music was good."]
+
+
+def vector(model: LiveModel, rows: int | None = None) -> Tensor:
+    shape = (model.d_model,) if rows is None else (rows, model.d_model)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def valuation(model: LiveModel) -> Valuation:
+    generator = torch.Generator().manual_seed(11)  # not that of a control
+    weight = torch.randn(2, 2, model.d_model, generator=generator) / 2
+    return Valuation(weight, torch.zeros(2, 2), ("valence", "arousal"), (0, 1))
+
+
+def measures() -> list:
+    return [nll(TEXTS), kl(TEXTS), continuation({"glad": [" happy", " glad"], "sad": [" sad"]})]
+
+
+def steered(result: Sweep) -> pd.DataFrame:
+    return result.raw[result.raw["condition"] == "steered"]
+
+
+def made_up(
+    value: object, strengths: Sequence[float] = (-1, -0.5, 0, 0.5, 1), texts: int = 40, controls: int = 5
+) -> Sweep:
+    """A sweep whose values are `value(strength, seed, generator)` (texts,), with seed None for the steered condition."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for strength in strengths:
+        for seed in (None, *range(controls)):
+            condition = "steered" if seed is None else "random"
+            values = value(strength, seed, generator) + generator.normal(size=texts) * 0.1  # type: ignore[operator]
+            rows += [(strength, condition, seed, "m", text, v) for text, v in enumerate(values)]
+    raw = pd.DataFrame(rows, columns=["strength", "condition", "seed", "measure", "text", "value"])
+    return Sweep(raw.astype({"seed": "Int64"}), "made up", "nothing")
+
+
+@pytest.mark.parametrize("kind", ["tensor", "direction", "valuation"])
+def test_strength_zero_gives_exactly_the_untouched_values_and_others_the_intervened(kind: str) -> None:
+    model = tiny_model("llama", dtype=torch.float32)
+    what = {
+        "tensor": vector(model),
+        "direction": Direction("calm", (2,), vector(model)[None], torch.tensor([9.0])),
+        "valuation": valuation(model),
+    }[kind]
+    used = measures()
+    untouched = {name: v for m in used for name, v in m(model, PROMPTS).items()}
+    result = sweep(model, what, [0.5, 0, -0.5], PROMPTS, used, controls=2, progress=False)
+    place = inject if kind == "valuation" else steer
+    for strength in (-0.5, 0.0, 0.5):
+        with place(model, what, strength):
+            truth = {name: v for m in used for name, v in m(model, PROMPTS).items()}
+        for name, values in truth.items():
+            part = result.raw[(result.raw["strength"] == strength) & (result.raw["measure"] == name)]
+            found = part[part["condition"] == "steered"]["value"].to_numpy()
+            assert np.array_equal(found, values.double().numpy())
+            assert np.array_equal(found, untouched[name].double().numpy()) == (strength == 0)
+            for seed in (0, 1):
+                control = part[part["seed"] == seed]["value"].to_numpy()
+                assert np.array_equal(control, found) == (strength == 0)
+    kls = result.raw[result.raw["measure"] == "kl"]
+    assert (kls["value"] >= 0).all() and (kls[kls["strength"] == 0]["value"] == 0).all()
+
+
+def test_the_frame_is_tidy_and_made_of_the_texts() -> None:
+    model = tiny_model("gpt2", dtype=torch.float32)
+    result = sweep(
+        model, vector(model), [-0.5, 0, 0.5], PROMPTS, measures(), controls=2, seed=3, progress=False
+    )
+    frame = result.frame
+    assert list(frame.columns) == ["strength", "condition", "seed", "measure", "value", "low", "high"]
+    assert len(frame) == 3 * (1 + 2) * 4
+    assert set(frame["seed"].dropna()) == {3, 4} and frame["seed"].isna().sum() == 12
+    assert (frame["low"] <= frame["value"]).all() and (frame["value"] <= frame["high"]).all()
+    for row in frame.itertuples():
+        same = result.raw["seed"].isna() if row.seed is pd.NA else result.raw["seed"] == row.seed
+        part = result.raw[
+            same & (result.raw["strength"] == row.strength) & (result.raw["measure"] == row.measure)
+        ]
+        assert len(part) == (len(TEXTS) if row.measure in ("nll", "kl") else len(PROMPTS))
+        assert row.value == pytest.approx(part["value"].mean())
+    again = sweep(
+        model, vector(model), [-0.5, 0, 0.5], PROMPTS, measures(), controls=2, seed=3, progress=False
+    )
+    pd.testing.assert_frame_equal(result.frame, again.frame)
+    other = sweep(
+        model, vector(model), [-0.5, 0, 0.5], PROMPTS, measures(), controls=2, seed=9, progress=False
+    )
+    pd.testing.assert_frame_equal(steered(result), steered(other))
+    assert not np.array_equal(result.frame["value"], other.frame["value"])
+
+
+def test_controls_have_the_norm_and_the_angles_of_what_they_control_for() -> None:
+    model = tiny_model("gpt2")
+    for given in (vector(model), vector(model, 4), vector(model, 4)[:, :2]):  # more rows than columns too
+        turned = _random_like(given, 0)
+        assert isinstance(turned, Tensor) and turned.dtype == given.dtype and turned.shape == given.shape
+        rows, others = given.reshape(-1, given.shape[-1]), turned.reshape(-1, given.shape[-1])
+        torch.testing.assert_close(others @ others.T, rows @ rows.T, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(turned, given, atol=0.1)
+    cosines = np.array(
+        [float(torch.cosine_similarity(_random_like(vector(model), s), vector(model), 0)) for s in range(500)]
+    )
+    # Uniform on the sphere: cosines have mean 0 and variance 1/d.
+    assert abs(cosines.mean()) < 4 / math.sqrt(500 * 32)
+    assert cosines.var() == pytest.approx(1 / 32, rel=0.25)
+
+
+def test_a_bootstrap_interval_is_that_of_scipy() -> None:
+    values = np.random.default_rng(1).normal(size=30)
+    truth = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20000, random_state=0
+    ).confidence_interval
+    assert _bootstrap(values) == pytest.approx((truth.low, truth.high), abs=0.02)
+    assert all(map(math.isnan, _bootstrap(values[:1])))
+
+
+def test_one_more_random_control_falls_into_the_prediction_interval_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(2).normal(3, 2, size=(4000, 6))
+    intervals = [_prediction_interval(row[:5]) for row in draws]
+    inside = np.mean([low <= row[5] <= high for (low, high), row in zip(intervals, draws, strict=True)])
+    assert inside == pytest.approx(0.95, abs=0.012)
+    assert all(map(math.isnan, _prediction_interval(draws[0, :1])))
+
+
+def test_the_widest_monotone_range() -> None:
+    strengths = np.array([-2.0, -1, 0, 1, 2, 4])
+    for means, truth in {
+        (1, 2, 3, 4, 5, 6): (-2, 4),
+        (6, 5, 4, 3, 2, 1): (-2, 4),
+        (4, 1, 0, 1, 4, 9): (0, 4),
+        (9, 4, 1, 0, 1, 0): (-2, 1),
+        (0, 0, 0, 1, 1, 1): (0, 1),
+        (5, 0, 5, 0, 5, 0): (2, 4),
+    }.items():
+        assert _monotone_range(strengths, np.array(means, dtype=float)) == truth
+    assert all(map(math.isnan, _monotone_range(strengths, np.ones(6))))
+
+
+def test_a_planted_effect_is_found_and_measured() -> None:
+    result = made_up(lambda s, seed, g: np.full(40, 2.0 * s if seed is None else g.normal() * 0.1 * s))
+    (row,) = result.summary().itertuples()
+    part = result.frame[result.frame["condition"] == "steered"]
+    assert row.slope == pytest.approx(np.polyfit(part["strength"], part["value"], 1)[0])
+    assert row.low < 2.0 < row.high and row.high - row.low < 0.2
+    assert row.spearman == pytest.approx(1) and (row.monotone_from, row.monotone_to) == (-1, 1)
+    assert row.random_high < row.slope
+    assert row.verdict == "rises with strength monotonically from -1 to 1, and unlike random controls"
+
+
+def test_what_random_controls_do_too_is_not_called_specific() -> None:
+    slopes = np.random.default_rng(5).normal(size=6)
+    result = made_up(lambda s, seed, g: np.full(40, s * (1.0 if seed is None else slopes[seed])))
+    (verdict,) = result.summary()["verdict"]
+    assert verdict == "rises with strength monotonically from -1 to 1, but no more than random controls may"
+    alone = made_up(lambda s, seed, g: np.full(40, -s), controls=0)
+    assert alone.summary()["verdict"][0].startswith(
+        "falls with strength monotonically from -1 to 1; too few random"
+    )
+
+
+def test_nothing_and_not_one_way_are_named_so() -> None:
+    (verdict,) = made_up(lambda s, seed, g: np.zeros(40)).summary()["verdict"]
+    assert verdict.startswith("no overall trend: the slope's interval includes 0")
+    (verdict,) = made_up(lambda s, seed, g: np.full(40, s * s)).summary()["verdict"]
+    assert verdict.startswith("no overall trend") and "one way only from" in verdict
+    (verdict,) = made_up(lambda s, seed, g: np.full(40, s * s + s)).summary()["verdict"]
+    assert verdict.startswith("rises with strength on the whole (one way only from -0.5 to 1)")
+    flat = made_up(lambda s, seed, g: np.zeros(40))
+    (verdict,) = Sweep(flat.raw.assign(value=1.0), "x", "y").summary()["verdict"]
+    assert verdict == "does not change"
+
+
+@pytest.mark.filterwarnings("ignore::emoprobe.steering.NonFiniteWarning")
+def test_a_model_pushed_too_hard_gives_nan_and_a_warning() -> None:
+    model = tiny_model("gpt2", dtype=torch.float32)
+    with pytest.warns(
+        NonFiniteWarning, match=r"at strength 1e\+39 \(steered\), nll was not finite for 3 of 3 texts"
+    ):
+        result = sweep(model, vector(model), [0, 0.1, 1e39], PROMPTS, measures(), controls=1, progress=False)
+    last = result.frame[result.frame["strength"] == 1e39]
+    assert len(last) == 8 and last[["value", "low", "high"]].isna().all(axis=None)
+    assert result.frame[result.frame["strength"] < 1]["value"].notna().all()
+    assert result.summary()["verdict"].str.endswith("; not finite at 1e+39").all()
+    assert result.summary()["slope"].notna().all()
+    with pytest.warns(NonFiniteWarning):
+        lost = sweep(model, vector(model), [0, 1e39], PROMPTS, measures(), controls=1, progress=False)
+    assert lost.summary()["verdict"].str.startswith("cannot be judged").all()
+    assert isinstance(lost.plot(), Figure)
+    assert model.logits(PROMPTS).isfinite().all()
+
+
+def test_it_shows_itself_and_nothing_that_a_name_smuggles_in() -> None:
+    import matplotlib.pyplot as plt
+
+    model = tiny_model("gpt2", dtype=torch.float32)
+    evil = "<script>alert(1)</script> $x_{ $"
+    direction = Direction(evil, (2,), vector(model)[None])
+    result = sweep(
+        model, direction, [0, 0.5], PROMPTS, [continuation({evil: [" happy"]})], controls=1, progress=False
+    )
+    page = result._repr_html_()
+    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page and "data:image/png;base64," in page
+    assert evil in repr(result)
+    assert isinstance(result.plot(), Figure) and len(result.plot().axes) == 1
+    assert plt.get_fignums() == []  # no figure is left in global state
+    many = sweep(model, direction, [0, 0.5], PROMPTS, measures(), controls=0, progress=False)
+    assert len(many.plot().axes) == 4
+
+
+def test_any_function_of_model_and_prompts_is_a_measure() -> None:
+    model = tiny_model("gpt2", dtype=torch.float32)
+
+    def last_norm(live: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"norm": live.capture(prompts, [3], "last")[:, 0].norm(dim=-1)}
+
+    result = sweep(model, vector(model), [0, 4], "The dog", [last_norm], controls=1, progress=False)
+    assert result.frame["measure"].unique().tolist() == ["norm"] and result.frame["low"].isna().all()
+    assert len(result.raw) == 4
+
+
+def test_what_cannot_be_swept_is_refused_in_words() -> None:
+    model = tiny_model("gpt2", dtype=torch.float32)
+
+    def refused(
+        match: str, *, what: object = None, strengths: object = (0, 1), used: object = None, **options: object
+    ) -> None:
+        with pytest.raises(InputError, match=match):
+            sweep(
+                model,
+                vector(model) if what is None else what,  # type: ignore[arg-type]
+                strengths,  # type: ignore[arg-type]
+                PROMPTS,
+                measures() if used is None else used,  # type: ignore[arg-type]
+                progress=False,
+                **options,  # type: ignore[arg-type]
+            )
+
+    refused("not a list of finite numbers", strengths=[0, float("nan")])
+    refused("not a list of finite numbers", strengths=[])
+    refused('two measures are called "nll"', used=[nll(TEXTS), nll(PROMPTS)])
+    refused("at least one prompt and one measure", used=[])
+    refused("one number per text", used=[lambda live, prompts: {"x": torch.zeros(2, 2)}])
+    refused("direction is a str", what="calm")
+    refused("width 5", what=torch.ones(5))
+    refused("not finite", what=torch.full((32,), torch.inf))
+    refused('leave positions at "all"', what=valuation(model), positions="last")
+    refused("layer 9", layers=9)
+    assert np.isfinite(
+        sweep(
+            model,
+            vector(model),
+            [1],
+            PROMPTS,
+            [nll(TEXTS), nll(PROMPTS, name="nll of prompts")],
+            controls=0,
+            progress=False,
+        ).frame["value"]
+    ).all()
