@@ -83,7 +83,7 @@ class Comparison:
         ):
             drawing.line(axis, rows["layer"], rows["value"], label=str(dimension), colour=colour)
         drawing.zero(axis)
-        axis.set(title=f"{quantity}, probed–learned", xlabel="block", ylim=(-1.05, 1.05))
+        axis.set(title=quantity, xlabel="block", ylim=(-1.05, 1.05))
 
     def _draw_nll(self, axis: Axes) -> None:
         table = self.nll[self.nll["condition"] != "untouched"]
