@@ -110,7 +110,8 @@ def _projector(vector: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norms
 
 
 def _vectors(model: LiveModel, direction: Vector, layers: Sequence[int]) -> Tensor:

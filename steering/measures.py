@@ -39,7 +39,7 @@ def nll(texts: Sequence[str], *, name: str = "nll", batch_size: int = 32) -> Mea
     texts = _listed(texts)
 
     def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
-        _refuse_positions(model, name, "generated")
+        _refuse_positions(model, name, "generated", "last")
         total, count = text_nll(model, texts, batch_size)
         if not bool(count.all()):
             raise InputError(
@@ -61,7 +61,7 @@ def kl(texts: Sequence[str], *, name: str = "kl", batch_size: int = 32) -> Measu
     untouched: WeakKeyDictionary[LiveModel, list[Tensor]] = WeakKeyDictionary()
 
     def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
-        _refuse_positions(model, name, "generated")
+        _refuse_positions(model, name, "generated", "last")
         if model not in untouched:
             if model._interventions:
                 raise InputError(
@@ -92,9 +92,8 @@ def read_out(probes: ProbeSet, concept: str, layer: int | float, *, name: str | 
         label = name or f"{concept} read-out, layer {index}"
         _refuse_positions(model, label, "generated")
         _check_above(model, index, label)
-        pooled = model.capture(list(prompts), [index])[
-            :, 0
-        ]  # a read-out is affine: its mean is that of the mean
+        pooled = model.capture(list(prompts), [index])[:, 0]
+        # A read-out is affine, so that its mean over tokens is that of their mean.
         return {label: probes.read_out(pooled, index)[:, probes.concept_index(concept)].double()}
 
     return measure

@@ -8,7 +8,6 @@ nothing of what is measured. The random controls are there because any push of t
 from __future__ import annotations
 
 import base64
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = NDArray[np.float64]
 STEERED, RANDOM = "steered", "random"
-BLUE, GREY = "#0072B2", "#999999"  # told apart whatever one's colour vision, and in print
 RESAMPLES = 2000
 
 
@@ -73,9 +71,7 @@ def sweep(
     Numbers that are not finite, as a model pushed too hard gives, become NaN with a `NonFiniteWarning`.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    _interventions(
-        model, intervention, 0.0, layers, positions
-    )  # raises what there is to raise before anything runs
+    _interventions(model, intervention, 0.0, layers, positions)  # what cannot be placed is refused at once
     arms: list[tuple[str, int | None, Vector | Valuation]] = [(STEERED, None, intervention)]
     arms += [(RANDOM, number, _random_like(intervention, number)) for number in range(seed, seed + controls)]
     runs = [
@@ -137,21 +133,20 @@ class Sweep:
 
     def plot(self) -> Figure:
         """Draw each measure against strength: mean and interval, and the random controls with their range."""
-        from matplotlib.figure import Figure
+        from emoprobe import drawing
 
         measures = list(self.frame["measure"].unique())
         columns = min(3, len(measures))
-        rows = math.ceil(len(measures) / columns)
-        figure = Figure(figsize=(0.5 + 3.6 * columns, 0.8 + 2.8 * rows), layout="constrained")
-        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for measure, panel in zip(measures, panels, strict=False):
-            _draw(panel, self.frame[self.frame["measure"] == measure])
-            panel.set_title(measure, fontsize="medium", parse_math=False)
-        for panel in panels[len(measures) :]:
-            panel.remove()
-        figure.suptitle(f"{self.subject} in {self.model}", fontsize="medium", parse_math=False)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        with drawing.styled():
+            figure, axes = drawing.panels(math.ceil(len(measures) / columns), columns)
+            every: list[Axes] = axes.ravel().tolist()
+            for measure, axis in zip(measures, every, strict=False):
+                _draw(axis, self.frame[self.frame["measure"] == measure])
+                axis.set_title(measure, parse_math=False)
+            for axis in every[len(measures) :]:
+                axis.remove()
+            figure.suptitle(f"{self.subject} in {self.model}", parse_math=False)
+            drawing.legend_below(figure, figure.axes[0])
         return figure
 
     def __repr__(self) -> str:
@@ -159,9 +154,9 @@ class Sweep:
         return "\n".join([f"<Sweep of {self.subject} in {self.model}>", *verdicts])
 
     def _repr_html_(self) -> str:
-        picture = io.BytesIO()
-        self.plot().savefig(picture, format="png", dpi=110)
-        image = base64.b64encode(picture.getvalue()).decode()
+        from emoprobe import drawing
+
+        image = base64.b64encode(drawing.png(self.plot())).decode()
         title = escape(f"Sweep of {self.subject} in {self.model}")
         table = self.summary().to_html(index=False, float_format="{:.3g}".format)
         return f'<p>{title}</p>{table}<img alt="{title}" src="data:image/png;base64,{image}">'
@@ -194,7 +189,8 @@ def _random_like(intervention: Vector | Valuation, seed: int) -> Vector | Valuat
     noise = torch.randn(basis.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     turned, triangle = torch.linalg.qr(noise)
     turned = turned * triangle.diagonal().sign()  # without this a QR's first coordinates are not random
-    return (turned @ coordinates).T.reshape(intervention.shape).to(intervention.device, kind)
+    control: Tensor = (turned @ coordinates).T.reshape(intervention.shape)
+    return control.to(intervention.device, kind)
 
 
 def _measured(model: LiveModel, prompts: Sequence[str], measures: Sequence[Measure]) -> dict[str, Floats]:
@@ -278,9 +274,8 @@ def _prediction_interval(values: Floats) -> tuple[float, float]:
     return float(values.mean() - reach), float(values.mean() + reach)
 
 
-def _curve(part: pd.DataFrame, strengths: Sequence[float] | None = None) -> pd.DataFrame:
-    """Return the values of one measure and condition, strength × text, without strengths that have NaN."""
-    part = part if strengths is None else part[part["strength"].isin(strengths)]
+def _curve(part: pd.DataFrame) -> pd.DataFrame:
+    """Return the values of one measure and run, strength × text, without strengths that have NaN."""
     return part.pivot(index="strength", columns="text", values="value").sort_index().dropna()
 
 
@@ -337,26 +332,20 @@ def _lost(part: pd.DataFrame, strengths: Floats) -> str:
 # Drawing -------------------------------------------------------------------------------------------------------------
 
 
-def _draw(panel: Axes, frame: pd.DataFrame) -> None:
-    """Draw one measure: random controls as thin lines in their range, the intervention with its interval."""
+def _draw(axis: Axes, frame: pd.DataFrame) -> None:
+    """Draw one measure: random controls as lines in their range, the intervention with its interval."""
+    from emoprobe import drawing
+
     random = frame[frame["condition"] == RANDOM].pivot(index="strength", columns="seed", values="value")
+    strengths = list(random.index)
+    for _, curve in random.items():
+        drawing.control(axis, strengths, curve)
     if len(random.columns):
-        panel.plot(random.index, random, color=GREY, linewidth=0.7, linestyle="--")
         low, high = random.min(axis=1, skipna=False), random.max(axis=1, skipna=False)
-        label = f"{len(random.columns)} random controls"
-        panel.fill_between(random.index, low, high, color=GREY, alpha=0.3, linewidth=0, label=label)
-    steered = frame[frame["condition"] == STEERED].sort_values("strength")
-    panel.fill_between(
-        steered["strength"], steered["low"], steered["high"], color=BLUE, alpha=0.2, linewidth=0
-    )
-    panel.plot(
-        steered["strength"],
-        steered["value"],
-        color=BLUE,
-        marker="o",
-        markersize=4,
-        label="steered, 95 % interval",
-    )
-    panel.set_xlabel("strength")
-    panel.axvline(0, color="black", linewidth=0.5, alpha=0.5)
-    panel.spines[["top", "right"]].set_visible(False)
+        label = f"{len(random.columns)} random controls and their range"
+        drawing.control(axis, strengths, low=low, high=high, label=label)
+    steered = frame[frame["condition"] == STEERED]
+    columns = (steered[name] for name in ("strength", "value", "low", "high"))
+    drawing.line(axis, *columns, label="steered, 95 % interval over texts")
+    drawing.zero(axis, vertical=True)
+    axis.set_xlabel("strength")

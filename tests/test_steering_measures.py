@@ -189,12 +189,14 @@ def test_positions_that_only_generation_knows_are_refused() -> None:
             pytest.raises(InputError, match='positions="generated"'),
         ):
             measure(model, PROMPTS)
-    for positions in ("prompt", "last"):
-        with (
-            steer(model, push, 0.5, 1, positions),
-            pytest.raises(InputError, match=f'positions="{positions}"'),
-        ):
-            measures[3](model, PROMPTS)
+    for positions, blind in {"last": [0, 1, 3], "prompt": [3]}.items():
+        for index in range(4):
+            with steer(model, push, 0.5, 1, positions):
+                if index in blind:
+                    with pytest.raises(InputError, match=f'positions="{positions}"'):
+                        measures[index](model, PROMPTS)
+                else:
+                    measures[index](model, PROMPTS)
 
 
 def test_spans_of_a_prompt_hold_under_a_continuation() -> None:
