@@ -85,12 +85,43 @@ class TransformersModel(LiveModel):
         with ExitStack() as stack:
             for layer in set(layers):
                 stack.enter_context(self._watch(layer, keep(layer)))
-            stack.enter_context(self._given(batch))
+            self._run_until_stopped(batch)
+        return torch.stack([found[layer] for layer in layers])
+
+    def attention(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return attention outputs (layers, batch, position, d_model) and weights (layers, batch, heads, queries, keys)."""
+        if self.dtype == torch.float64 and not batch.real.all():
+            # Many models take the softmax in float32 even so, where a wholly masked row overflows and spreads.
+            raise InputError("attention is read in float64 without padding only: give one text at a time")
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        deepest = max(layers)
+
+        def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+            def read(module: nn.Module, args: Any, output: Any) -> None:
+                if not isinstance(output, tuple) or output[1] is None:
+                    raise InputError(
+                        f"{type(module).__name__} of {self.name} does not give its attention weights"
+                    )
+                found[layer] = output[0], output[1]
+                if layer == deepest:
+                    raise _Stop
+
+            return read
+
+        with ExitStack() as stack:
+            stack.enter_context(_eager(self.underlying))
+            for layer in set(layers):
+                stack.enter_context(self._attention(layer).register_forward_hook(keep(layer)))
+            self._run_until_stopped(batch)
+        outputs, weights = zip(*(found[layer] for layer in layers), strict=True)
+        return torch.stack(outputs), torch.stack(weights)
+
+    def _run_until_stopped(self, batch: Batch) -> None:
+        with self._given(batch):
             try:
                 self.underlying.base_model(**self._inputs(batch), use_cache=False)
             except _Stop:
                 pass
-        return torch.stack([found[layer] for layer in layers])
 
     def generate_ids(self, batch: Batch, **options: Any) -> Tensor:
         """Return prompt and continuation, (batch × sequences, position)."""
@@ -287,6 +318,20 @@ def _gain(norm: nn.Module, width: int) -> Tensor:
 
 
 # Attention -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model compute its attention in the one way that gives the weights, inside the block."""
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
 
 
 class _Route:
