@@ -246,6 +246,9 @@ def test_balanced_samples_are_balanced_until_a_label_runs_out():
     assert counts(corpus.sample(100, balanced=True)) == {"common": 80, "rare": 3, "some": 15}
     assert counts(corpus.sample(9, seed=0))["rare"] < 3, "the control: an unbalanced sample is not"
 
+    shared = plain([f"text {i}" for i in range(40)], labels=[["often"]] * 30 + [["often", "seldom"]] * 10)
+    assert counts(shared.sample(11, balanced=True)) == {"often": 11, "seldom": 10}, "the scarcest draws"
+
 
 # ---- identity and looks
 
@@ -433,6 +436,10 @@ def test_class_numbers_become_names_and_keep_the_whole_vocabulary(tmp_path: Path
     lists = Features({"text": Value("string"), "labels": List(ClassLabel(names=names))})
     data = Dataset.from_dict({"text": ["a", "b"], "labels": [[2, 0], []]}, features=lists)
     assert load_corpus(data).data["labels"][:] == [["pride", "rage, fury"], []]
+    assert load_corpus(data, columns={"source": "labels"}).data["source"][:] == ["pride, rage, fury", ""]
+    topics = Features({"text": Value("string"), "group": ClassLabel(names=["work", "love"])})
+    data = Dataset.from_dict({"text": ["a", "b"], "group": [1, 0]}, features=topics)
+    assert load_corpus(data).groups.tolist() == ["love", "work"]
 
 
 def test_labels_in_columns_of_their_own():
@@ -445,6 +452,16 @@ def test_numbers_as_labels_and_groups_are_written_out():
     frame = pd.DataFrame({"text": ["a", "b", "c"], "label": [1.0, None, 0], "group": [7, 7, 8]})
     corpus = load_corpus(frame)
     assert corpus.data["labels"][:] == [["1"], [], ["0"]] and corpus.groups.tolist() == ["7", "7", "8"]
+
+
+def test_marks_and_breaks_of_unicode_are_no_part_of_the_format(tmp_path: Path):
+    for file, content in (
+        ("a.csv", 'text,label\n"one\u2028two",joy\n'),
+        ("a.jsonl", '{"text": "one\u2028two", "label": "joy"}\r\n'),
+    ):
+        (tmp_path / file).write_text("\ufeff" + content, encoding="utf-8")
+        corpus = load_corpus(tmp_path / file)
+        assert corpus.texts == ["one\u2028two"] and corpus.labels == ("joy",)
 
 
 def test_sentences_annotated_by_word_load_from_files(tmp_path: Path):

@@ -227,14 +227,14 @@ class Corpus:
     def sample(self, n: int, seed: int = 0, balanced: bool = False) -> Corpus:
         """Draw at most `n` texts without replacement, kept in order.
 
-        With `balanced`, the labels take turns to draw a text of theirs, so that each ends with as many as the
-        next until its texts run out; texts without a label are left out.
+        With `balanced`, each is drawn for the label that has the fewest so far, until that label's texts run
+        out; texts without a label are left out.
         """
         if n < 1:
             raise InputError(f"{self.name}: a sample of {n} texts; ask for at least one")
         rows = np.random.default_rng(seed).permutation(len(self))
         if balanced:
-            rows = _in_turns(self.label_matrix(), rows)
+            rows = _balanced(self.label_matrix(), rows, n)
         return self.select(indices=np.sort(rows[:n]))
 
     @cached_property
@@ -291,19 +291,20 @@ def _filled(
     return filled
 
 
-def _in_turns(matrix: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Order rows so that the labels, column by column, draw in turns; each queue keeps the given order."""
-    queues = [iter(order[matrix[order, j]].tolist()) for j in range(matrix.shape[1])]
-    drawn: dict[int, None] = {}
-    while queues:
-        left = []
-        for queue in queues:
-            row = next((row for row in queue if row not in drawn), None)
-            if row is not None:
-                drawn[row] = None
-                left.append(queue)
-        queues = left
-    return np.asarray(list(drawn), dtype=int)
+def _balanced(matrix: np.ndarray, order: np.ndarray, n: int) -> np.ndarray:
+    """Choose up to `n` rows of a label matrix, each the next in order of the label with the fewest so far."""
+    queues = {label: iter(order[matrix[order, label]].tolist()) for label in range(matrix.shape[1])}
+    counts = np.zeros(matrix.shape[1], dtype=int)
+    drawn: set[int] = set()
+    while queues and len(drawn) < n:
+        scarcest = min(queues, key=counts.__getitem__)
+        row = next((row for row in queues[scarcest] if row not in drawn), None)
+        if row is None:
+            del queues[scarcest]
+        else:
+            drawn.add(row)
+            counts += matrix[row]
+    return np.fromiter(drawn, dtype=int)
 
 
 def _listed(names: Mapping[str, object]) -> str:
