@@ -562,6 +562,10 @@ def test_things_that_are_no_source_are_refused(tmp_path: Path):
         InputError, match=r"emobank: .* does not hold emobank\.csv; give the folder that does"
     ):
         load_corpus("emobank", folder=tmp_path)
+    for file in ("train.tsv", "dev.tsv", "test.tsv"):
+        (tmp_path / file).write_text("text\tjoy\tid\n")
+    with pytest.raises(InputError, match=r"goemotions: the files in .* are not as published .*'joy'"):
+        load_corpus(tmp_path)
 
 
 # ---- the published corpora, from their folders
@@ -831,6 +835,11 @@ def test_isear_from_its_address(addresses: dict[str, bytes], tmp_path: Path):
     (tmp_path / "tidy").mkdir()
     tidy.to_csv(tmp_path / "tidy" / "isear.csv", index=False)
     assert load_corpus("isear", folder=tmp_path / "tidy").fingerprint == corpus.fingerprint
+    (tmp_path / "tidy" / "emobank.csv").touch()
+    two = (tmp_path / "tidy").rename(tmp_path / "ISEAR")
+    assert load_corpus(two).fingerprint == corpus.fingerprint, (
+        "where two would fit, the folder's name decides"
+    )
 
 
 def test_crowd_envent_from_its_address(addresses: dict[str, bytes]):

@@ -67,7 +67,7 @@ class Corpus:
     """Dimension -> (lowest, highest) value, in the units of the annotators."""
 
     def __post_init__(self) -> None:
-        """Check the contents and merges the groups that share a text."""
+        """Check the contents and merge the groups that share a text."""
         checks.check_names(self.name, self.labels, self.dimensions)
         expected = features(list(self.dimensions))
         if self.data.features != expected:
