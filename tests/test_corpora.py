@@ -424,6 +424,16 @@ def test_a_round_trip_through_memory_changes_nothing():
     assert load_corpus(written).fingerprint == reference(spans=[[]] * 4).fingerprint
 
 
+def test_a_round_trip_keeps_dimensions_of_any_name_and_order():
+    ranges = {"zeal": (0, 5), "relevance": (1, 5), "effort": (-2, 2)}
+    corpus = Corpus.from_columns(
+        {"text": ["a"], "zeal": [1], "relevance": [2], "effort": [0]}, dimensions=ranges
+    )
+    again = load_corpus(corpus.frame, ranges=corpus.dimensions)
+    assert list(again.dimensions) != list(corpus.dimensions) and again.dimensions == corpus.dimensions
+    assert again.fingerprint == corpus.fingerprint
+
+
 def test_class_numbers_become_names_and_keep_the_whole_vocabulary(tmp_path: Path):
     names = ["rage, fury", "joy", "pride"]
     features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
