@@ -127,6 +127,8 @@ def trace(
         raise InputError(f'kind="{kind}" is not understood: give one of {", ".join(UNITS)}')
     probes.check_model(model)
     texts = (text,) if isinstance(text, str) else tuple(text)
+    if not texts:
+        raise InputError("no text was given")
     pairs = _pairs(probes, concepts, layers)
     wanted = sorted({layer for _, layer in pairs})
     frames: dict[int, pd.DataFrame] = {}

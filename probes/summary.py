@@ -57,7 +57,7 @@ def report(probes: ProbeSet) -> str:
 
 def _sentence(row: dict[Any, Any]) -> str:
     name = "All labels" if row["concept"].startswith("(") else row["concept"]
-    shuffled = f"{row['shuffled']:.2f} [{row['shuffled_low']:.2f}, {row['shuffled_high']:.2f}]"
+    shuffled = f"{_two(row['shuffled'])} [{_two(row['shuffled_low'])}, {_two(row['shuffled_high'])}]"
     failed = (
         f"Not supported: its interval does not lie above {_and(row['fails'])}"
         if row["fails"]
@@ -65,12 +65,16 @@ def _sentence(row: dict[Any, Any]) -> str:
     )
     return (
         f"{name}: {METRICS[row['metric']]} {_span(row)} at layer {row['layer']} ({row['n']} texts, {row['groups']} groups); "
-        f"shuffled {shuffled}, embedding {row['layer0']:.2f}, bag of words {row['bag_of_words']:.2f}. {failed}."
+        f"shuffled {shuffled}, embedding {_two(row['layer0'])}, bag of words {_two(row['bag_of_words'])}. {failed}."
     )
 
 
 def _span(row: dict[Any, Any]) -> str:
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{_two(row['value'])} [{_two(row['low'])}, {_two(row['high'])}]"
+
+
+def _two(number: float) -> str:
+    return f"{round(number, 2) + 0.0:.2f}"  # the sum turns -0.0 into 0.0
 
 
 def _and(names: Sequence[str]) -> str:
@@ -96,11 +100,11 @@ def table(probes: ProbeSet) -> str:
             METRICS[row["metric"]],
             str(row["layer"]),
             _span(row),
-            f"{row['shuffled']:.2f}",
-            f"{row['layer0']:.2f}",
+            _two(row["shuffled"]),
+            _two(row["layer0"]),
         ]
         cells += [
-            f"{row['bag_of_words']:.2f}",
+            _two(row["bag_of_words"]),
             "yes" if not row["fails"] else f"not above {_and(row['fails'])}",
         ]
         rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
