@@ -151,7 +151,7 @@ def compare_sentences(
 
     Valuations are tanh(e), e a word's annotations mapped to [-1, 1] ("annotated") or as they are ("unmapped"), and `probed`.
     The controls of annotations turn every word's e to a random direction of equal norm, or shuffle e among the words, in
-    turns; those of `probed` are random directions of equal norm.
+    turns; those of `probed` are random directions of equal norm, which need not spread tokens as widely as probes do.
 
     All `layers` (blocks; those that `probed` has, where it is given) are biased together at λ = `strength`, and magnitudes
     are read at each. Raises `InputError` if nothing is left to read, or a word has no token in this model.
