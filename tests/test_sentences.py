@@ -16,7 +16,16 @@ from emoprobe.models import LiveModel
 from emoprobe.probes import fit_probes
 from emoprobe.study import sentence_readings as study
 from emoprobe.study.sentence_readings import Bench, emotion_embeddings
-from emoprobe.study.sentences import CLAIMS, SWEEP, compare_sentences, sentences, shows, statistics
+from emoprobe.study.sentences import (
+    CLAIMS,
+    SWEEP,
+    _claims,
+    _summary,
+    compare_sentences,
+    sentences,
+    shows,
+    statistics,
+)
 from emoprobe.study.source_sentences import GROUPS, SENTENCES, Word
 from emoprobe.study.word_magnitudes import (
     Reading,
@@ -324,6 +333,21 @@ def test_each_claim_shows_where_it_is_true_and_only_there(claim: str) -> None:
 def test_no_effect_shows_nothing() -> None:
     for sign in (1, -1):
         assert shows(0.0, np.zeros(3), sign) == "no"
+
+
+def test_a_valuation_is_judged_by_its_controls_only_and_by_the_mean_of_the_sentences() -> None:
+    random = np.random.default_rng(0)
+    standard = {
+        name: Reading(1 + random.random((2, len(words))), np.eye(len(words)), np.ones(2))
+        for name, words in SENTENCES.items()
+    }
+    spread = {name: replace(part, magnitudes=part.magnitudes**3) for name, part in standard.items()}
+    claims = _claims(_summary(standard, {("made up", 1.0): [spread, standard, standard]})).set_index("claim")
+    varies = claims.loc["word magnitudes vary more"]
+    assert varies["shows"] == "yes" and varies["value"] > 100
+    assert varies["value"] == pytest.approx((varies["complaint"] + varies["review"]) / 2)
+    assert varies["control_low"] == varies["control_high"] == 0
+    assert claims.loc["standard attention is more uniform", "shows"] == "no"
 
 
 # The experiment ------------------------------------------------------------------------------------------------------
