@@ -168,6 +168,10 @@ def test_a_planted_effect_is_found_and_measured() -> None:
     assert row.spearman == pytest.approx(1) and (row.monotone_from, row.monotone_to) == (-1, 1)
     assert row.random_high < row.slope
     assert row.verdict == "rises with strength monotonically from -1 to 1, and unlike random controls"
+    falling = made_up(lambda s, seed, g: np.full(40, -2.0 * s if seed is None else g.normal() * 0.1 * s))
+    assert falling.summary()["verdict"][0].endswith(
+        "falls with strength monotonically from -1 to 1, and unlike random controls"
+    )
 
 
 def test_what_random_controls_do_too_is_not_called_specific() -> None:
