@@ -95,23 +95,25 @@ def capture(
     `pool` is "mean" (over tokens from the `start`-th on), "last" (the last token), or a function of the stream
     (layers, batch, position, d_model) and the counted positions (batch, position) that returns (layers, batch, d_model).
     """
-    pooling = _pooling(pool)
+    pooled_by = pooling(pool)
     texts = list(texts)
     if not texts:
         raise InputError("no text was given")
     rows: list[Tensor | None] = [None] * len(texts)
     for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
-        pooled = pooling(part.stream.float(), part.counted(start)).cpu()
+        pooled = pooled_by(part.stream.float(), part.counted(start)).cpu()
         for row, index in enumerate(part.indices):
             rows[index] = pooled[:, row]
     return torch.stack([row for row in rows if row is not None])
 
 
-def _pooling(pool: Pool) -> Callable[[Tensor, Tensor], Tensor]:
+def pooling(pool: Pool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function of stream and counted positions that `pool` names, see `capture`."""
     if callable(pool):
         return pool
     if pool == "mean":
-        return lambda stream, counted: (stream * counted[..., None]).sum(-2) / counted.sum(-1)[:, None]
+        # A product with the mask would keep the NaN that some models compute at padding.
+        return lambda stream, counted: stream.where(counted[..., None], 0).sum(-2) / counted.sum(-1)[:, None]
     if pool == "last":
         return lambda stream, counted: stream[:, :, -1]  # padding is on the left
     raise InputError(f'pool="{pool}" is not understood: give "mean", "last" or a function')
@@ -124,6 +126,6 @@ def mean_norms(model: LiveModel, texts: Sequence[str], *, start: int = 1) -> Ten
     for part in stream_residuals(model, texts):
         counted = part.counted(start)
         norms = part.stream.float().norm(dim=-1)
-        total += (norms * counted).sum((-1, -2)).double().cpu()
+        total += norms.where(counted, 0).sum((-1, -2)).cpu().double()
         count += int(counted.sum())
     return (total / count).float()

@@ -18,7 +18,7 @@ def token_nll(logits: Tensor, batch: Batch) -> Tensor:
     nll = cross_entropy(
         logits[:, :-1].float().flatten(0, 1), batch.input_ids[:, 1:].flatten(), reduction="none"
     )
-    return nll.view_as(predicted) * predicted
+    return nll.view_as(predicted).where(predicted, 0)
 
 
 def text_nll(model: LiveModel, texts: Sequence[str], batch_size: int = 32) -> tuple[Tensor, Tensor]:
@@ -27,8 +27,8 @@ def text_nll(model: LiveModel, texts: Sequence[str], batch_size: int = 32) -> tu
     with torch.no_grad():
         for rows, batch in batches(model, texts, batch_size):
             nll = token_nll(model.forward(batch), batch)
-            total[rows] = nll.sum(-1).double().cpu()
-            count[rows] = (batch.real.sum(-1) - 1).double().cpu()
+            total[rows] = nll.sum(-1).cpu().double()
+            count[rows] = (batch.real.sum(-1) - 1).cpu().double()
     return total, count
 
 

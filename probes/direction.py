@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 
 
@@ -47,11 +47,8 @@ class Direction:
         return self.vectors[self.layers.index(layer)]
 
     def random_like(self, seed: int = 0) -> Direction:
-        """Return a direction drawn uniformly from the sphere, with the norm of this one at each layer."""
-        noise = torch.randn(self.vectors.shape, generator=torch.Generator().manual_seed(seed))
-        noise = noise.to(self.vectors)
-        scaled = noise / noise.norm(dim=-1, keepdim=True) * self.vectors.norm(dim=-1, keepdim=True)
-        return self._with(f"random {seed}", scaled)
+        """Return a random direction: this one turned at random, with its norms and its angles between layers."""
+        return self._with(f"random {seed}", turned_at_random(self.vectors, seed))
 
     def __add__(self, other: Direction) -> Direction:
         return self._combine(other, "+") if isinstance(other, Direction) else NotImplemented

@@ -15,7 +15,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from emoprobe.activations import Pool, _pooling, stream_residuals
+from emoprobe.activations import Pool, pooling, stream_residuals
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
@@ -156,7 +156,7 @@ class _Tokens:
     """Pool texts as `capture` would, and add up over single tokens on the way."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = _pooling(pool)
+        self._pool = pooling(pool)
         self._vectors = self._norms = torch.zeros(1, dtype=torch.float64)
         self._count = 0
 

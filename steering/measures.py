@@ -71,7 +71,7 @@ def coherence(
     def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
         _refuse_positions(model, names[1], "generated", "last")
         if model not in untouched:
-            if model._interventions:
+            if model.interventions:
                 raise InputError(
                     f"{names[1]} has to be measured on the untouched model before it is in an intervention"
                 )
@@ -129,7 +129,6 @@ def continuation(continuations: Mapping[str, Sequence[str]], *, batch_size: int 
         )
 
     def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
-        _refuse_positions(model, "continuation", "generated", "prompt", "last")
         pairs = [(prompt, text) for group in continuations.values() for text in group for prompt in prompts]
         by_text = iter(log_probabilities(model, pairs, batch_size).view(-1, len(prompts)))
         return {
@@ -198,6 +197,7 @@ def _joined(prompts: Batch, replies: Sequence[tuple[int, ...]]) -> Batch:
         input_ids=torch.cat([prompts.input_ids, ids.to(prompts.input_ids)], dim=-1),
         real=torch.cat([prompts.real, real.to(prompts.real)], dim=-1),
         offsets=prompts.offsets and tuple((*row, *[(0, 0)] * width) for row in prompts.offsets),
+        prompt_length=prompts.input_ids.shape[1],
     )
 
 
@@ -238,7 +238,7 @@ def _listed(texts: Sequence[str]) -> list[str]:
 
 def _refuse_positions(model: LiveModel, measure: str, *names: str) -> None:
     """Raise where an edit sits at positions that do not exist, or are not what they say, in a text that is only read."""
-    for item in model._interventions:
+    for item in model.interventions:
         if isinstance(item, ResidualEdit) and isinstance(item.positions, str) and item.positions in names:
             raise InputError(
                 f'{measure} reads whole texts, where positions="{item.positions}" would mean something else than in '
@@ -247,8 +247,8 @@ def _refuse_positions(model: LiveModel, measure: str, *names: str) -> None:
 
 
 def _check_above(model: LiveModel, layer: int, measure: str) -> None:
-    edited = {item.layer for item in model._interventions if isinstance(item, ResidualEdit)}
-    lowest = min((item.layer for item in model._interventions), default=-1)
+    edited = {item.layer for item in model.interventions if isinstance(item, ResidualEdit)}
+    lowest = min((item.layer for item in model.interventions), default=-1)
     if layer <= lowest or layer in edited:
         raise InputError(
             f"{measure}: layer {layer} is not above the interventions, the lowest of which is at {lowest}: choose a "

@@ -25,6 +25,7 @@ from rich.progress import track
 from scipy.stats import spearmanr, t
 from torch import Tensor
 
+from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 from emoprobe.interventions import Intervention, Positions
 from emoprobe.layers import Layers
@@ -180,17 +181,11 @@ def _interventions(
 
 
 def _random_like(intervention: Vector | Valuation, seed: int) -> Vector | Valuation:
-    """Return a random intervention of equal norm; the rows of a bare tensor keep their angles to each other too."""
-    if not isinstance(intervention, Tensor):
-        return intervention.random_like(seed)
-    kind = torch.promote_types(intervention.dtype, torch.float32)
-    rows = intervention.detach().reshape(-1, intervention.shape[-1]).cpu().double()
-    basis, coordinates = torch.linalg.qr(rows.T)
-    noise = torch.randn(basis.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    turned, triangle = torch.linalg.qr(noise)
-    turned = turned * triangle.diagonal().sign()  # without this a QR's first coordinates are not random
-    control: Tensor = (turned @ coordinates).T.reshape(intervention.shape)
-    return control.to(intervention.device, kind)
+    return (
+        turned_at_random(intervention, seed)
+        if isinstance(intervention, Tensor)
+        else intervention.random_like(seed)
+    )
 
 
 def _measured(model: LiveModel, prompts: Sequence[str], measures: Sequence[Measure]) -> dict[str, Floats]:

@@ -126,7 +126,9 @@ def _loss(
         loss = loss + nll.sum() / (batch.real.sum() - len(texts)).clamp(min=1)
     if targets is not None:
         counted = batch.counted()
-        read = (torch.stack(seen) * counted[..., None]).sum(-2) / counted.sum(-1)[:, None]  # (layers, texts, m)
+        read = (torch.stack(seen) * counted[..., None]).sum(-2) / counted.sum(-1)[
+            :, None
+        ]  # (layers, texts, m)
         wanted = targets[torch.as_tensor(rows)].to(read)
         known = ~wanted.isnan()
         error = (read - wanted.nan_to_num(0.0)).square() * known

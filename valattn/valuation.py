@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 
@@ -111,16 +112,15 @@ class Valuation:
         )
 
     def random_like(self, seed: int) -> Valuation:
-        """Return a valuation with random directions in place of its own: rows of equal norm, centred at the same point."""
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.weight.shape, generator=generator).to(self.weight)
-        weight = noise * (self.weight.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
-        bias = self.bias
+        """Return a valuation whose rows are turned at random: norms and angles between rows kept, centred at the same point.
+
+        How far tokens spread along a row is not kept, so a control may be further from, or nearer to, saturation.
+        """
+        weight = turned_at_random(self.weight, seed)
+        bias = self.bias.detach()
         if self.centre is not None:
             bias = -torch.einsum("lmd,ld->lm", weight[..., : self.centre.shape[-1]], self.centre.to(weight))
-        return replace(
-            self, weight=weight.detach(), bias=bias.detach(), metadata={"source": "random", "seed": seed}
-        )
+        return replace(self, weight=weight, bias=bias, metadata={"source": "random", "seed": seed})
 
     @classmethod
     def from_probes(
@@ -150,6 +150,12 @@ class Valuation:
         directions = probes.directions[rows][:, columns]
         deviation = probes.reference_std[rows][:, columns]
         centre = probes.reference_mean[rows]
+        if not (deviation > 0).all():
+            row, column = (deviation <= 0).nonzero()[0].tolist()
+            raise InputError(
+                f"the probe of {names[column]} at layer {wanted[row]} reads the same off every token, so it values nothing: "
+                "leave out the concept or the layer"
+            )
         weight = gain * directions / deviation[..., None]
         ranges = {name: probes.ranges[name] for name in names if name in probes.ranges}
         return cls(

@@ -27,12 +27,16 @@ from emoprobe.layers import Layers
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Tokenised texts, padded on the left: `input_ids` and `real` are (batch, position)."""
+    """Tokenised texts, padded on the left: `input_ids` and `real` are (batch, position).
+
+    `prompt_length` says where the prompts end in a batch that also holds what follows them; None: all of it is prompt.
+    """
 
     texts: tuple[str, ...]
     input_ids: Tensor
     real: Tensor
     offsets: tuple[tuple[Span, ...], ...] | None
+    prompt_length: int | None = None
 
     @property
     def position_ids(self) -> Tensor:
@@ -246,6 +250,11 @@ class LiveModel(ABC):
             digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.tobytes())
         digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
         return digest.hexdigest()[:16]
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """Those in place at the moment, the outermost block's first."""
+        return self._interventions
 
     def __repr__(self) -> str:
         return (

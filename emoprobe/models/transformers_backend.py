@@ -143,7 +143,8 @@ class TransformersModel(LiveModel):
     def _given(self, batch: Batch, generating: bool = False) -> Iterator[None]:
         """Let interventions know the text, and in generation where the prompt ends."""
         before = self._batch, self._prompt_length
-        self._batch, self._prompt_length = batch, batch.input_ids.shape[1] if generating else None
+        self._batch = batch
+        self._prompt_length = batch.input_ids.shape[1] if generating else batch.prompt_length
         try:
             yield
         finally:
