@@ -9,15 +9,16 @@ open behind anybody's back. This file knows nothing of what is drawn.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -26,10 +27,19 @@ CONTROL = "#8C8C8C"
 """Controls: a dashed line, or a band of the same grey."""
 INK = "#6b7280"
 """Text, axes and ticks."""
-DIVERGING = LinearSegmentedColormap.from_list("emoprobe", [BLUE, "#7fb3d9", "#f2f2f2", "#f4b183", RED])
 WIDTH = 7.2  # inches, of every figure: the text column of the report
 
-STYLE = {
+
+def _diverging() -> ListedColormap:
+    depth = np.linspace(-1, 1, 255)
+    colours = np.array([(*to_rgb(RED if value > 0 else BLUE), 0.85 * abs(value)) for value in depth])
+    return ListedColormap(colours, name="emoprobe")
+
+
+DIVERGING = _diverging()
+"""From blue below zero to red above, and nothing at zero, so that it serves on any ground."""
+
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -42,7 +52,7 @@ STYLE = {
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
     "axes.linewidth": 0.8,
-    "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+    "axes.prop_cycle": cycler(color=PALETTE),
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -55,20 +65,22 @@ STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
+    "text.parse_math": False,  # names come from users, and a $ is a dollar
     "svg.fonttype": "none",
     "svg.hashsalt": "emoprobe",  # equal figures become equal files
 }
 
 
-def styled() -> AbstractContextManager[None]:
+@contextmanager
+def styled() -> Iterator[None]:
     """Draw in the package's style inside the block; serves as a decorator too."""
-    style: AbstractContextManager[None] = matplotlib.rc_context(STYLE)
-    return style
+    with matplotlib.rc_context(STYLE):
+        yield
 
 
 def panels(
     rows: int = 1, columns: int = 1, height: float = 2.6, **options: Any
-) -> tuple[Figure, np.ndarray[Any, np.dtype[np.object_]]]:
+) -> tuple[Figure, np.ndarray[Any, Any]]:
     """Return a figure of the common width and its axes (rows, columns); `height` is that of one row, in inches."""
     figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -129,17 +141,23 @@ def heat(
     Returns what a colour bar can be made of.
     """
     limit = limit or float(np.nanmax(np.abs(values), initial=1e-12))
-    image = axis.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    axis.set_xticks(range(len(columns)), columns, rotation=45 if max(map(len, columns)) > 3 else 0, ha="right")
+    # Cells are centred on whole numbers, as those of imshow are, but stay sharp at any size.
+    edges = [np.arange(size + 1) - 0.5 for size in values.shape]
+    mesh = axis.pcolormesh(edges[1], edges[0], values, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    axis.set_ylim(edges[0][-1], edges[0][0])
+    slanted = max(map(len, columns), default=0) > 3
+    axis.set_xticks(
+        range(len(columns)), columns, rotation=45 if slanted else 0, ha="right" if slanted else "center"
+    )
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     if numbers is not None:
         for (row, column), value in np.ndenumerate(values):
-            strong = abs(value) > 0.6 * limit
-            colour = "white" if strong else "#333333"
-            axis.text(column, row, format(value, numbers), ha="center", va="center", fontsize=7, color=colour)
-    return image
+            if np.isnan(value):
+                continue
+            axis.text(column, row, format(value, numbers), ha="center", va="center", fontsize=7)
+    return mesh
 
 
 def legend_below(figure: Figure, axis: Axes, columns: int = 4) -> None:

@@ -4,7 +4,12 @@
 are the commonest that dictionaries give, and were not chosen by looking at any model.
 """
 
-PROMPTS = ("I feel so", "She told me that she was very", "After all that happened, he was", "We were all rather")
+PROMPTS = (
+    "I feel so",
+    "She told me that she was very",
+    "After all that happened, he was",
+    "We were all rather",
+)
 """Beginnings that go with any feeling."""
 
 POLES = {
@@ -53,7 +58,8 @@ ADJECTIVES = {
 
 
 def words(concept: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Return the adjectives for a concept and those against it (perhaps none), or None where there are none at all."""
-    if concept in POLES:
-        return POLES[concept]
-    return (ADJECTIVES[concept], ()) if concept in ADJECTIVES else None
+    """Return the adjectives for a concept and those against it (perhaps none), each after a space, or None."""
+    toward, against = POLES.get(concept) or (ADJECTIVES.get(concept, ()), ())
+    if not toward:
+        return None
+    return tuple(f" {word}" for word in toward), tuple(f" {word}" for word in against)

@@ -143,7 +143,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f'"{file}" is damaged ({type(error).__name__}: {error}): give another folder') from error
+        raise InputError(
+            f'"{file}" is damaged ({type(error).__name__}: {error}): give another folder'
+        ) from error
     return manifest
 
 

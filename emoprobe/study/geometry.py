@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.stats import spearmanr
 
@@ -38,14 +39,14 @@ def geometry(probes: ProbeSet, corpus: Corpus, *, seed: int = 0) -> Result:
         }
     )
     rho, p = _mantel(cosines, annotated, seed)
-    closest = table.loc[table.cosine.idxmax()]
-    furthest = table.loc[table.cosine.idxmin()]
+    ordered = table.sort_values("cosine")
+    furthest, closest = ordered.iloc[0], ordered.iloc[-1]
     share = float(found.shares.iloc[0])
     few = " With so few pairs that says little." if len(table) < 10 else ""
     return Result(
         name="geometry",
         title="How the directions lie",
-        question="Do the directions lie to each other as the emotions do that people, or the generator, gave to the same texts?",
+        question="Do the directions lie to each other as the annotations of the same texts do?",
         method=(
             f"Cosines of all {len(table)} pairs of directions at layer {layer}, the best on average, against the correlations "
             f"of their annotations; the control permutes the concepts' names {PERMUTATIONS:,} times."
@@ -54,13 +55,16 @@ def geometry(probes: ProbeSet, corpus: Corpus, *, seed: int = 0) -> Result:
         finding=f"rank correlation {number(rho)} over {len(table)} pairs",
         controls=f"p = {p:.3g} when names are permuted",
         verdict=(
-            f"Directions {'lie' if p < 0.05 and rho > 0 else 'are not shown to lie'} as their annotations do (Spearman {number(rho)}, "
-            f"p = {p:.3g}).{few} Closest are {closest['first']} and {closest['second']} ({number(closest.cosine)}), most opposed "
-            f"{furthest['first']} and {furthest['second']} ({number(furthest.cosine)}). The first principal component holds "
-            f"{share:.0%} of the spread."
+            f"Directions {'lie' if p < 0.05 and rho > 0 else 'are not shown to lie'} as their annotations do "
+            f"(Spearman {number(rho)}, p = {p:.3g}).{few} Closest are {closest['first']} and {closest['second']} "
+            f"({number(closest.cosine)}), most opposed {furthest['first']} and {furthest['second']} "
+            f"({number(furthest.cosine)}). The first principal component holds {share:.0%} of the spread."
         ),
         figure=_figure(names, cosines, annotated),
-        alt="Two matrices over all concepts side by side: cosines of their directions, and correlations of their annotations.",
+        alt=(
+            "Two matrices over all concepts side by side: cosines of their directions, and correlations of their annotations; "
+            "red above zero, blue below."
+        ),
     )
 
 
@@ -83,20 +87,20 @@ def _mantel(cosines: Floats, annotated: Floats, seed: int) -> tuple[float, float
 
 
 @drawing.styled()
-def _figure(names: list[str], cosines: Floats, annotated: Floats) -> object:
-    if len(names) > 2:  # like beside like
-        tree = linkage(1 - cosines[np.triu_indices(len(names), 1)].clip(-1, 1), "average", optimal_ordering=True)
-        order = leaves_list(tree)
-    else:
-        order = np.arange(len(names))
-    height = 1.3 + min(4.2, 0.19 * len(names))
-    figure, axes = drawing.panels(1, 2, height=height, sharey=True)
+def _figure(names: list[str], cosines: Floats, annotated: Floats) -> Figure:
+    """Draw both matrices, like concepts beside like."""
+    order = np.arange(len(names))
+    if len(names) > 2:
+        distances = 1 - cosines[np.triu_indices(len(names), 1)].clip(-1, 1)
+        order = leaves_list(linkage(distances, "average", optimal_ordering=True))
     shown = [names[place] for place in order]
-    for axis, title, values in zip(axes.flat, ("cosine of directions", "correlation of annotations"), (cosines, annotated), strict=True):
+    figure, axes = drawing.panels(1, 2, height=1.2 + min(4.2, 0.19 * len(names)), sharey=True)
+    apart = ~np.eye(len(names), dtype=bool)
+    limit = float(np.nanmax(np.abs([cosines[apart], annotated[apart]])))
+    titles = ("cosine of directions", "correlation of annotations")
+    for axis, title, values in zip(axes.flat, titles, (cosines, annotated), strict=True):
         field = values[np.ix_(order, order)].copy()
         np.fill_diagonal(field, np.nan)
-        image = drawing.heat(axis, field, shown, shown, limit=1.0)
+        drawing.heat(axis, field, shown, shown, limit=limit, numbers="+.2f" if len(names) <= 8 else None)
         axis.set_title(title)
-    bar = figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, aspect=30)
-    bar.outline.set_visible(False)
     return figure

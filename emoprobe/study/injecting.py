@@ -11,10 +11,10 @@ from emoprobe import drawing
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Sweep, sweep
-from emoprobe.study.dose import change, draw_dose
+from emoprobe.study.dose import change, draw_dose, from_untouched
 from emoprobe.study.measures import NLL, prediction, read_outs
 from emoprobe.study.result import Result
-from emoprobe.study.wording import listed, number, span
+from emoprobe.study.wording import listed, plain, ranged, span
 from emoprobe.valattn import Valuation, inject
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -39,26 +39,27 @@ def injecting(
         model, valuation, strengths, texts, measures, controls=controls, seed=seed + 1, progress=False
     )
     highest = max(strengths)
-    cost, chance = change(found, NLL, highest)
+    changes = from_untouched(found)
+    cost, chance = change(changes, NLL, highest)
     judged = found.summary()
     specific = judged[judged.verdict.str.contains("unlike random")].measure.tolist()
     best = found.frame[(found.frame.condition == "steered") & (found.frame.measure == NLL)]
-    lowest = float(best.loc[best.value.idxmin(), "strength"])
+    lowest = float(best.sort_values("value").strength.iloc[0])
     return Result(
         name="injecting",
         title="Putting the valuation into attention",
         question="What does λ·V_Q·V_Kᵀ in the attention scores do to prediction and to what is read out later?",
         method=(
-            f"λ from {min(strengths):g} to {highest:g} in all {len(valuation.layers)} blocks at once, on {len(texts)} held-out "
-            f"texts; beside it {controls} random valuations of equal norm. Read-outs are those of the last layer."
+            f"λ from {plain(min(strengths))} to {plain(highest)} in all {len(valuation.layers)} blocks at once, on "
+            f"{len(texts)} held-out texts; beside it {controls} random valuations of equal norm. Read-outs are those of the "
+            "last layer."
         ),
         table=found.frame,
-        finding=f"ΔNLL at λ = {highest:g}: {span(*cost, digits=3, sign=True)} nats per token",
-        controls=f"random valuations {number(min(chance), 3, True)} to {number(max(chance), 3, True)}",
+        finding=f"ΔNLL at λ = {plain(highest)}: {span(*cost, digits=3, sign=True)} nats per token",
+        controls=f"random valuations {ranged(chance, 3, True)}",
         verdict=(
-            f"At λ = {highest:g} the valuation changes the NLL by {span(*cost, digits=3, sign=True)} nats per token, random ones by "
-            f"{number(min(chance), 3, True)} to {number(max(chance), 3, True)}: "
-            f"{_compared(cost[0], chance)}. The NLL is lowest at λ = {lowest:g}"
+            f"At λ = {plain(highest)} the valuation changes the NLL by {span(*cost, digits=3, sign=True)} nats per token, "
+            f"random ones by {ranged(chance, 3, True)}: {_compared(cost[0], chance)}. The NLL is lowest at λ = {plain(lowest)}"
             f"{', the untouched model' if lowest == 0 else ''}. "
             + (
                 f"Trends with λ that random valuations do not show: {listed(specific)}."
@@ -67,8 +68,8 @@ def injecting(
             )
         ),
         checks=_checks(model, valuation, texts[0]),
-        figure=_figure(found),
-        alt="NLL, KL to the untouched model and read-outs against λ, for the probed valuation and random ones.",
+        figure=_figure(changes),
+        alt="How NLL, KL and read-outs change from the untouched model as λ changes, for the probed valuation and random ones.",
     )
 
 
@@ -94,13 +95,13 @@ def _checks(model: LiveModel, valuation: Valuation, text: str) -> dict[str, bool
 
 
 @drawing.styled()
-def _figure(found: Sweep) -> Any:
-    measures = list(found.frame.measure.unique())
+def _figure(changes: Sweep) -> Any:
+    measures = list(changes.frame.measure.unique())
     columns = 3
     figure, axes = drawing.panels(-(-len(measures) // columns), columns, height=2.1)
     for axis, measure in zip(axes.flat, measures, strict=False):
-        draw_dose(axis, found.frame[found.frame.measure == measure], label="probed, 95 % interval")
-        axis.set_title(measure, parse_math=False)
+        draw_dose(axis, changes.frame[changes.frame.measure == measure], label="probed, 95 % interval")
+        axis.set_title(f"Δ {measure}")
         axis.set_xlabel("λ")
     for axis in axes.flat[len(measures) :]:
         axis.remove()

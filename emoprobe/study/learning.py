@@ -7,6 +7,7 @@ Only if the second, too, ends up near the probes has learning found what probing
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,11 @@ import torch
 from emoprobe.corpora import Corpus
 from emoprobe.models.live import LiveModel
 from emoprobe.study.result import Result
-from emoprobe.study.wording import listed, number, span
+from emoprobe.study.wording import listed, number, ranged, span
 from emoprobe.valattn import Comparison, Valuation, compare_valuations, learn_valuation
 
-STEPS, BATCH = 80, 16
-TEXTS = 200
+STEPS, BATCH = 60, 12
+TEXTS = 150
 CONTROLS = 5
 
 
@@ -40,22 +41,36 @@ def learning(
     annotated dimensions where the valuation has any.
     """
     annotated = any(name in corpus.dimensions for name in probed.dimensions)
-    objective = "both" if annotated else "next_token"
+    objective: Literal["both", "next_token"] = "both" if annotated else "next_token"
     before = model.logits(held_out.texts[0])
 
     def learn(start: Valuation) -> Valuation:
         return learn_valuation(
-            model, corpus, start, objective=objective, steps=steps, batch_size=batch_size, seed=seed, progress=False
+            model,
+            corpus,
+            start,
+            objective=objective,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            progress=False,
         )
 
     learned, from_random = learn(probed), learn(probed.random_like(seed + 1))
     if keep is not None:
         learned.save(keep)
     found = compare_valuations(
-        model, probed, learned, held_out, learned_from_random=from_random, controls=CONTROLS, limit=TEXTS, seed=seed
+        model,
+        probed,
+        learned,
+        held_out,
+        learned_from_random=from_random,
+        controls=CONTROLS,
+        limit=TEXTS,
+        seed=seed,
     )
     nll = found.nll.set_index("condition")
-    randoms = nll[nll.index.str.startswith("random ")].delta
+    randoms = nll[nll.index.str.startswith("random ")].delta.tolist()
     losses = learned.metadata["losses"]
     tenth = max(1, len(losses) // 10)
     return Result(
@@ -63,14 +78,14 @@ def learning(
         title="Learning a valuation",
         question="Does a valuation that is learned help to predict text, and does it turn into what the probes found?",
         method=(
-            f"W, b and one λ per block trained for {steps} steps of {batch_size} texts with the model frozen, on next-token loss"
-            f"{' and annotations' if annotated else ''}, from the probes and from random directions. Compared on "
+            f"W, b and one λ per block trained for {steps} steps of {batch_size} texts with the model frozen, on next-token "
+            f"loss{' and annotations' if annotated else ''}, from the probes and from random directions. Compared on "
             f"{min(TEXTS, len(held_out))} texts of groups that neither was trained or fitted on; all at the learned λ."
         ),
         table=_table(found),
         finding=f"ΔNLL {_delta(nll, 'learned')} nats per token",
         controls=(
-            f"probed {_delta(nll, 'probed')}, random {number(randoms.min(), 3, True)} to {number(randoms.max(), 3, True)}, "
+            f"probed {_delta(nll, 'probed')}, random {ranged(randoms, 4, True)}, "
             f"learned from random {_delta(nll, 'learned from random')}"
         ),
         verdict=f"{_prediction(nll)} {_alignment(found)}",
@@ -80,44 +95,52 @@ def learning(
         },
         figure=found.plot(),
         alt=(
-            "Cosines and token correlations of probed and learned valuations by block, beside random ones; and the change of the "
-            "NLL under each, with intervals."
+            "Cosines and token correlations of probed and learned valuations by block, beside random ones; and the change of "
+            "the NLL under each, with intervals."
         ),
     )
 
 
 def _table(found: Comparison) -> pd.DataFrame:
     """Put alignment and NLL into one long table."""
-    nll = found.nll.rename(columns={"condition": "dimension", "delta": "value"}).assign(quantity="ΔNLL, nats per token")
+    nll = found.nll.rename(columns={"condition": "dimension", "delta": "value"}).assign(
+        quantity="ΔNLL, nats per token"
+    )
     return pd.concat([found.alignment, nll], ignore_index=True)
 
 
 def _delta(nll: pd.DataFrame, condition: str) -> str:
-    row = nll.loc[condition]
-    return span(row.delta, row.low, row.high, digits=3, sign=True)
+    return span(*_row(nll, condition), digits=4, sign=True)
+
+
+def _row(nll: pd.DataFrame, condition: str) -> tuple[float, float, float]:
+    record = nll.to_dict("index")[condition]
+    return record["delta"], record["low"], record["high"]
 
 
 def _prediction(nll: pd.DataFrame) -> str:
-    row, other = nll.loc["learned"], nll.loc["learned from random"]
-    size = f"with mean |λ| = {number(row['lambda'], 3)} the NLL of held-out texts changes by {_delta(nll, 'learned')} nats per token"
-    if row.low <= 0 <= row.high:
-        return f"Learning does not help prediction measurably: {size}."
-    if row.high < 0:
-        same = "so does one learned from random directions" if other.high < 0 else "one learned from random directions does not"
-        return f"The learned valuation helps prediction: {size}; {same} ({_delta(nll, 'learned from random')})."
-    return f"The learned valuation makes prediction worse: {size}."
+    """Say whether the learned valuation helps prediction, and whether a random start does as well."""
+    _, low, high = _row(nll, "learned")
+    size = nll.to_dict("index")["learned"]["lambda"]
+    changed = f"with mean |λ| = {number(size, 3)} the NLL of held-out texts changes by {_delta(nll, 'learned')} nats per token"
+    if low <= 0 <= high:
+        return f"Learning does not help prediction measurably: {changed}."
+    if low > 0:
+        return f"The learned valuation makes prediction worse: {changed}."
+    helps = "so does" if _row(nll, "learned from random")[2] < 0 else "it is not shown for"
+    start = f"{helps} one learned from random directions ({_delta(nll, 'learned from random')})"
+    return f"The learned valuation helps prediction: {changed}; {start}."
 
 
 def _alignment(found: Comparison) -> str:
     """Say whether the two meet, and whether the one from a random start gets there as well."""
     summary = found.summary()
-    cosines = summary[summary.quantity == "row cosine"]
-    stayed = listed([f"{row.dimension} {number(row.value)}" for row in cosines.itertuples()], 4)
-    arrived = cosines[cosines.from_random.abs() > cosines[["control_low", "control_high"]].abs().max(axis=1)]
-    rest = (
-        f"the one that started at random has come nearer to the probes than random directions lie for {listed(arrived.dimension.tolist())}"
-        if len(arrived)
-        else "the one that started at random has not come nearer to the probes than random directions lie, so what probing finds "
-        "and what learning finds are not shown to be the same"
+    cosines = summary[summary.quantity == "row cosine"].set_index("dimension")
+    stayed = listed([f"{name} {number(value)}" for name, value in cosines.value.items()], 4)
+    chance = cosines[["control_low", "control_high"]].abs().max(axis=1)
+    arrived = cosines.index[cosines.from_random.abs() > chance].tolist()
+    other = "The one that started at random has come nearer to the probes than random directions lie"
+    reached = (
+        f"{other} for {listed(arrived)}." if arrived else f"{other.replace('has come', 'has not come')}."
     )
-    return f"Cosines of probed and learned rows, averaged over blocks: {stayed}; {rest}."
+    return f"Cosines of probed and learned rows, averaged over blocks: {stayed}. {reached}"

@@ -38,7 +38,7 @@ def prediction(texts: Sequence[str], batch_size: int = 32) -> Measure:
             before = untouched[number]
             divergence = (before.exp() * (before - logp)).sum(-1).clamp(min=0)  # rounding may take it below 0
             lengths = batch.real.sum(-1).tolist()
-            kl[rows] = torch.stack([part.mean() for part in divergence.split(lengths)]).double().cpu()
+            kl[rows] = torch.stack([part.mean() for part in torch.split(divergence, lengths)]).double().cpu()
         return {NLL: nll, KL: kl}
 
     return measure

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from emoprobe import drawing
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.tasks import LABELS
 from emoprobe.study.result import Result
@@ -45,14 +44,19 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
             "words."
         ),
         table=probes.scores,
-        finding="; ".join(f"{_called(row)} {span(row['value'], row['low'], row['high'])}, layer {row['layer']}" for row in main),
+        finding="; ".join(
+            f"{_called(row)} {span(row['value'], row['low'], row['high'])}, layer {row['layer']}"
+            for row in main
+        ),
         controls="; ".join(
             f"shuffled {number(row['shuffled'])}, embedding {number(row['layer0'])}, words {number(row['bag_of_words'])}"
             for row in main
         ),
-        verdict=" ".join([_sentence(row) for row in main] + _others(best, main) + [CAUTION.format(len(probes.layers))]),
+        verdict=" ".join(
+            [_sentence(row) for row in main] + _others(best, main) + [CAUTION.format(len(probes.layers))]
+        ),
         checks=checks,
-        figure=_figure(probes),
+        figure=probes.plot(_shown(probes)),
         alt="Score by layer for each concept, with its 95 % interval, shuffled annotations, the embedding and a bag of words.",
     )
 
@@ -70,16 +74,15 @@ def _headlines(probes: ProbeSet) -> list[str]:
     return labels + (["valence"] if "valence" in dimensions else dimensions[:1])
 
 
-def _row(best: pd.DataFrame, concept: str) -> dict[str, Any]:
-    row: dict[str, Any] = best[best.concept == concept].iloc[0].to_dict()
-    return row
+def _row(best: pd.DataFrame, concept: str) -> dict[Any, Any]:
+    return best[best.concept == concept].iloc[0].to_dict()
 
 
-def _called(row: dict[str, Any]) -> str:
+def _called(row: dict[Any, Any]) -> str:
     return f"{'emotion' if row['concept'] == LABELS else row['concept']} {METRICS[row['metric']]}"
 
 
-def _sentence(row: dict[str, Any]) -> str:
+def _sentence(row: dict[Any, Any]) -> str:
     """Say what a score is worth: it counts only where its interval lies above every control."""
     controls = {
         "shuffled annotations": row["shuffled_high"],
@@ -97,7 +100,7 @@ def _sentence(row: dict[str, Any]) -> str:
     return f"{said}, above chance but not above {listed(below)}: words may be all that is read."
 
 
-def _others(best: pd.DataFrame, main: list[dict[str, Any]]) -> list[str]:
+def _others(best: pd.DataFrame, main: list[dict[Any, Any]]) -> list[str]:
     """Name the concepts that beat their controls and count those that do not."""
     shown = {row["concept"] for row in main}
     rest = best[~best.concept.isin(shown)]
@@ -106,7 +109,8 @@ def _others(best: pd.DataFrame, main: list[dict[str, Any]]) -> list[str]:
     held = rest.low > rest[["shuffled_high", "layer0", "bag_of_words"]].max(axis=1)
     if not held.any():
         return [f"None of the {len(rest)} other concepts stands above all its controls."]
-    return [f"Of the {len(rest)} other concepts, {int(held.sum())} stand above all their controls ({listed(rest.concept[held].tolist())})."]
+    names = listed(rest.concept[held].tolist(), 12)
+    return [f"Of the {len(rest)} other concepts, {int(held.sum())} stand above all their controls ({names})."]
 
 
 def _shuffled_at_chance(scores: pd.DataFrame) -> bool:
@@ -118,28 +122,11 @@ def _shuffled_at_chance(scores: pd.DataFrame) -> bool:
     return bool(np.mean((known.shuffled_low <= chance) & (chance <= known.shuffled_high)) >= 0.8)
 
 
-@drawing.styled()
-def _figure(probes: ProbeSet) -> Any:
-    dimensions = [name for name in probes.concepts if probes.kinds[name] == "dimension"]
-    shown = [name for name in (LABELS, *dimensions) if (probes.scores.concept == name).any()]
-    labels = [name for name in probes.concepts if probes.kinds[name] == "label"]
-    if len(shown) < 3:  # labels only, or nearly so: show the ones that are read best
-        means = probes.scores.groupby("concept").value.max()
-        shown += sorted(labels, key=lambda name: -means.get(name, 0.0))
-    shown = shown[:PANELS]
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    figure, axes = drawing.panels(rows, columns, height=2.3)
-    for axis, concept in zip(axes.flat, shown, strict=False):
-        part = probes.scores[probes.scores.concept == concept]
-        drawing.control(axis, part.layer, part.shuffled, part.shuffled_low, part.shuffled_high, label="shuffled", style=":")
-        drawing.control(axis, part.layer, part.layer0, label="embedding", style="--")
-        drawing.control(axis, part.layer, part.bag_of_words, label="bag of words", style="-.")
-        drawing.line(axis, part.layer, part.value, part.low, part.high, label="probe, 95 % interval")
-        axis.set_title("emotion" if concept == LABELS else concept, parse_math=False)
-        axis.set(xlabel="layer", ylabel=METRICS[part.metric.iloc[0]])
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    for axis in axes.flat[len(shown) :]:
-        axis.remove()
-    drawing.legend_below(figure, axes.flat[0])
-    return figure
+def _shown(probes: ProbeSet) -> list[str]:
+    """Return the concepts to draw: all labels together and the dimensions; where these are few, the best-read labels too."""
+    scored = set(probes.scores.concept)
+    names = [LABELS, *(name for name in probes.concepts if probes.kinds[name] == "dimension")]
+    if len(names) < 3:
+        best = probes.scores.groupby("concept").value.max()
+        names += sorted((name for name in probes.concepts if name not in names), key=lambda name: -best[name])
+    return [name for name in names if name in scored][:PANELS]

@@ -20,7 +20,7 @@ from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet, trace
 from emoprobe.study.result import Result
 from emoprobe.study.texts import targets
-from emoprobe.study.wording import correlation, listed, number, span
+from emoprobe.study.wording import correlation, listed, number, ranged, span
 
 CONTROLS = 20
 """Random directions beside each probe."""
@@ -40,7 +40,8 @@ def reading(
     table = _correlations(model, probes, corpus, concepts, seed)
     held = table[table.low > table.random_high]
     main = table.iloc[0]
-    traced, shown = _most_telling(corpus, main.concept), [str(name) for name in concepts[:2]]
+    shown = [str(name) for name in concepts[:2]]
+    rows = _most_telling(corpus, main.concept)
     words = _words(model, probes, table)
     return Result(
         name="reading",
@@ -53,14 +54,14 @@ def reading(
         ),
         table=table.merge(words, on=["concept", "layer"]),
         finding=f"{main.concept} r {span(main.r, main.low, main.high)} on held-out texts",
-        controls=f"random directions {number(main.random_low)} to {number(main.random_high)}",
+        controls=f"random directions {ranged([main.random_low, main.random_high])}",
         verdict=(
-            f"On unseen texts {len(held)} of {len(table)} concepts are read better than by any of {CONTROLS} random directions"
-            f"{f' ({listed(held.concept.tolist())})' if len(held) else ''}. Toward {main.concept}, the direction promotes "
-            f"{words.promoted.iloc[0]}; away from it, {words.suppressed.iloc[0]}. What a direction promotes is a hint about it, "
-            "not a measure."
+            f"On unseen texts {len(held)} of {len(table)} concepts are read better than by any of {CONTROLS} random "
+            f"directions{f' ({listed(held.concept.tolist())})' if len(held) else ''}. Toward {main.concept}, the direction "
+            f"promotes {words.promoted.iloc[0]}; away from it, {words.suppressed.iloc[0]}. What a direction promotes is a hint "
+            "about it, not a measure."
         ),
-        figure=_draw(model, probes, traced, shown),
+        figure=_draw(model, probes, corpus, rows, shown),
         alt=f"Texts coloured token by token by the read-out of {listed(shown)}: red above the corpus's mean token, blue below.",
     )
 
@@ -79,9 +80,12 @@ def _correlations(
         r, low, high = correlation(read, annotated, corpus.groups, seed)
         randoms = torch.randn(CONTROLS, model.d_model, generator=torch.Generator().manual_seed(seed))
         chance = [
-            abs(correlation((here @ random).double().numpy(), annotated, corpus.groups)[0]) for random in randoms
+            abs(correlation((here @ random).double().numpy(), annotated, corpus.groups)[0])
+            for random in randoms
         ]
-        rows.append((name, layer, r, low, high, -np.nanmax(chance), np.nanmax(chance), np.isfinite(annotated).sum()))
+        rows.append(
+            (name, layer, r, low, high, -np.nanmax(chance), np.nanmax(chance), np.isfinite(annotated).sum())
+        )
     columns = ["concept", "layer", "r", "low", "high", "random_low", "random_high", "texts"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -92,35 +96,42 @@ def _words(model: LiveModel, probes: ProbeSet, table: pd.DataFrame, top: int = 5
         lens = probes.logit_lens(model, int(str(layer)), top=top)
         for name in part.concept:
             of_concept = lens[lens.concept == name]
-            columns = (listed([f"“{w.strip()}”" for w in of_concept[way]]) for way in ("promoted", "suppressed"))
+            columns = (
+                listed([f"“{w.strip()}”" for w in of_concept[way]]) for way in ("promoted", "suppressed")
+            )
             rows.append((name, layer, *columns))
     order = {name: row for row, name in enumerate(table.concept)}
     frame = pd.DataFrame(rows, columns=["concept", "layer", "promoted", "suppressed"])
     return frame.sort_values("concept", key=lambda names: names.map(order)).reset_index(drop=True)
 
 
-def _most_telling(corpus: Corpus, concept: str) -> list[str]:
-    """Return the texts annotated lowest and highest on a concept, of those short enough to be shown."""
+def _most_telling(corpus: Corpus, concept: str) -> list[int]:
+    """Return the rows of the texts annotated highest and lowest on a concept, of those short enough to be shown."""
     values = targets(corpus, concept)
     rows = [row for row in np.argsort(values, kind="stable") if np.isfinite(values[row])]
     short = [row for row in rows if len(corpus.texts[row]) <= LONGEST] or rows
-    return [corpus.texts[row][:LONGEST] for row in dict.fromkeys((short[-1], short[0]))]
+    return [int(row) for row in dict.fromkeys((short[-1], short[0]))]
 
 
 # Drawing -------------------------------------------------------------------------------------------------------------
 
 
 @drawing.styled()
-def _draw(model: LiveModel, probes: ProbeSet, texts: Sequence[str], concepts: Sequence[str]) -> Figure:
-    """Draw each text in its own letters, once for each concept, on fields coloured by the read-out."""
+def _draw(
+    model: LiveModel, probes: ProbeSet, corpus: Corpus, rows: Sequence[int], concepts: Sequence[str]
+) -> Figure:
+    """Draw texts in their own letters, once for each concept, on fields coloured by the read-out."""
+    texts = [corpus.texts[row][:LONGEST] for row in rows]
     traced = trace(model, probes, texts, concepts=concepts)
     coloured = traced.coloured()
-    blocks = [
-        (f"{concept}, layer {layer}", _lines(text, part))
-        for number_, text in enumerate(texts)
-        for concept, layer in traced.centres
-        for part in [coloured[(coloured.text == number_) & (coloured.concept == concept) & (coloured.layer == layer)]]
-    ]
+    blocks = []
+    for which, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        for concept, layer in traced.centres:
+            part = coloured[
+                (coloured.text == which) & (coloured.concept == concept) & (coloured.layer == layer)
+            ]
+            title = f"{concept} at layer {layer}, annotated {number(targets(corpus, concept)[row])}"
+            blocks.append((title, _lines(text, part)))
     height = sum(len(lines) + 1.6 for _, lines in blocks) * LINE
     figure = Figure(figsize=(drawing.WIDTH, height))
     axis = figure.add_axes((0, 0, 1, 1))
@@ -128,7 +139,7 @@ def _draw(model: LiveModel, probes: ProbeSet, texts: Sequence[str], concepts: Se
     axis.axis("off")
     top = 0.0
     for title, lines in blocks:
-        axis.text(0, top + 0.75 * LINE, title, fontsize=9, fontweight="bold", parse_math=False)
+        axis.text(0, top + 0.75 * LINE, title, fontsize=9, fontweight="bold")
         for row, line in enumerate(lines):
             _draw_line(axis, line, top + (row + 1.15) * LINE)
         top += (len(lines) + 1.6) * LINE
@@ -140,26 +151,33 @@ def _draw_line(axis: Any, line: list[tuple[int, str, float]], top: float) -> Non
         fill = drawing.RED if colour > 0 else drawing.BLUE
         width = len(piece) * CHARACTER
         corner = (column * CHARACTER, top)
-        axis.add_patch(Rectangle(corner, width, LINE * 0.92, color=fill, alpha=0.65 * abs(colour), linewidth=0))
-        axis.text(
-            corner[0], top + 0.68 * LINE, piece, fontsize=8.5, family="monospace", parse_math=False
+        axis.add_patch(
+            Rectangle(corner, width, LINE * 0.92, color=fill, alpha=0.65 * abs(colour), linewidth=0)
         )
+        # SVG drops spaces at the beginning.
+        start = (column + len(piece) - len(piece.lstrip())) * CHARACTER
+        axis.text(start, top + 0.68 * LINE, piece.strip(), fontsize=8.5, family="monospace")
 
 
 def _lines(text: str, tokens: pd.DataFrame) -> list[list[tuple[int, str, float]]]:
     """Break a text into lines of (column, characters, colour in [-1, 1]); a token may go on in the next line."""
     colours = np.zeros(len(text))
-    for token in tokens.itertuples():
-        colours[max(0, token.start) : max(0, token.end)] = token.colour
+    for token in _rows(tokens):
+        colours[max(0, token["start"]) : max(0, token["end"])] = token["colour"]
     lines: list[list[tuple[int, str, float]]] = []
     start = 0
     while start < len(text):
         end = start + WRAP
-        if end < len(text) and (space := text.rfind(" ", start, end)) > start:
+        space = text.rfind(" ", start, end)
+        if end < len(text) and space > start:
             end = space + 1
         lines.append(_runs(text[start:end].replace("\n", " "), colours[start:end]))
         start = end
     return lines
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    return frame.to_dict("records")
 
 
 def _runs(text: str, colours: np.ndarray[Any, Any]) -> list[tuple[int, str, float]]:

@@ -61,7 +61,11 @@ class Result:
             f"<li>{'✓' if held else '✗'} {escape(name)}</li>" for name, held in self.checks.items()
         )
         table = self.table.head(12).round(4).to_html(index=False, border=0)
-        more = f"<p>… {len(self.table) - 12} more rows in <code>.table</code></p>" if len(self.table) > 12 else ""
+        more = (
+            f"<p>… {len(self.table) - 12} more rows in <code>.table</code></p>"
+            if len(self.table) > 12
+            else ""
+        )
         return (
             f"<h3>{escape(self.title)}</h3><p><em>{escape(self.question)}</em> {escape(self.method)}</p>"
             f"{self.svg[self.svg.find('<svg') :] if self.svg else ''}<p>{escape(self.verdict)}</p><ul>{checks}</ul>"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,19 @@ from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Measure, Sweep, steer, sweep
 from emoprobe.study import feelings
-from emoprobe.study.dose import change, draw_dose
+from emoprobe.study.dose import change, draw_dose, from_untouched
 from emoprobe.study.measures import NLL, leaning, prediction, read_outs
 from emoprobe.study.result import Result
 from emoprobe.study.texts import readable, targets
-from emoprobe.study.wording import bootstrap, listed, number, span
+from emoprobe.study.wording import bootstrap, listed, number, plain, ranged, span
 
 STRENGTHS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 CONTROLS = 4
 MOST = 12
 """Concepts that are steered at most."""
-AFTERMATHS = 4
+AFTERMATHS = 3
 SITUATIONS = 4
-TEXTS = 24
+TEXTS = 16
 AFTERMATH, WORDS, READ_OUT = "its aftermaths", "words for it", "its read-out"
 
 
@@ -46,7 +47,12 @@ class Steered:
     outcome: str
     found: Sweep
 
-    @property
+    @cached_property
+    def changes(self) -> Sweep:
+        """The same as changes from the untouched model."""
+        return from_untouched(self.found)
+
+    @cached_property
     def judged(self) -> pd.Series[Any]:
         """The outcome's row of the sweep's summary."""
         part = self.found.raw[self.found.raw.measure == self.outcome]
@@ -86,7 +92,7 @@ def steering(
     what, outcomes = _outcomes(model, probes, held_out, seed)
     steered = _sweeps(model, probes, outcomes, texts, layer, strengths, controls, seed)
     highest = max(strengths)
-    changes = [change(part.found, part.outcome, highest) for part in steered]
+    changes = [change(part.changes, part.outcome, highest) for part in steered]
     effect = bootstrap([mean for (mean, _, _), _ in changes])
     chance = np.array([random for _, random in changes]).mean(0)
     monotone = [part.concept for part in steered if part.monotone]
@@ -94,32 +100,36 @@ def steering(
     checks = _checks(model, probes, steered[0].concept, layer, texts[0])
     if recovery:
         wanted = len(steered) - 2
-        checks[f"{what} become likelier monotonically, for {wanted} emotions or more"] = len(monotone) >= wanted
+        checks[f"{what} become likelier monotonically, for {wanted} emotions or more"] = (
+            len(monotone) >= wanted
+        )
         checks[f"and unlike with random directions, for {wanted} or more"] = len(specific) >= wanted
     unit = "" if what == READ_OUT else " nats"
-    cost = float(np.mean([change(part.found, NLL, highest)[0][0] for part in steered]))
+    cost = float(np.mean([change(part.changes, NLL, highest)[0][0] for part in steered]))
     return Result(
         name="steering",
         title="Steering with directions",
         question=f"Does adding an emotion's direction to the residual stream raise {MEASURED[what]}?",
         method=(
-            f"Each direction added at layer {layer} at {listed([f'{s:g}'.replace('-', '−') for s in strengths])} of the mean "
+            f"Each direction added at layer {layer} at {listed([plain(s) for s in strengths])} of the mean "
             f"residual norm: {MEASURED[what]}, read-outs at layer {model.n_layers}, NLL and KL on {len(texts)} held-out texts; "
             f"beside it {controls} random directions of equal norm."
         ),
-        table=pd.concat([part.found.frame.assign(concept=part.concept) for part in steered], ignore_index=True),
+        table=pd.concat(
+            [part.found.frame.assign(concept=part.concept) for part in steered], ignore_index=True
+        ),
         finding=f"{span(*effect, sign=True)}{unit} at s = {highest:g}, mean of {len(steered)} concepts",
-        controls=f"random directions {number(chance.min(), sign=True)} to {number(chance.max(), sign=True)}{unit}",
+        controls=f"random directions {ranged(chance, sign=True)}{unit}",
         verdict=(
-            f"At s = {highest:g} {MEASURED[what]} changes by {span(*effect, sign=True)}{unit} on average over {len(steered)} "
-            f"concepts, with random directions by {number(chance.min(), sign=True)} to {number(chance.max(), sign=True)}. "
-            f"{_counted(steered, monotone, 'rises monotonically with s from {:g} to {:g}'.format(min(strengths), highest))} "
+            f"At s = {highest:g} {MEASURED[what]} changes by {span(*effect, sign=True)}{unit} on average over "
+            f"{len(steered)} concepts, with random directions by {ranged(chance, sign=True)}. "
+            f"{_counted(steered, monotone, f'rises monotonically with s from {plain(min(strengths))} to {plain(highest)}')} "
             f"{_counted(steered, specific, 'does so by more than random directions')} The price at s = {highest:g} is "
             f"{number(cost, 3, True)} nats of NLL per token."
         ),
         checks=checks,
         figure=_figure(steered),
-        alt=f"For each concept, {MEASURED[what]} against steering strength, beside the range of random directions.",
+        alt=f"How much {MEASURED[what]} changes with strength for each concept, beside the range of random directions.",
     )
 
 
@@ -149,16 +159,20 @@ def _outcomes(
         prompts = readable(model, neutral, SITUATIONS, seed)
         emotions = [name for name in EMOTIONS if name != "neutral" and name in probes][:MOST]
         sentences = {name: [f" {text}" for text in aftermaths(name)[:AFTERMATHS]] for name in emotions}
-        return AFTERMATH, {name: leaning(called(name), texts, (), prompts) for name, texts in sentences.items()}
+        return AFTERMATH, {
+            name: leaning(called(name), texts, (), prompts) for name, texts in sentences.items()
+        }
     best = probes.scores[probes.scores.metric.isin(["pearson_r", "auc"])].groupby("concept").value.max()
     # Dimensions come first: they have two ends to tell apart.
-    order = sorted(probes.concepts, key=lambda name: (probes.kinds[name] != "dimension", -best.get(name, 0.0)))
+    order = sorted(
+        probes.concepts, key=lambda name: (probes.kinds[name] != "dimension", -best.get(name, 0.0))
+    )
     adjectives = {name: found for name in order if (found := feelings.words(name))}
     if not adjectives:
         return READ_OUT, dict.fromkeys(order[:MOST])
     return WORDS, {
-        name: leaning(called(name), *([f" {word}" for word in side] for side in sides), feelings.PROMPTS)
-        for name, sides in list(adjectives.items())[:MOST]
+        name: leaning(called(name), toward, against, feelings.PROMPTS)
+        for name, (toward, against) in list(adjectives.items())[:MOST]
     }
 
 
@@ -228,14 +242,16 @@ def _checks(model: LiveModel, probes: ProbeSet, concept: str, layer: int, text: 
 def _figure(steered: Sequence[Steered]) -> Any:
     columns = min(4, len(steered))
     rows = -(-len(steered) // columns)
-    figure, axes = drawing.panels(rows, columns, height=1.75, sharex=True)
+    figure, axes = drawing.panels(rows, columns, height=1.75, sharex=True, sharey=True)
     for axis, part in zip(axes.flat, steered, strict=False):
-        frame = part.found.frame
+        frame = part.changes.frame
         draw_dose(axis, frame[frame.measure == part.outcome], label="steered, 95 % interval")
-        axis.set_title(part.concept, parse_math=False)
+        axis.set_title(part.concept)
     for axis in axes.flat[len(steered) :]:
         axis.remove()
-    figure.supxlabel("steering strength s", fontsize=9)
-    figure.supylabel("log P, nats" if steered[0].outcome.startswith("log P") else "read-out", fontsize=9)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("Δ log P, nats" if steered[0].outcome.startswith("log P") else "Δ read-out")
+    for axis in axes[-1, : len(steered) - (rows - 1) * columns]:
+        axis.set_xlabel("strength s")
     drawing.legend_below(figure, axes.flat[0])
     return figure

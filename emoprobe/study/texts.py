@@ -64,7 +64,9 @@ def targets(corpus: Corpus, concept: str) -> np.ndarray:
     return corpus.label_matrix()[:, corpus.labels.index(concept)].astype(float)
 
 
-def readable(model: LiveModel, texts: Sequence[str], most: int, seed: int = 0, shortest: int = 4) -> list[str]:
+def readable(
+    model: LiveModel, texts: Sequence[str], most: int, seed: int = 0, shortest: int = 4
+) -> list[str]:
     """Draw at most `most` texts that the model can read whole and that have at least `shortest` tokens.
 
     Raises `InputError` where there is none.

@@ -24,7 +24,7 @@ TEXTS = 300
 CONTROLS = 10
 SATURATED = 0.95
 """|v| above which a token counts as saturated."""
-BINS = np.linspace(-1, 1, 41)
+BINS = np.linspace(-1, 1, 21)
 SHOWN = 4  # dimensions in the figure
 
 
@@ -95,17 +95,19 @@ def _table(valuation: Valuation, corpus: Corpus, means: Floats, moments: Floats,
         for column, dimension in enumerate(valuation.dimensions):
             annotated = targets(corpus, dimension)
             found = correlation(means[0, row, :, column], annotated, corpus.groups, seed)
-            chance = [abs(correlation(other[row, :, column], annotated, corpus.groups)[0]) for other in means[1:]]
+            chance = [
+                abs(correlation(other[row, :, column], annotated, corpus.groups)[0]) for other in means[1:]
+            ]
             rows.append((layer, dimension, *moments[row, column], *found, max(chance, default=np.nan)))
     columns = ["layer", "dimension", "mean", "deviation", "saturated", "r", "low", "high", "random_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _saturation(table: pd.DataFrame) -> str:
-    worst = table.loc[table.saturated.idxmax()]
+    worst = table.sort_values("saturated").iloc[-1]
     return (
-        f"Of all tokens {table.saturated.mean():.1%} lie beyond ±{SATURATED}, at most {worst.saturated:.1%} ({worst.dimension}, "
-        f"block {worst.layer})."
+        f"Of all tokens {table.saturated.mean():.1%} lie beyond ±{SATURATED}, at most {worst.saturated:.1%} "
+        f"({worst.dimension}, block {worst.layer})."
     )
 
 
@@ -123,15 +125,21 @@ def _figure(valuation: Valuation, table: pd.DataFrame, histogram: Floats) -> Any
         above.set_title(dimension, parse_math=False)
         above.set(xlabel="valuation of a token", xlim=(-1, 1), ylim=(0, None))
         part = table[table.dimension == dimension]
-        drawing.control(below, part.layer, low=-part.random_high, high=part.random_high, label="random valuations")
+        drawing.control(
+            below, part.layer, low=-part.random_high, high=part.random_high, label="random valuations"
+        )
         drawing.line(below, part.layer, part.r, part.low, part.high, label="probed, 95 % interval")
         drawing.zero(below)
         below.set(xlabel="block")
         below.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("share of tokens")
     axes[1, 0].set_ylabel("r with annotation")
-    axes[0, 0].legend(loc="upper left")
-    axes[1, 0].legend(loc="best")
+    handles = [axis.get_legend_handles_labels() for axis in axes[:, 0]]
+    figure.legend(
+        *([*above, *below] for above, below in zip(*handles, strict=True)),
+        loc="outside lower center",
+        ncols=5,
+    )
     for axis in axes[:, len(shown) :].flat:
         axis.remove()
     return figure

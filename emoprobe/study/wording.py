@@ -22,11 +22,23 @@ def number(value: float, digits: int = 2, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def plain(value: float) -> str:
+    """Write a number as short as it goes, with a true minus."""
+    return f"{value:g}".replace("-", "−")
+
+
 def span(value: float, low: float, high: float, digits: int = 2, sign: bool = False) -> str:
-    """Write a number with its interval, 0.94 [0.92, 0.96]."""
+    """Write a number with its interval, 0.94 [0.92, 0.96], in one piece: its spaces do not break."""
     if not (np.isfinite(low) and np.isfinite(high)):
         return number(value, digits, sign)
-    return f"{number(value, digits, sign)} [{number(low, digits, sign)}, {number(high, digits, sign)}]"
+    middle, lower, upper = (number(item, digits, sign) for item in (value, low, high))
+    return f"{middle} [{lower}, {upper}]".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def ranged(values: Sequence[float] | Floats, digits: int = 2, sign: bool = False) -> str:
+    """Write where numbers lie, from the lowest to the highest."""
+    low, high = float(np.min(values)), float(np.max(values))
+    return f"{number(low, digits, sign)} to {number(high, digits, sign)}"
 
 
 def listed(names: Sequence[Any], most: int = 8) -> str:
@@ -47,23 +59,25 @@ def bootstrap(values: Sequence[float] | Floats, seed: int = 0) -> tuple[float, f
     return float(values.mean()), float(low), float(high)
 
 
-def correlation(x: Floats, y: Floats, groups: Sequence[str] | np.ndarray[Any, Any], seed: int = 0) -> tuple[float, float, float]:
+def correlation(
+    x: Floats, y: Floats, groups: np.ndarray[Any, Any], seed: int = 0
+) -> tuple[float, float, float]:
     """Return Pearson's r of x and y (n,) and its 95 % interval over resamples of whole groups; pairs with NaN are left out."""
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
-    member = np.unique(np.asarray(groups)[known], return_inverse=True)[1]
+    member = np.unique(groups[known], return_inverse=True)[1]
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan, np.nan, np.nan
     x, y = x - x.mean(), y - y.mean()
     moments = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y])
     per_group = np.stack([np.bincount(member, weights=row) for row in moments], axis=1)  # (groups, moments)
-    count = len(per_group)
-    drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-    sums = np.stack([np.bincount(row, minlength=count) for row in drawn]) @ per_group
-    if count < 2:
-        return float(_r(per_group.sum(0)[None])[0]), np.nan, np.nan
-    low, high = np.nanquantile(_r(sums), [0.025, 0.975])
-    return float(_r(per_group.sum(0)[None])[0]), float(low), float(high)
+    groups_drawn = np.random.default_rng(seed).integers(len(per_group), size=(RESAMPLES, len(per_group)))
+    counts = np.stack([np.bincount(row, minlength=len(per_group)) for row in groups_drawn]).astype(float)
+    r = float(_r(per_group.sum(0, keepdims=True))[0])
+    if len(per_group) < 2:
+        return r, np.nan, np.nan
+    low, high = np.nanquantile(_r(counts @ per_group), [0.025, 0.975])
+    return r, float(low), float(high)
 
 
 def _r(sums: Floats) -> Floats:

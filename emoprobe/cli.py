@@ -1,0 +1,451 @@
+"""The command line: the package's words, one command each.
+
+Nothing heavy is imported before a command is known to run, so that help is there at once. `main` turns what can go wrong into
+one line and an exit status: 0 done, 1 a study whose checks failed, 2 bad input, 70 a fault of this package, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emoprobe.errors import InputError
+
+FAILED, BAD_INPUT, FAULT, INTERRUPTED = 1, 2, 70, 130
+# Newer releases of typer carry click inside themselves, and older ones do not.
+_BadUsage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="emoprobe",
+    help="Find functional emotions in language models: probes with controls, valuation attention, steering, reports.",
+    epilog="Exit status: 0 done, 1 a study whose checks failed, 2 bad input, 130 interrupted.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".', show_default=False)]
+Probes = Annotated[Path, typer.Argument(help="A probe set, as `emoprobe fit` writes it.", show_default=False)]
+Prompt = Annotated[str, typer.Argument(help="The text to go on from.", show_default=False)]
+Device = Annotated[
+    str | None, typer.Option(help="Where the model runs, for example cuda.", show_default="cpu")
+]
+DType = Annotated[
+    str | None, typer.Option(help="Type of the weights, for example bfloat16.", show_default="the model's")
+]
+Seed = Annotated[int, typer.Option(help="Everything that is drawn is drawn with it.")]
+LayersOption = Annotated[str, typer.Option(help='An index, a fraction, a list 2,4, a slice 2:5, or "all".')]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        help="Which column is what: text=sentence,labels=emotion,valence=V,group=document.",
+        show_default=False,
+    ),
+]
+Ranges = Annotated[
+    str | None,
+    typer.Option(help="Lowest and highest annotation: valence=1:9,arousal=1:9.", show_default=False),
+]
+Data = Annotated[
+    Path | None, typer.Option(help="The folder that holds a published corpus.", show_default="download it")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many texts.", show_default=False)]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to write.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        from emoprobe import __version__
+
+        typer.echo(f"emoprobe {__version__}")
+        raise typer.Exit
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: emoprobe study gpt2 --corpus emobank --out runs/gpt2")
+def study(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".')] = "bundled",
+    corpus: Annotated[str, typer.Option(help='A corpus by name, a file, or "bundled".')] = "bundled",
+    folder: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use at most so many texts.", show_default="3000")
+    ] = None,
+    seed: Seed = 0,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    device: Device = None,
+    dtype: DType = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Do again what is done already.")] = False,
+) -> None:
+    """Run every experiment and write a report.
+
+    Probes are fitted and validated, made into a valuation, injected, steered with, learned anew and compared. Without arguments
+    it runs on the bundled model and corpus, in under three minutes and without a network.
+    """
+    from emoprobe import typed
+    from emoprobe.study import run_study
+
+    plain = folder is None and columns is None and ranges is None
+    texts: Any = corpus if plain else typed.corpus(corpus, folder, columns, ranges, None, seed)
+    found = run_study(
+        typed.model(model, device, dtype),
+        texts,
+        out,
+        limit=limit,
+        seed=seed,
+        resume=not restart,
+        command=shlex.join(["emoprobe", *context.obj]),
+    )
+    typer.echo(f"report: {found.folder / 'report.html'}")
+    if not found.passed:
+        failed = [f"{r.name}: {name}" for r in found.results for name, held in r.checks.items() if not held]
+        typer.echo(f"emoprobe: {len(failed)} checks failed ({'; '.join(failed)})", err=True)
+        raise typer.Exit(FAILED)
+
+
+@app.command(
+    epilog="Example: emoprobe fit gpt2 reviews.csv --columns text=review,valence=stars --ranges valence=1:5 -o v.safetensors"
+)
+def fit(
+    model: Model,
+    corpus: Annotated[
+        str, typer.Argument(help='A corpus by name, a file, or "bundled".', show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", show_default=False)],
+    estimator: Annotated[str, typer.Option(help="auto, mean_difference, ridge or logistic.")] = "auto",
+    layers: LayersOption = "all",
+    folder: Data = None,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Fit probes for the labels and dimensions of a corpus."""
+    from emoprobe import typed
+    from emoprobe.probes import fit_probes
+
+    texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
+    typed.writable(output)
+    probes = fit_probes(
+        typed.model(model, device, dtype), texts, typed.layers(layers), estimator=estimator, seed=seed
+    )
+    probes.save(output)
+    typer.echo(probes.report())
+    typer.echo(f"written: {output}")
+
+
+@app.command(epilog='Example: emoprobe trace gpt2 vad.safetensors "I am so happy that you came!"')
+def trace(
+    model: Model,
+    probes: Probes,
+    text: Annotated[str, typer.Argument(help="The text to read.", show_default=False)],
+    concepts: Annotated[
+        str | None, typer.Option(help="Some of the concepts: valence,arousal.", show_default="all")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to read at.", show_default="each concept's best")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Read probes out at every token of a text."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    from emoprobe import typed
+    from emoprobe.probes import load_probes
+    from emoprobe.probes import trace as traced
+
+    loaded = load_probes(probes)
+    found = traced(
+        typed.model(model, device),
+        loaded,
+        text,
+        concepts=typed.split(concepts),
+        layers=None if layers is None else typed.layers(layers),
+    ).coloured()
+    pairs = list(dict.fromkeys(zip(found.concept, found.layer, strict=True)))
+    table = Table("token", *(escape(f"{concept} @{layer}") for concept, layer in pairs), box=None)
+    for _, rows in found.groupby("position", sort=True):
+        records: list[dict[Any, Any]] = rows.to_dict("records")
+        by_pair = {(row["concept"], row["layer"]): row for row in records}
+        cells = [Text(f"{by_pair[p]['value']:.2f}", style=_shade(by_pair[p]["colour"])) for p in pairs]
+        table.add_row(Text(repr(rows.token.iloc[0])[1:-1]), *cells)
+    Console().print(table)
+
+
+@app.command(
+    epilog='Example: emoprobe steer gpt2 vad.safetensors valence "My flight leaves in ten minutes and" --strength 0.08'
+)
+def steer(
+    model: Model,
+    probes: Probes,
+    concept: Annotated[str, typer.Argument(help="A concept of the probe set.", show_default=False)],
+    prompt: Prompt,
+    strength: Annotated[
+        float, typer.Option(help="Fraction of the mean residual norm; below 0, away from it.")
+    ] = 0.05,
+    layers: LayersOption = "0.66",
+    positions: Annotated[str, typer.Option(help="all, prompt, generated or last.")] = "all",
+    max_new_tokens: NewTokens = 40,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Continue a prompt with and without a concept's direction."""
+    from emoprobe import typed
+    from emoprobe.probes import load_probes
+    from emoprobe.steering import steer as steered
+
+    loaded = load_probes(probes)
+    live = typed.model(model, device, dtype)
+    loaded.check_model(live)
+    direction = loaded[concept]
+    with steered(live, direction, strength, typed.layers(layers), positions):
+        after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    _side_by_side(prompt, before, f"{concept} {strength:+g}", after)
+
+
+@app.command(
+    epilog='Example: emoprobe inject gpt2 vad.safetensors "The brilliantly terrible movie" --strength 0.5'
+)
+def inject(
+    model: Model,
+    probes: Annotated[Path, typer.Argument(help="A probe set or a valuation.", show_default=False)],
+    prompt: Prompt,
+    strength: Annotated[float | None, typer.Option(help="λ.", show_default="learned, else 0.5")] = None,
+    layers: Annotated[str | None, typer.Option(help="Blocks to inject into.", show_default="all")] = None,
+    concepts: Annotated[str | None, typer.Option(help="Dimensions to value by.", show_default="all")] = None,
+    max_new_tokens: NewTokens = 40,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Continue a prompt with and without a valuation in attention."""
+    from emoprobe import typed
+    from emoprobe.valattn import inject as injected
+
+    valuation = typed.valuation(probes, typed.split(concepts))
+    lam = 0.5 if strength is None and valuation.strength is None else strength
+    live = typed.model(model, device, dtype)
+    with injected(live, valuation, lam, None if layers is None else typed.layers(layers)):
+        after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    _side_by_side(prompt, before, "λ learned" if lam is None else f"λ = {lam:g}", after)
+
+
+@app.command(epilog="Example: emoprobe sweep gpt2 vad.safetensors valence --strengths=-0.1,-0.05,0,0.05,0.1")
+def sweep(
+    model: Model,
+    probes: Annotated[
+        Path, typer.Argument(help="A probe set, or a valuation without CONCEPT.", show_default=False)
+    ],
+    concept: Annotated[
+        str | None, typer.Argument(help="Steer with this concept; without it, inject.", show_default=False)
+    ] = None,
+    strengths: Annotated[
+        str | None, typer.Option(help="A list of s or λ.", show_default="−0.1 … 0.1 for s, −1 … 1 for λ")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Where.", show_default="0.66 for s, all for λ")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Texts to measure on, one a line.", show_default="built-in passages")
+    ] = None,
+    controls: Annotated[int, typer.Option(min=0, help="Random directions beside it.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write every number to a CSV file.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write the picture to an SVG or PNG file.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Measure the effect of growing strength, beside random controls."""
+    from emoprobe import drawing, typed
+    from emoprobe.artefacts import write_bytes
+    from emoprobe.probes import load_probes
+    from emoprobe.steering import kl, nll, read_out
+    from emoprobe.steering import sweep as swept
+
+    for path in (output, figure):
+        if path is not None:
+            typed.writable(path)
+    loaded = None if concept is None and typed.kind(probes) == "valuation" else load_probes(probes)
+    subject: Any = typed.valuation(probes, None) if loaded is None or concept is None else loaded[concept]
+    doses = typed.numbers(strengths or ("-1,-0.5,0,0.5,1" if concept is None else "-0.1,-0.05,0,0.05,0.1"))
+    lines = typed.lines(texts)
+    live = typed.model(model, device, dtype)
+    measures = [nll(lines), kl(lines)]
+    if loaded is not None and live.n_layers in loaded.layers:
+        loaded.check_model(live)
+        names = list(loaded.concepts[:3]) if concept is None else [concept]
+        measures += [read_out(loaded, name, live.n_layers) for name in names]
+    where = None if layers is None else typed.layers(layers)
+    found = swept(live, subject, doses, lines, measures, layers=where, controls=controls, seed=seed)
+    typer.echo(repr(found))
+    if output is not None:
+        write_bytes(output, found.frame.to_csv(index=False).encode())
+    if figure is not None:
+        picture = found.plot()
+        write_bytes(
+            figure, drawing.png(picture) if figure.suffix.lower() == ".png" else drawing.svg(picture).encode()
+        )
+
+
+@app.command(
+    epilog="Example: emoprobe compare gpt2 valuation-probed.safetensors valuation-learned.safetensors --corpus emobank"
+)
+def compare(
+    model: Model,
+    probed: Annotated[
+        Path, typer.Argument(help="A valuation, or a probe set to make one of.", show_default=False)
+    ],
+    learned: Annotated[Path, typer.Argument(help="A learned valuation, with its λ.", show_default=False)],
+    corpus: Annotated[str, typer.Option(help="Texts that neither was fitted on.")] = "bundled",
+    folder: Data = None,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most so many texts.")] = 200,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Compare a probed with a learned valuation."""
+    from emoprobe import typed
+    from emoprobe.valattn import compare_valuations
+
+    second = typed.valuation(learned, None)
+    first = typed.valuation(probed, list(second.dimensions))
+    texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
+    typer.echo(
+        repr(
+            compare_valuations(
+                typed.model(model, device, dtype), first, second, texts, limit=limit, seed=seed
+            )
+        )
+    )
+
+
+@app.command(epilog="Example: emoprobe report runs/bundled")
+def report(run: Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)]) -> None:
+    """Write a study's report.html anew."""
+    from emoprobe.study import load_study
+
+    typer.echo(f"report: {load_study(run).write_report()}")
+
+
+@app.command(epilog="Example: emoprobe info bundled")
+def info(model: Model = "bundled", device: Device = None, dtype: DType = None) -> None:
+    """Say what a model is made of."""
+    from emoprobe import typed
+
+    live = typed.model(model, device, dtype)
+    weights = sum(weight.numel() for _, weight in live.named_weights())
+    norms = ", ".join(f"{norm:.3g}" for norm in live.residual_norms().tolist())
+    rows = {
+        "model": live.name,
+        "kind": f"{type(live.underlying).__name__} on {live.backend}, {str(live.dtype).removeprefix('torch.')}, {live.device}",
+        "blocks": f"{live.n_layers} (layers 0 to {live.n_layers})",
+        "width": live.d_model,
+        "heads": live.n_heads,
+        "parameters": f"{weights:,}",
+        "context": f"{live.context_length} tokens",
+        "residual norms": f"{norms} (layers 0 to {live.n_layers})",
+        "fingerprint": live.fingerprint(),
+    }
+    for name, value in rows.items():
+        typer.echo(f"{name:<15} {value}")
+
+
+# Showing and running --------------------------------------------------------------------------------------------------
+
+
+def _shade(colour: float) -> str:
+    # Too faint a colour is none.
+    return (
+        ""
+        if abs(colour) < 0.15
+        else f"{'#D55E00' if colour > 0 else '#0072B2'}{' bold' if abs(colour) > 0.6 else ''}"
+    )
+
+
+def _side_by_side(prompt: str, before: object, name: str, after: object) -> None:
+    typer.echo(f"untouched\n  {prompt}{before}\n\n{name}\n  {prompt}{after}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; what the user can mend is said in one line on stderr."""
+    given = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    warnings.showwarning = _show_warning
+    _quieten()
+    try:
+        status = typer.main.get_command(app).main(given, "emoprobe", standalone_mode=False, obj=given)
+        return status if isinstance(status, int) else 0
+    except (typer.Abort, KeyboardInterrupt):
+        return _interrupted(given[0])
+    except _BadUsage as error:
+        where = getattr(getattr(error, "ctx", None), "command_path", "emoprobe")
+        return _refuse(f"{error.format_message().rstrip('.')}; see {where} --help")
+    except InputError as error:
+        return _refuse(str(error))
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.write(
+            "emoprobe: this is a fault of emoprobe, not yours; please report it with what stands above\n"
+        )
+        return FAULT
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"emoprobe: {' '.join(message.split())}\n")
+    return BAD_INPUT
+
+
+def _interrupted(command: str) -> int:
+    kept = (
+        "what is done is kept, and the same command resumes" if command == "study" else "nothing was written"
+    )
+    sys.stderr.write(f"\nemoprobe: interrupted; {kept}\n")
+    return INTERRUPTED
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    if issubclass(category, UserWarning):
+        sys.stderr.write(f"emoprobe: warning: {' '.join(str(message).split())}\n")
+
+
+def _quieten() -> None:
+    """Keep the bars and hints of the libraries below off the screen."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""From results to one self-contained HTML page: no network, no script, light and dark, good on paper.
+
+Everything that is written comes from somewhere else (concepts, texts, paths), so all of it is escaped; figures are taken in as
+SVG only if they hold nothing that could run. The page's look is in `page.html`; this file knows nothing of experiments.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from emoprobe import drawing
+
+ROWS = 2000
+"""Rows of a table that are shown; all are in the run folder."""
+ACTIVE = re.compile(
+    r"<\s*(script|foreignobject|iframe|image[^>]+https?:)|\son\w+\s*=|javascript:", re.IGNORECASE
+)
+VARIABLES = {
+    drawing.INK: "currentColor",
+    drawing.BLUE: "var(--blue)",
+    drawing.RED: "var(--red)",
+    drawing.GREEN: "var(--green)",
+    drawing.PINK: "var(--pink)",
+    drawing.ORANGE: "var(--orange)",
+    drawing.SKY: "var(--sky)",
+    drawing.CONTROL: "var(--control)",
+}
+"""What the page replaces the colours of figures by, so that they suit its ground."""
+
+
+class Reported(Protocol):
+    """What the page wants to know of a result."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def table(self) -> pd.DataFrame: ...
+    @property
+    def finding(self) -> str: ...
+    @property
+    def controls(self) -> str: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def checks(self) -> Mapping[str, bool]: ...
+    @property
+    def svg(self) -> str: ...
+    @property
+    def alt(self) -> str: ...
+    @property
+    def remarks(self) -> Sequence[str]: ...
+
+
+def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
+    """Return the page for the results of a study, in their order, and its record."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=inline_figure, cell=cell, duration=duration, prose=prose)
+    held = [check for result in results for check in result.checks.values()]
+    page = environment.get_template("page.html")
+    return page.render(
+        results=results,
+        manifest=manifest,
+        rows=ROWS,
+        checks=len(held),
+        failed=len(held) - sum(held),
+        seconds=sum(step["seconds"] for step in manifest.get("steps", {}).values()),
+        numeric=lambda column: pd.api.types.is_numeric_dtype(column),
+    )
+
+
+def inline_figure(svg: str, name: str) -> Markup:
+    """Return an SVG file's content as part of a page: as wide as its place, in the page's colours, with ids of its own.
+
+    A figure that holds anything that could run is left out.
+    """
+    start = svg.find("<svg")
+    if start < 0 or ACTIVE.search(svg):
+        return Markup("<p class=quiet>This figure is not shown: its file is no plain SVG.</p>")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[start:], flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="caption-{escape(name)}"', 1)
+    # Several figures share the page, and each has its figure_1.
+    prefix = re.sub(r"\W", "-", name)
+    svg = re.sub(r'(\bid=")', rf"\1{prefix}-", svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)
+    for colour, variable in VARIABLES.items():
+        svg = re.sub(re.escape(colour), variable, svg, flags=re.IGNORECASE)
+    return Markup(svg)
+
+
+def prose(text: str) -> str:
+    """Set apostrophes as printers do."""
+    return text.replace("'", "’")
+
+
+def cell(value: object) -> str:
+    """Write a table's cell: four significant digits, a true minus, and nothing for what is missing."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−")
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Write a duration as people do."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,6 @@
+"""Whole experiments, each with its controls, and the study that runs them all."""
+
+from emoprobe.study.result import Result
+from emoprobe.study.run import Study, load_study, run_study
+
+__all__ = ["Result", "Study", "load_study", "run_study"]

@@ -1,0 +1,120 @@
+"""What people type on a command line, turned into what the package takes; whatever is wrong with it is said in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from emoprobe.artefacts import KEY
+from emoprobe.corpora import Corpus, load_corpus
+from emoprobe.errors import InputError
+from emoprobe.layers import Layers
+from emoprobe.models import LiveModel, load_model
+from emoprobe.models.reference import PASSAGES
+from emoprobe.probes import load_probes
+from emoprobe.valattn import Valuation
+
+
+def model(name: str, device: str | None = None, dtype: str | None = None) -> LiveModel:
+    kind = None if dtype is None else getattr(torch, dtype, None)
+    if dtype is not None and not isinstance(kind, torch.dtype):
+        raise InputError(f"--dtype {dtype} is not known: give float32, bfloat16 or float16")
+    try:
+        place = None if device is None else torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"--device {device} cannot be used here ({str(error).splitlines()[0]}): give another"
+        ) from error
+    return load_model(name, dtype=kind, device=place)
+
+
+def corpus(
+    name: str, folder: Path | None, columns: str | None, ranges: str | None, limit: int | None, seed: int
+) -> Corpus:
+    mapping = _pairs("--columns", columns, "text=sentence,valence=V")
+    bounds = {
+        key: tuple(numbers(value, ":")) for key, value in _pairs("--ranges", ranges, "valence=1:9").items()
+    }
+    for key, pair in bounds.items():
+        if len(pair) != 2:
+            raise InputError(f"--ranges {key}: a range has two ends, for example {key}=1:9")
+    return load_corpus(name, folder=folder, columns=mapping, ranges=bounds, limit=limit, seed=seed)
+
+
+def _pairs(option: str, given: str | None, example: str) -> dict[str, str]:
+    """Read a=b,c=d."""
+    pairs = [part.partition("=") for part in (given or "").split(",") if part.strip()]
+    for key, equals, value in pairs:
+        if not (key.strip() and equals and value.strip()):
+            raise InputError(f'{option} "{key}{equals}{value}" is not understood: write {option} {example}')
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def split(given: str | None) -> list[str] | None:
+    return None if given is None else [part.strip() for part in given.split(",") if part.strip()]
+
+
+def numbers(given: str, separator: str = ",") -> list[float]:
+    try:
+        return [float(part) for part in given.split(separator)]
+    except ValueError:
+        raise InputError(f'"{given}" is not a list of numbers: write them as 1{separator}9') from None
+
+
+def layers(given: str) -> Layers:
+    """Read layers as people type them: 3, 0.66, 2,4, 2:5 or all."""
+    if given == "all":
+        return given
+    try:
+        if ":" in given:
+            return slice(*(int(part) if part else None for part in given.split(":")))
+        found = [float(part) if "." in part else int(part) for part in given.split(",")]
+    except (ValueError, TypeError):
+        raise InputError(
+            f'layers "{given}" are not understood: give an index, a fraction like 0.66, a list 2,4, a slice 2:5 or all'
+        ) from None
+    return found if len(found) > 1 else found[0]
+
+
+def lines(path: Path | None) -> list[str]:
+    if path is None:
+        return list(PASSAGES)
+    try:
+        found = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f'cannot read texts from "{path}" ({error}): give a UTF-8 file with one text a line'
+        ) from error
+    if not found:
+        raise InputError(f'"{path}" holds no text: give a file with one text a line')
+    return found
+
+
+def kind(path: Path) -> str | None:
+    """Return what an artefact says it is, or None for anything else; whoever reads it complains in its own words."""
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            kind = json.loads((file.metadata() or {})[KEY])["kind"]
+        return str(kind)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return None
+
+
+def valuation(path: Path, concepts: Sequence[str] | None) -> Any:
+    """Read a valuation, or make one of a probe set."""
+    if kind(path) == "valuation":
+        return Valuation.load(path)
+    return Valuation.from_probes(load_probes(path), concepts)
+
+
+def writable(path: Path) -> None:
+    """Refuse now what could not be written after an hour of work."""
+    parent = path.parent
+    if path.is_dir() or (parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK))):
+        raise InputError(f'cannot write "{path}": give a file in a folder that you may write to')

@@ -1,0 +1,375 @@
+"""The study: what it measures against an independent computation, and that nothing it has done is lost or done twice."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_study import small_corpus, small_model
+
+from emoprobe import InputError
+from emoprobe.corpora import Corpus
+from emoprobe.models import LiveModel
+from emoprobe.probes import load_probes
+from emoprobe.steering import add, continuation, kl, nll, read_out
+from emoprobe.study import (
+    Result,
+    Study,
+    injecting,
+    learning,
+    load_study,
+    reading,
+    run,
+    run_study,
+    sentences,
+    steering,
+)
+from emoprobe.study.folder import RunFolder
+from emoprobe.study.geometry import _mantel
+from emoprobe.study.measures import KL, NLL, leaning, prediction, read_outs
+from emoprobe.study.texts import divide, readable, valuation_dimensions
+from emoprobe.study.wording import bootstrap, correlation, listed, number, span
+from emoprobe.valattn import Valuation
+
+STEPS = ("probing", "reading", "geometry", "valuing", "injecting", "steering", "learning", "sentences")
+EXPERIMENTS = (*STEPS, "fit_probes")
+
+
+@pytest.fixture(scope="module")
+def model() -> LiveModel:
+    return small_model()
+
+
+def cheapen(patch: pytest.MonkeyPatch) -> None:
+    """Repeat everything less often: what is tested here does not depend on how often."""
+    patch.setattr(run, "PERMUTATIONS", 2)
+    patch.setattr(run, "NLL_TEXTS", 4)
+    patch.setattr(steering, "TEXTS", 4)
+    patch.setattr(learning, "TEXTS", 8)
+    patch.setattr(reading, "CONTROLS", 3)
+    defaults: dict[Callable[..., object], dict[str, object]] = {
+        injecting.injecting: {"strengths": (-1.0, 0.0, 1.0), "controls": 2},
+        steering.steering: {"strengths": (-0.1, 0.0, 0.1), "controls": 2},
+        learning.learning: {"steps": 3, "batch_size": 4},
+        sentences.sentences: {"controls": 2},
+    }
+    for function, values in defaults.items():
+        patch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, **values})
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    cheapen(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(model: LiveModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    with pytest.MonkeyPatch.context() as patch:
+        cheapen(patch)
+        yield run_study(model, small_corpus(), tmp_path_factory.mktemp("runs") / "done", progress=False)
+
+
+# A whole study -------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_leaves_the_whole_record(finished: Study, model: LiveModel) -> None:
+    assert finished.names == STEPS
+    assert finished.passed, [(r.name, dict(r.checks)) for r in finished.results if not r.passed]
+    folder = finished.folder
+    assert load_probes(folder / "probes.safetensors").concepts == ("valence", "arousal")
+    probed, learned = (
+        Valuation.load(folder / f"valuation-{which}.safetensors") for which in ("probed", "learned")
+    )
+    assert probed.dimensions == learned.dimensions == ("valence", "arousal")
+    assert probed.strength is None and learned.strength is not None
+    for result in finished.results:
+        assert len(pd.read_parquet(folder / "results" / f"{result.name}.parquet")) == len(result.table) > 0
+        assert (folder / "figures" / f"{result.name}.svg").read_text().startswith("<?xml")
+        assert (folder / "figures" / f"{result.name}.png").read_bytes().startswith(b"\x89PNG")
+        assert result.question.endswith("?") and result.finding and result.controls and result.alt
+    assert finished.results[0].finding in (folder / "report.html").read_text().replace("&#39;", "'")
+    assert not list(folder.rglob(".*"))  # nothing half-written
+
+
+def test_the_record_says_what_was_done_and_no_secret(
+    model: LiveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_swordfish")
+    monkeypatch.setattr(run, "_steps", lambda *_: iter([("probing", lambda: _result("probing"))]))
+    run_study(model, small_corpus(), tmp_path / "run", seed=3, progress=False)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["study"]["model"] == model.fingerprint()
+    assert manifest["study"]["corpus"] == small_corpus().fingerprint
+    assert manifest["study"]["seed"] == 3 and manifest["versions"]["torch"] == torch.__version__
+    assert manifest["steps"]["probing"]["seconds"] >= 0
+    everything = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert b"swordfish" not in everything and b"PATH" not in everything
+
+
+def test_a_study_of_labels_alone(model: LiveModel, tmp_path: Path) -> None:
+    """Labels that are no words anybody feels, and that HTML and TeX would stumble over."""
+    study = run_study(model, small_corpus(labels=True), tmp_path / "run", progress=False)
+    assert study.names == STEPS and study.passed
+    assert "read-out" in study["steering"].question
+    assert "<b>sad" not in (tmp_path / "run" / "report.html").read_text()
+    assert set(Valuation.load(tmp_path / "run" / "valuation-probed.safetensors").dimensions) <= set(
+        small_corpus(True).labels
+    )
+
+
+# Resuming ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_study_goes_on_where_it_was(
+    model: LiveModel, finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = _counted(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "injecting", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(model, small_corpus(), tmp_path / "run", progress=False)
+    assert calls == ["fit_probes", "probing", "reading", "geometry", "valuing"]
+    assert [result.name for result in load_study(tmp_path / "run").results] == list(STEPS[:4])
+    calls.clear()
+    resumed = run_study(model, small_corpus(), tmp_path / "run", progress=False)
+    assert calls == ["injecting", "steering", "learning", "sentences"]
+    assert resumed.names == STEPS
+    for file in sorted(finished.folder.rglob("*")):
+        other = tmp_path / "run" / file.relative_to(finished.folder)
+        if file.is_file() and file.name not in ("manifest.json", "report.html"):  # these hold times
+            assert other.read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_finished_study_is_not_done_again_unless_asked(
+    model: LiveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def steps(*_: object) -> Iterator[tuple[str, Callable[[], Result]]]:
+        for name in ("one", "two"):
+            yield name, lambda name=name: made.append(name) or _result(name)  # type: ignore[misc]
+
+    monkeypatch.setattr(run, "_steps", steps)
+    for expected in (["one", "two"], ["one", "two"]):
+        run_study(model, small_corpus(), tmp_path / "run", progress=False)
+        assert made == expected
+    run_study(model, small_corpus(), tmp_path / "run", progress=False, resume=False)
+    assert made == ["one", "two"] * 2
+
+
+@pytest.mark.parametrize(("change", "named"), [({"seed": 1}, "seed"), ({"limit": 50}, "limit")])
+def test_another_study_in_the_same_folder_is_refused(
+    model: LiveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, int], named: str
+) -> None:
+    monkeypatch.setattr(run, "_steps", lambda *_: iter(()))
+    run_study(model, small_corpus(), tmp_path / "run", progress=False)
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match=f"holds another study, small on days .its {named}"):
+        run_study(model, small_corpus(), tmp_path / "run", progress=False, **change)  # type: ignore[arg-type]
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+
+
+def test_other_weights_and_other_texts_make_another_study(
+    model: LiveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_steps", lambda *_: iter(()))
+    run_study(model, small_corpus(), tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="its corpus is"):
+        run_study(model, small_corpus(texts=61), tmp_path / "run", progress=False)
+    other = small_model()
+    with torch.no_grad():
+        next(weight for _, weight in other.named_weights()).add_(0.5)
+    with pytest.raises(InputError, match="its model is"):
+        run_study(other, small_corpus(), tmp_path / "run", progress=False)
+    run_study(small_model(), small_corpus(), tmp_path / "run", progress=False)  # the same once more
+
+
+def test_folders_that_cannot_serve(model: LiveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_steps", lambda *_: iter(()))
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").write_text("of value")
+    for out, said in (("file", "is a file"), ("file/below", "cannot write"), ("full", "holds other files")):
+        with pytest.raises(InputError, match=said):
+            run_study(model, small_corpus(), tmp_path / out, progress=False)
+    assert (tmp_path / "full" / "thesis.doc").read_text() == "of value"
+    with pytest.raises(InputError, match="holds no study"):
+        load_study(tmp_path / "full")
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    folder = RunFolder.start(tmp_path / "run", {"seed": 0}, {"title": "a on b"})
+    folder.step("one", lambda: _result("one"))
+    (tmp_path / "run" / "results" / "one.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r'result "one" .* is damaged'):
+        folder.load("one")
+    (tmp_path / "run" / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest.json. is damaged"):
+        RunFolder.open(tmp_path / "run")
+
+
+def test_a_step_that_fails_leaves_nothing_and_warnings_are_kept(tmp_path: Path) -> None:
+    import warnings
+
+    folder = RunFolder.start(tmp_path / "run", {"seed": 0}, {"title": "a on b"})
+
+    def fail() -> Result:
+        raise RuntimeError("no")
+
+    def warn() -> Result:
+        warnings.warn("12 texts were cut", stacklevel=1)
+        return _result("warned")
+
+    with pytest.raises(RuntimeError):
+        folder.step("failing", fail)
+    assert folder.done == []
+    folder.step("warned", warn)
+    assert folder.load("warned").remarks == ("12 texts were cut",)
+
+
+def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
+    made = RunFolder.start(tmp_path / "run", {}, {}).step("one", lambda: _result("one", held=False))
+    read = RunFolder.open(tmp_path / "run").load("one")
+    pd.testing.assert_frame_equal(read.table, made.table)
+    for name in ("title", "question", "finding", "controls", "verdict", "checks", "svg", "alt"):
+        assert getattr(read, name) == getattr(made, name)
+    assert not read.passed and "FAILED: it held" in repr(read) and "<svg" in read._repr_html_()
+
+
+# What experiments share ----------------------------------------------------------------------------------------------
+
+
+def test_held_out_groups_are_held_out() -> None:
+    fitted, held_out = divide(small_corpus(), seed=1)
+    assert not set(fitted.groups) & set(held_out.groups)
+    assert len(fitted) + len(held_out) == 60
+    assert sum(map(len, divide(small_corpus(), limit=30))) == 30
+    assert divide(small_corpus(), seed=2)[1].fingerprint != held_out.fingerprint
+    with pytest.raises(InputError, match="at least 4 groups"):
+        divide(small_corpus().select(indices=range(3)))
+
+
+def test_what_is_valued_by() -> None:
+    texts = [f"text {n}" for n in range(40)]
+    annotated = {name: [0.5] * 40 for name in ("arousal", "relevance", "valence", "pride")}
+    ranges = dict.fromkeys(annotated, (0.0, 1.0))
+    full = Corpus.from_columns({"text": texts, **annotated}, dimensions=ranges)
+    assert valuation_dimensions(full) == ("valence", "arousal", "relevance")
+    assert valuation_dimensions(small_corpus()) == ("valence", "arousal")
+    many = Corpus.from_columns({"text": texts, "labels": [[f"label {min(n, 35):02}"] for n in range(40)]})
+    chosen = valuation_dimensions(many)
+    assert len(chosen) == 32 and "label 35" in chosen and list(chosen) == sorted(chosen)
+
+
+def test_only_texts_that_can_be_read_whole(model: LiveModel) -> None:
+    texts = ["a b", "The sun came up.", "long " * 600]
+    assert readable(model, texts, 3) == ["The sun came up."]
+    with pytest.raises(InputError, match="no held-out text"):
+        readable(model, texts[2:], 3)
+
+
+def test_measures_that_share_passes_equal_those_that_do_not(model: LiveModel, finished: Study) -> None:
+    texts = ["The sun came up and the old man was happy to see it.", "It was dark.", "She was sad."]
+    probes = load_probes(finished.folder / "probes.safetensors")
+    both, one, other = prediction(texts, 2), nll(texts, batch_size=2), kl(texts, batch_size=2)
+    alone = [read_out(probes, name, 3) for name in ("valence", "arousal")]
+    together = read_outs(probes, ["valence", "arousal"], 3)
+    words = {"toward": [" happy", " glad"], "against": [" sad"]}
+    lean, plain = leaning("joy", words["toward"], words["against"], texts[:2]), continuation(words)
+    untouched = both(model, texts)
+    assert torch.equal(untouched[KL], torch.zeros(3, dtype=torch.float64))
+    other(model, texts)
+    with model.intervene(*add(model, probes["valence"], 0.5, layers=1)):
+        found = both(model, texts)
+        torch.testing.assert_close(found[NLL], one(model, texts)["nll"])
+        torch.testing.assert_close(found[KL], other(model, texts)["kl"], rtol=1e-4, atol=1e-6)
+        assert found[KL].min() > 1e-4
+        for measure, (name, values) in zip(alone, together(model, texts).items(), strict=True):
+            assert name.endswith("read-out")
+            torch.testing.assert_close(next(iter(measure(model, texts).values())), values)
+        sides = plain(model, texts[:2])
+        torch.testing.assert_close(lean(model, texts)["joy"], sides["toward"] - sides["against"])
+
+
+def test_permuting_names_tells_a_planted_geometry_from_none() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(12, 3))
+    planted = np.corrcoef(points)
+    noisy = planted + 0.05 * rng.normal(size=planted.shape)
+    rho, p = _mantel(planted, (noisy + noisy.T) / 2, seed=0)
+    assert rho > 0.9 and p < 0.01
+    _, p = _mantel(planted, np.corrcoef(rng.normal(size=(12, 3))), seed=0)
+    assert p > 0.05
+
+
+def test_correlations_and_their_intervals() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300)
+    y = x + rng.normal(size=300)
+    r, low, high = correlation(x, y, np.arange(300).astype(str))
+    assert r == pytest.approx(np.corrcoef(x, y)[0, 1])
+    fisher = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / np.sqrt(297))
+    assert [low, high] == pytest.approx(fisher, abs=0.03)
+    # Texts of one group are not so many independent ones.
+    _, lower, higher = correlation(
+        np.repeat(x, 10), np.repeat(y, 10), np.repeat(np.arange(300), 10).astype(str)
+    )
+    assert higher - lower == pytest.approx(high - low, abs=0.02)
+    y[5] = np.nan
+    assert correlation(x, y, np.arange(300))[0] == pytest.approx(
+        np.corrcoef(np.delete(x, 5), np.delete(y, 5))[0, 1]
+    )
+    assert np.isnan(correlation(x, np.ones(300), np.arange(300))[0])
+
+
+def test_means_and_their_intervals() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
+    mean, low, high = bootstrap(values)
+    assert mean == pytest.approx(values.mean())
+    assert [low, high] == pytest.approx(values.mean() + np.array([-1.96, 1.96]) * values.std() / 20, abs=0.05)
+    assert np.isnan(bootstrap([1.0])[1])
+
+
+def test_numbers_in_words() -> None:
+    assert number(-0.5) == "−0.50" and number(-0.001) == "0.00" and number(2, 1, sign=True) == "+2.0"
+    assert span(0.5, 0.25, np.nan) == "0.50" and span(0.5, 0.25, 0.75) == "0.50 [0.25, 0.75]"
+    assert listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c" and listed([]) == "none"
+    assert listed("abcd", 2) == "a, b and 2 more" and number(float("nan")) == "not measured"
+
+
+# Helpers -------------------------------------------------------------------------------------------------------------
+
+
+def _result(name: str, held: bool = True) -> Result:
+    from emoprobe import drawing
+
+    figure, axes = drawing.panels()
+    drawing.line(axes[0, 0], [0, 1], [0, 1])
+    table = pd.DataFrame({"layer": [0, 1], "value": [0.5, np.nan], "concept": ["joy", None]})
+    texts = {
+        key: f"{key} of {name}" for key in ("title", "question", "method", "finding", "controls", "verdict")
+    }
+    return Result(name, table=table, checks={"it held": held}, figure=figure, alt="A line.", **texts)
+
+
+def _interrupt(*_: object, **__: object) -> Result:
+    raise KeyboardInterrupt
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note which experiments run."""
+    calls: list[str] = []
+    for name in EXPERIMENTS:
+        inner = getattr(run, name)
+
+        def call(
+            *given: object, name: str = name, inner: Callable[..., object] = inner, **options: object
+        ) -> object:
+            calls.append(name)
+            return inner(*given, **options)
+
+        monkeypatch.setattr(run, name, call)
+    return calls
