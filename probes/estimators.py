@@ -1,8 +1,12 @@
 """Linear read-outs from features: mean difference, ridge, logistic.
 
-Each takes features (texts, d_model) and targets (texts, concepts) and gives one weight vector and offset per concept, in
-the units of the features as they came. What scaling there is happens inside, on the rows given, so that nothing of a held-out
-row is ever seen. Scikit-learn does the fitting. This file knows nothing of models, layers or folds.
+Each takes features (texts, d_model), targets (texts, concepts) and the number of each text's group, and gives one weight vector
+and offset per concept, in the units of the features as they came. What scaling and choosing there is happens inside, on the
+texts given, so that nothing of a held-out text is ever seen. This file knows nothing of models, layers or controls.
+
+Ridge penalties are chosen across groups, since it is in other groups that a read-out has to hold. Over a wide range they often
+make no difference to the read-out, but much to its direction: the lighter ones follow whatever the features hardly ever do. So
+the heaviest penalty is taken that explains nearly as much as the best.
 
 The mean difference of labels follows "Emotion Concepts and their Function in a Large Language Model" (Sofroniew et al.
 2026, arXiv 2604.07729): the mean over a class's texts minus the mean of all class means.
@@ -16,14 +20,18 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 Floats: TypeAlias = NDArray[np.float64]
-Flags: TypeAlias = NDArray[np.bool_]
+Integers: TypeAlias = NDArray[np.int64]
 
 PENALTIES = np.logspace(-1, 6, 15)
-"""Ridge penalties to choose from by generalised cross-validation, for standardised features."""
+"""Ridge penalties to choose from, for standardised features."""
+NEARLY = 0.99
+"""Share of the variance explained at the best penalty that a heavier one has to explain too."""
+INNER_FOLDS = 5
 PRIOR_VARIANCE = 10.0
 """Variance of a logit under the prior of the logistic weights, whatever the width: C = PRIOR_VARIANCE / d_model."""
 MAX_ITERATIONS = 10_000
@@ -46,7 +54,7 @@ class LinearReadOut:
         return LinearReadOut(weights, self.offsets - weights @ scaler.mean_)
 
 
-Fit: TypeAlias = Callable[[Floats, Floats], LinearReadOut]
+Fit: TypeAlias = Callable[[Floats, Floats, Integers], LinearReadOut]
 
 
 def fit_for(estimator: str, kind: str, exclusive: bool = False) -> Fit:
@@ -66,14 +74,52 @@ def fit_for(estimator: str, kind: str, exclusive: bool = False) -> Fit:
 # Dimensions ----------------------------------------------------------------------------------------------------------
 
 
-def _ridge(features: Floats, values: Floats) -> LinearReadOut:
+def _ridge(features: Floats, values: Floats, group: Integers) -> LinearReadOut:
     scaler = StandardScaler().fit(features)
-    model = RidgeCV(PENALTIES, alpha_per_target=True).fit(scaler.transform(features), values)
-    # For a single column scikit-learn drops an axis.
-    return LinearReadOut(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)).of_unscaled(scaler)
+    scaled = scaler.transform(features)
+    basis = None
+    if scaled.shape[1] > len(scaled):  # ridge never leaves the span of the texts
+        basis = np.linalg.svd(scaled, full_matrices=False)[2]
+        scaled = scaled @ basis.T
+    chosen = _penalties(scaled, values, group)
+    path = _ridge_path(scaled, values)
+    weights = path[chosen, :, np.arange(values.shape[1])]
+    weights = weights if basis is None else weights @ basis
+    return LinearReadOut(weights, values.mean(0)).of_unscaled(scaler)
 
 
-def _covariance_direction(features: Floats, values: Floats) -> LinearReadOut:
+def _penalties(scaled: Floats, values: Floats, group: Integers) -> Integers:
+    """Return for each column the position in PENALTIES of the heaviest that explains nearly as much as the best."""
+    if len(np.unique(group)) < 2:
+        group = np.arange(len(group))
+    error = np.zeros((len(PENALTIES), values.shape[1]))
+    spread = np.zeros(values.shape[1])
+    splitter = GroupKFold(min(INNER_FOLDS, len(np.unique(group))))
+    for train, test in splitter.split(scaled, groups=group):
+        path = _ridge_path(scaled[train], values[train])
+        predicted = (scaled[test] - scaled[train].mean(0)) @ path  # (penalties, texts, columns)
+        held_out = values[test] - values[train].mean(0)
+        error += ((predicted - held_out) ** 2).sum(1)
+        spread += (held_out**2).sum(0)
+    explained = spread - error
+    enough = explained >= NEARLY * explained.max(
+        0
+    )  # none is where even the best does harm: then the heaviest is taken
+    heaviest: Integers = len(PENALTIES) - 1 - enough[::-1].argmax(0)
+    return heaviest
+
+
+def _ridge_path(scaled: Floats, values: Floats) -> Floats:
+    """Return the ridge weights at every penalty, (penalties, d_model, columns), for features taken about their mean."""
+    centred = scaled - scaled.mean(0)
+    eigenvalues, vectors = np.linalg.eigh(centred.T @ centred)
+    along = vectors.T @ (centred.T @ (values - values.mean(0)))
+    shrunk = along / (np.maximum(eigenvalues, 0)[:, None] + PENALTIES[:, None, None])
+    path: Floats = vectors @ shrunk
+    return path
+
+
+def _covariance_direction(features: Floats, values: Floats, group: Integers) -> LinearReadOut:
     """Fit a line by least squares along X_cᵀy_c, the direction that covaries most with the annotation."""
     mean, centred = features.mean(0), values - values.mean(0)
     directions = _unit((features - mean).T @ centred).T
@@ -86,7 +132,7 @@ def _covariance_direction(features: Floats, values: Floats) -> LinearReadOut:
 # Labels --------------------------------------------------------------------------------------------------------------
 
 
-def _multinomial(features: Floats, carried: Floats) -> LinearReadOut:
+def _multinomial(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
     scaler = StandardScaler().fit(features)
     model = _logistic(features.shape[1]).fit(scaler.transform(features), carried.argmax(1))
     present, concepts = model.classes_, carried.shape[1]
@@ -101,7 +147,7 @@ def _multinomial(features: Floats, carried: Floats) -> LinearReadOut:
     return LinearReadOut(weights - weights.mean(0), offsets - offsets.mean()).of_unscaled(scaler)
 
 
-def _one_vs_rest(features: Floats, carried: Floats) -> LinearReadOut:
+def _one_vs_rest(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
     scaler = StandardScaler().fit(features)
     scaled = scaler.transform(features)
     rows = [_one_logit(scaled, column) for column in carried.T]
@@ -109,12 +155,12 @@ def _one_vs_rest(features: Floats, carried: Floats) -> LinearReadOut:
     return LinearReadOut(np.stack(weights), np.array(offsets)).of_unscaled(scaler)
 
 
-def _mean_difference(features: Floats, carried: Floats) -> LinearReadOut:
+def _mean_difference(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
     return _logits_along(class_differences(features, carried), features, carried)
 
 
-def _ridge_of_labels(features: Floats, carried: Floats) -> LinearReadOut:
-    return _logits_along(_ridge(features, 2 * carried - 1).weights, features, carried)
+def _ridge_of_labels(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
+    return _logits_along(_ridge(features, 2 * carried - 1, group).weights, features, carried)
 
 
 def class_differences(features: Floats, carried: Floats) -> Floats:

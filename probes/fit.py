@@ -83,7 +83,7 @@ def fit_probes(
                 frames.append(
                     scores.assign(layer=layer, bag_of_words=words, n=len(task.rows), groups=task.groups)
                 )
-                read_outs.append(fit(here, task.targets))
+                read_outs.append(fit(here, task.targets, task.group))
             weights.append(np.stack([found.weights for found in read_outs]))
             offsets.append(np.stack([found.offsets for found in read_outs]))
             names.extend(task.concepts)

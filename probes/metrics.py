@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.stats import rankdata
 
-from emoprobe.probes.estimators import Floats
-
-Integers = NDArray[np.int64]
+from emoprobe.probes.estimators import Floats, Integers
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,7 +74,9 @@ def _span(row: dict[Any, Any]) -> str:
 
 
 def _two(number: float) -> str:
-    return f"{round(number, 2) + 0.0:.2f}"  # the sum turns -0.0 into 0.0
+    """Write a score with two decimals, or three where it is all but 1."""
+    decimals = 3 if 0.99 <= abs(number) < 1 else 2
+    return f"{round(number, decimals) + 0.0:.{decimals}f}"  # the sum turns -0.0 into 0.0
 
 
 def _and(names: Sequence[str]) -> str:

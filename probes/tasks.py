@@ -18,8 +18,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import Floats
-from emoprobe.probes.metrics import Integers
+from emoprobe.probes.estimators import Floats, Integers
 
 Columns: TypeAlias = tuple[str, bool, dict[str, Floats], Integers]
 """Of a task: kind, exclusive, concept -> annotation of every text of the corpus, and the texts to use."""
@@ -106,10 +105,12 @@ def plan(corpus: Corpus, concepts: Sequence[str] | None = None, folds: int = 5, 
 
 def _labels(corpus: Corpus, group: Integers, wanted: set[str]) -> Iterator[Columns]:
     carried = dict(zip(corpus.labels, corpus.label_matrix().T.astype(np.float64), strict=True))
-    exclusive = corpus.single_label and sum(column.any() for column in carried.values()) > 1
-    if not exclusive:  # one label alone is told from its absence
-        carried = {name: column for name, column in carried.items() if name in wanted}
-    usable = {name: column for name, column in carried.items() if _varies(column, group)}
+    exclusive = corpus.single_label
+    usable = {
+        name: column
+        for name, column in carried.items()
+        if _varies(column, group) and (exclusive or name in wanted)
+    }
     exclusive = exclusive and len(usable) > 1
     if usable.keys() & wanted:
         there = np.any(list(usable.values()), axis=0) if exclusive else np.ones(len(group), dtype=bool)

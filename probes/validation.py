@@ -18,8 +18,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupShuffleSplit
 
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import Fit, Floats, LinearReadOut
-from emoprobe.probes.metrics import Integers
+from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
 from emoprobe.probes.tasks import Task
 
 SHUFFLE_TEXTS = 5000
@@ -28,12 +27,12 @@ RIDGE_PENALTIES = (0.3, 1.0, 3.0, 10.0)
 LOGISTIC_PENALTIES = (1.0, 10.0)
 
 
-def out_of_fold(fit: Fit, features: Floats, targets: Floats, fold: Integers) -> Floats:
+def out_of_fold(fit: Fit, features: Floats, targets: Floats, group: Integers, fold: Integers) -> Floats:
     """Return the read-out of each text by a fit that has not seen its fold: (texts, concepts)."""
     predicted = np.empty(targets.shape)
     for number in np.unique(fold):
         test = fold == number
-        predicted[test] = fit(features[~test], targets[~test])(features[test])
+        predicted[test] = fit(features[~test], targets[~test], group[~test])(features[test])
     return predicted
 
 
@@ -48,13 +47,13 @@ def cross_validate(
     order = np.random.default_rng(seed)
     if task.kind == "dimension":  # columns do not influence each other, so the shuffled ones are fitted along
         shuffled = [task.targets[order.permutation(len(task.targets))] for _ in range(permutations)]
-        predicted = np.split(
-            out_of_fold(fit, features, np.hstack([task.targets, *shuffled]), task.fold), permutations + 1, 1
-        )
+        stacked = np.hstack([task.targets, *shuffled])
+        predicted = np.split(out_of_fold(fit, features, stacked, task.group, task.fold), permutations + 1, 1)
         scores = task.score(predicted[0], task.targets, weights)
         null = [task.score(p, y, task.plain)[0] for p, y in zip(predicted[1:], shuffled, strict=True)]
     else:
-        scores = task.score(out_of_fold(fit, features, task.targets, task.fold), task.targets, weights)
+        held_out = out_of_fold(fit, features, task.targets, task.group, task.fold)
+        scores = task.score(held_out, task.targets, weights)
         null = _shuffled_labels(task, fit, features, permutations, order)
     low, high = metrics.interval(scores[1:])
     concepts, names = zip(*task.measures, strict=True)
@@ -70,7 +69,7 @@ def _shuffled_labels(
     null = []
     for _ in range(permutations):
         targets = task.targets[part][order.permutation(len(part))]
-        predicted = out_of_fold(fit, features[part], targets, task.fold[part])
+        predicted = out_of_fold(fit, features[part], targets, task.group[part], task.fold[part])
         weights = metrics.weighting(np.unique(task.group[part], return_inverse=True)[1], task.fold[part])
         null.append(task.score(predicted, targets, weights)[0])
     return null
@@ -101,10 +100,15 @@ def _expected_range(null: Floats, measures: int) -> Floats:
 def bag_of_words(task: Task, texts: Sequence[str], seed: int = 0) -> Floats:
     """Return the scores of TF-IDF words and pairs of words on the same folds, (measures,).
 
-    `texts` are those of the task. The model on top is linear: ridge for dimensions, logistic regression
-    of each label against the rest for labels; its penalty is chosen on a grouped split
-    of the training folds.
+    `texts` are those of the task. The model on top is linear: ridge for dimensions, logistic regression of each label against
+    the rest for labels; its penalty is chosen on a grouped split of the training folds.
     """
+    scores: Floats = task.score(words_out_of_fold(task, texts, seed), task.targets, task.plain)[0]
+    return scores
+
+
+def words_out_of_fold(task: Task, texts: Sequence[str], seed: int = 0) -> Floats:
+    """Return the bag of words' read-out of each text by a fit that has not seen its fold: (texts, concepts)."""
     words = np.asarray(texts, dtype=object)
     predicted = np.empty(task.targets.shape)
     for number in np.unique(task.fold):
@@ -113,8 +117,7 @@ def bag_of_words(task: Task, texts: Sequence[str], seed: int = 0) -> Floats:
         train = vectoriser.fit_transform(words[~test])
         model = _tuned_on_words(task, train, task.targets[~test], task.group[~test], seed)
         predicted[test] = model(vectoriser.transform(words[test]))
-    scores: Floats = task.score(predicted, task.targets, task.plain)[0]
-    return scores
+    return predicted
 
 
 def _tuned_on_words(

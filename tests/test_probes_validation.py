@@ -1,5 +1,6 @@
 """Folds, scores and controls, against what they mean computed the long way."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from emoprobe.errors import InputError
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import fit_for
 from emoprobe.probes.tasks import LABELS, Task, grouped_folds, plan
-from emoprobe.probes.validation import bag_of_words, cross_validate, out_of_fold, subset
+from emoprobe.probes.validation import bag_of_words, cross_validate, out_of_fold, subset, words_out_of_fold
 
 Array = np.ndarray[Any, Any]
 
@@ -59,16 +60,16 @@ def test_a_prediction_has_seen_nothing_of_its_fold(estimator: str) -> None:
     targets = np.eye(2)[generator.integers(2, size=60)] if kind == "label" else generator.normal(size=(60, 2))
     fold = grouped_folds(group, 5)
     fit = fit_for(estimator, kind, True)
-    before = out_of_fold(fit, features, targets, fold)
+    before = out_of_fold(fit, features, targets, group, fold)
     changed, test = targets.copy(), fold == 2
     changed[test] = changed[test][:, ::-1] + (kind == "dimension") * 100
-    after = out_of_fold(fit, features, changed, fold)
+    after = out_of_fold(fit, features, changed, group, fold)
     assert np.array_equal(before[test], after[test])
     assert not np.allclose(before[~test], after[~test])
     # ... nor of the features of other held-out texts, by way of a scaling done too early.
     first, moved = np.flatnonzero(test)[0], features.copy()
     moved[np.flatnonzero(test)[1:]] *= 1000
-    assert np.array_equal(out_of_fold(fit, moved, targets, fold)[first], before[first])
+    assert np.array_equal(out_of_fold(fit, moved, targets, group, fold)[first], before[first])
 
 
 # Scores --------------------------------------------------------------------------------------------------------------
@@ -87,6 +88,16 @@ def scored(texts: int = 90, seed: int = 0) -> tuple[Array, Array, Array, metrics
 def repeated(weights: metrics.Weighting, resample: int) -> Array:
     """Return the rows of a resample, each as often as its group was drawn."""
     return np.repeat(np.arange(len(weights.group)), weights.counts[resample][weights.group])
+
+
+def test_a_resample_draws_as_many_groups_as_there_are() -> None:
+    weights = scored()[3]
+    groups = weights.counts.shape[1]
+    assert (weights.counts[0] == 1).all() and (weights.counts[1:].sum(1) == groups).all()
+    drawn = weights.counts[1:].astype(float)
+    assert drawn.mean(0) == pytest.approx(1, abs=0.25) and drawn.var() == pytest.approx(
+        1 - 1 / groups, rel=0.1
+    )
 
 
 def test_auc_is_that_of_scikit_learn_averaged_over_the_pairs_of_folds() -> None:
@@ -155,7 +166,7 @@ def test_a_probe_that_predicts_the_training_mean_is_worth_nothing() -> None:
     generator = np.random.default_rng(0)
     values, group = generator.normal(size=(50, 1)), np.arange(50)
     fold = grouped_folds(group, 5)
-    predicted = out_of_fold(fit_for("ridge", "dimension"), np.zeros((50, 3)), values, fold)
+    predicted = out_of_fold(fit_for("ridge", "dimension"), np.zeros((50, 3)), values, group, fold)
     assert np.corrcoef(predicted[:, 0], values[:, 0])[0, 1] < -0.1  # what pooling over folds would report
     weights = metrics.weighting(group, fold)
     assert metrics.correlation(predicted, values, weights)[0, 0] == 0
@@ -241,9 +252,9 @@ def test_shuffled_labels_are_fitted_on_a_sample_of_whole_groups(monkeypatch: pyt
     sizes: list[int] = []
     fit = fit_for("mean_difference", "label", True)
 
-    def spying(features: Array, targets: Array) -> Any:
+    def spying(features: Array, targets: Array, group: Array) -> Any:
         sizes.append(len(features))
-        return fit(features, targets)
+        return fit(features, targets, group)
 
     monkeypatch.setattr("emoprobe.probes.validation.SHUFFLE_TEXTS", 100)
     cross_validate(task, spying, generator.normal(size=(300, 3)), task.plain, 2, 0)
@@ -263,6 +274,28 @@ def test_a_bag_of_words_reads_words_and_only_within_its_folds() -> None:
     assert bag_of_words(task, [f"word{g}x" for g in group])[0] < 0.7
     cut = made_task("label", np.eye(2)[of_group], np.arange(200))
     assert bag_of_words(cut, [f"word{g}x" for g in group])[0] > 0.95
+
+
+@pytest.mark.parametrize("kind", ["label", "dimension"])
+def test_a_bag_of_words_has_seen_nothing_of_its_fold(kind: str) -> None:
+    """Neither held-out annotations nor how common a word is in held-out texts."""
+    generator = np.random.default_rng(0)
+    words = np.array("glad sad sun rain dog letter".split())
+    texts = [" ".join(generator.choice(words, 4)) for _ in range(60)]
+    values = np.array([[text.count("glad") + 0.0, generator.normal()] for text in texts])
+    targets = values if kind == "dimension" else np.eye(2)[(values[:, 0] > 0).astype(int)]
+    task = made_task(kind, targets, np.arange(60) // 2)
+    before = words_out_of_fold(task, texts)
+    test = np.flatnonzero(task.fold == 1)
+    changed, other = targets.copy(), list(texts)
+    changed[test] = changed[test][:, ::-1]
+    for row in test[1:]:
+        other[row] = "glad"
+    after = words_out_of_fold(replace(task, targets=changed), other)
+    assert np.array_equal(before[test[0]], after[test[0]])
+    assert not np.allclose(before[test[1:]], after[test[1:]]) and not np.allclose(
+        before[task.fold == 0], after[task.fold == 0]
+    )
 
 
 def test_a_bag_of_words_reads_dimensions_signs_and_any_script() -> None:
