@@ -38,13 +38,15 @@ def corpus(
     name: str, folder: Path | None, columns: str | None, ranges: str | None, limit: int | None, seed: int
 ) -> Corpus:
     mapping = _pairs("--columns", columns, "text=sentence,valence=V")
-    bounds = {
-        key: tuple(numbers(value, ":")) for key, value in _pairs("--ranges", ranges, "valence=1:9").items()
-    }
-    for key, pair in bounds.items():
-        if len(pair) != 2:
-            raise InputError(f"--ranges {key}: a range has two ends, for example {key}=1:9")
+    bounds = {key: _range(key, value) for key, value in _pairs("--ranges", ranges, "valence=1:9").items()}
     return load_corpus(name, folder=folder, columns=mapping, ranges=bounds, limit=limit, seed=seed)
+
+
+def _range(name: str, given: str) -> tuple[float, float]:
+    ends = numbers(given, ":")
+    if len(ends) != 2:
+        raise InputError(f"--ranges {name}={given}: a range has two ends, for example {name}=1:9")
+    return ends[0], ends[1]
 
 
 def _pairs(option: str, given: str | None, example: str) -> dict[str, str]:
@@ -100,8 +102,7 @@ def kind(path: Path) -> str | None:
     """Return what an artefact says it is, or None for anything else; whoever reads it complains in its own words."""
     try:
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            kind = json.loads((file.metadata() or {})[KEY])["kind"]
-        return str(kind)
+            return str(json.loads((file.metadata() or {})[KEY])["kind"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return None
 

@@ -21,8 +21,14 @@ from emoprobe import drawing
 ROWS = 2000
 """Rows of a table that are shown; all are in the run folder."""
 ACTIVE = re.compile(
-    r"<\s*(script|foreignobject|iframe|image[^>]+https?:)|\son\w+\s*=|javascript:", re.IGNORECASE
+    r"<\s*(script|foreignobject|iframe|object|embed)\b"  # what runs
+    r"|<[^>]*\son\w+\s*="  # what runs when something happens
+    r"|<[^>]*href\s*=\s*[\"']?(?!#|data:image/)[^\"'#\s]"  # what lies elsewhere
+    r"|<[^>]*url\((?!#)",
+    re.IGNORECASE,
 )
+PASSIVE = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
+"""What the page has no use for; a style sheet inside a figure would hold for all of the page."""
 VARIABLES = {
     drawing.INK: "currentColor",
     drawing.BLUE: "var(--blue)",
@@ -96,7 +102,7 @@ def inline_figure(svg: str, name: str) -> Markup:
     start = svg.find("<svg")
     if start < 0 or ACTIVE.search(svg):
         return Markup("<p class=quiet>This figure is not shown: its file is no plain SVG.</p>")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[start:], flags=re.DOTALL)
+    svg = PASSIVE.sub("", svg[start:])
     svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="caption-{escape(name)}"', 1)

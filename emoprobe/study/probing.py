@@ -89,12 +89,12 @@ def _sentence(row: dict[Any, Any]) -> str:
         "the embedding": row["layer0"],
         "a bag of words": row["bag_of_words"],
     }
-    # A score at the embedding itself cannot exceed it.
     above = [name for name, value in controls.items() if row["low"] > value]
     below = [name for name in controls if name not in above]
     said = f"{_called(row).capitalize()} is {span(row['value'], row['low'], row['high'])} at layer {row['layer']}"
     if not below:
-        return f"{said}, above all three controls: more than the words account for."
+        best = max(controls, key=lambda name: controls[name])
+        return f"{said}, above all three controls, the best of which, {best}, reaches {number(controls[best])}."
     if "shuffled annotations" in below:
         return f"{said}, which is not above what shuffled annotations reach: nothing was found."
     return f"{said}, above chance but not above {listed(below)}: words may be all that is read."

@@ -1,0 +1,212 @@
+"""The report: it says what the results say, it needs nothing but itself, and nothing hostile gets out of its place."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emoprobe import drawing
+from emoprobe.report import render
+from emoprobe.report.html import cell, duration, inline_figure
+from emoprobe.study import Result
+
+HOSTILE = (
+    '"><script>alert(1)</script><img src=x onerror="alert(2)"><a href="javascript:alert(3)">\'$\\frac$&amp;'
+)
+
+
+class Page(HTMLParser):
+    """Collect what a browser would act on, and the text that it would show."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.shown = ""
+        self._silent = False
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attributes]
+        self._silent = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.shown += data
+
+    def all(self, attribute: str) -> list[str]:
+        return [value for name, value in self.attributes if name == attribute]
+
+
+@drawing.styled()
+def result(words: str = "plain", name: str = "probing", **changes: object) -> Result:
+    figure, axes = drawing.panels()
+    drawing.line(axes[0, 0], [0, 1, 2], [0.1, 0.5, 0.9], [0, 0.4, 0.8], [0.2, 0.6, 1.0], label=words)
+    drawing.control(axes[0, 0], [0, 1, 2], [0, 0, 0])
+    axes[0, 0].set_title(words)
+    drawing.legend_below(figure, axes[0, 0])
+    texts = dict.fromkeys(("title", "question", "method", "finding", "controls", "verdict", "alt"), words)
+    table = pd.DataFrame({"concept": [words, None], words: [0.123456, np.nan], "n": [7, 8]})
+    given = {"checks": {words: True}, "remarks": (words,), **texts, **changes}
+    return Result(name=name, table=table, figure=figure, **given)  # type: ignore[arg-type]
+
+
+def manifest(words: str = "plain") -> dict[str, object]:
+    return {
+        "format": 1,
+        "title": words,
+        "command": words,
+        "begun": words,
+        "seed": 0,
+        "study": {"model": words, "corpus": words},
+        "model": {"name": words, "blocks": 2, "width": 32, "heads": 4, "parameters": 12345},
+        "corpus": {
+            "name": words,
+            "texts": 50,
+            "fitted_on": 30,
+            "held_out": 20,
+            "labels": [words],
+            "dimensions": {words: [0, 1]},
+        },
+        "versions": {"python": "3", "emoprobe": words},
+        "hardware": {"system": words, "cores": 2, "threads": 2, "accelerator": None},
+        "steps": {"probing": {"seconds": 1.25}},
+    }
+
+
+def test_hostile_words_stay_words() -> None:
+    page = Page(render([result(HOSTILE)], manifest(HOSTILE)))
+    assert not {"script", "img", "iframe", "object", "link", "form"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert not [value for _, value in page.attributes if value.lstrip().lower().startswith("javascript")]
+    # They are all there to be read, though: in the page, its table and its figure.
+    assert page.shown.count("alert(1)") >= 15
+    # ... and what was looked for would have been found.
+    assert "script" in Page(f"<p>{HOSTILE}").tags
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "<script>alert(1)</script>",
+        '<g onload="alert(1)"/>',
+        '<a xlink:href="javascript:alert(1)"/>',
+        "<foreignObject><p>x</p></foreignObject>",
+        '<image href="https://example.org/x.png"/>',
+        '<use href="https://example.org/x.svg#a"/>',
+        '<rect style="fill: url(https://example.org/x)"/>',
+    ],
+)
+def test_a_figure_that_could_run_or_call_home_is_left_out(inside: str) -> None:
+    plain = '<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt"><path d="M0 0"/></svg>'
+    assert "<path" in inline_figure(plain, "a")
+    assert "<svg" not in inline_figure(plain.replace("<path", inside + "<path"), "a")
+
+
+def test_a_figure_brings_no_style_into_the_page() -> None:
+    assert "body" not in inline_figure("<svg><style>body { display: none }</style><path/></svg>", "a")
+    assert "<style" in result().svg  # as matplotlib writes one
+
+
+def test_nothing_is_fetched() -> None:
+    source = render([result(), result(name="steering")], manifest())
+    page = Page(source)
+    for attribute in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
+        assert all(value.startswith(("#", "data:")) for value in page.all(attribute)), attribute
+    assert not re.search(r"@import|url\((?!#)|@font-face", source)
+    assert "default-src 'none'" in source  # and the browser is told so
+    # Names of namespaces are not addresses, and nothing else looks like one.
+    addresses = set(re.findall(r"https?://[^\"'<\s]+", source))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_figures_fit_in() -> None:
+    source = render([result(), result(name="steering")], manifest())
+    page = Page(source)
+    identifiers = page.all("id")
+    assert len(identifiers) == len(set(identifiers)) and "probing-figure_1" in identifiers
+    for reference in re.findall(r'(?:url\(#|href="#)([^)"]+)', source):
+        assert reference in identifiers
+    assert drawing.INK not in source and drawing.BLUE.lower() not in source.split("</style>")[1]
+    assert "var(--blue)" in source and "currentColor" in source
+    assert page.all("aria-labelledby") == ["caption-probing", "caption-steering"]
+
+
+def test_the_page_says_what_the_results_say() -> None:
+    odd = result(
+        question="What's this?",
+        finding="r 0.50 [0.40, 0.60]",
+        checks={"it held": True, "it did not": False},
+        remarks=("12 texts were cut",),
+    )
+    page = Page(render([odd, result(name="second")], manifest("a model on a corpus")))
+    for said in (
+        "r 0.50 [0.40, 0.60]",
+        "What’s this?",
+        "it did not: this failed",
+        "1 of 3 checks failed",
+        "12 texts were cut",
+    ):
+        assert said in page.shown
+    assert "a model on a corpus" in page.shown and "claims nothing about experience" in page.shown
+    assert "0.1235" in page.shown and "nan" not in page.shown.lower()
+    assert "All 1 checks held".lower() in Page(render([result()], manifest())).shown
+
+
+def test_long_tables_are_cut_and_say_so() -> None:
+    table = pd.DataFrame({"n": range(2500)})
+    page = Page(render([replace(result(), table=table)], manifest()))
+    assert "2,500 rows" in page.shown and "The other 500 rows are in results/probing.parquet" in page.shown
+
+
+def test_cells_and_durations() -> None:
+    assert [cell(value) for value in (0.000123456, -2.0, 7, None, float("nan"), pd.NA)] == [
+        "0.0001235",
+        "−2",
+        "7",
+        "",
+        "",
+        "",
+    ]
+    assert [duration(s) for s in (1.25, 61, 600, 7200)] == ["1.2 s", "61 s", "10.0 min", "2.0 h"]
+
+
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+def test_equal_figures_are_equal_files() -> None:
+    assert result().svg == result().svg
+    assert result().svg != result("other").svg
+
+
+def test_names_with_dollars_are_drawn_as_they_are() -> None:
+    assert "$\\frac$" in result("$\\frac$").svg
+
+
+def test_drawing_leaves_no_style_behind() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    result()
+    with pytest.raises(ZeroDivisionError), drawing.styled():
+        raise ZeroDivisionError
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_heat_is_red_above_zero_blue_below_and_nothing_at_zero() -> None:
+    figure, axes = drawing.panels()
+    mesh = drawing.heat(
+        axes[0, 0], np.array([[1.0, -1.0, 0.0, np.nan]]), ["row"], list("abcd"), numbers="+.0f"
+    )
+    drawing.svg(figure)
+    red, blue, nothing, missing = mesh.get_facecolors()
+    assert red[0] > red[2] and blue[2] > blue[0] and red[3] == blue[3] > 0.8
+    assert nothing[3] == pytest.approx(0, abs=0.01) and missing[3] == 0
+    assert [text.get_text() for text in axes[0, 0].texts] == ["+1", "-1", "+0"]
