@@ -13,7 +13,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -55,7 +55,9 @@ class Route:
     def own_attention(self, module: nn.Module) -> AttentionFunction:
         """Return the attention function that the model itself would have called."""
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        function: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)
+        function: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager
+        )
         return function
 
 
@@ -109,7 +111,9 @@ def _valuation_attention(
     if route.queries is None:  # routed, but not biased in this pass
         return own(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("softcap") is not None:
-        raise InputError(f"block {route.layer} caps its attention scores unannounced, and a folded bias would be capped too")
+        raise InputError(
+            f"block {route.layer} caps its attention scores unannounced, and a folded bias would be capped too"
+        )
     assert route.keys is not None, "queries and keys are given together"
     queries, route.queries = route.queries, None
     width, value_width = query.shape[-1], value.shape[-1]
@@ -192,7 +196,9 @@ class _AtSoftmax(TorchFunctionMode):
         bias = self._bias().to(query.dtype)
         self.route.queries = None
         if is_causal:
-            attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+            attn_mask = torch.ones(
+                query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
+            ).tril()
         if attn_mask is not None:
             seen = attn_mask if attn_mask.dtype == torch.bool else attn_mask > self.route.masked
             base = 0 if attn_mask.dtype == torch.bool else attn_mask
@@ -222,9 +228,17 @@ def _prepare_cache(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     layer.route = route
 
 
-@cache
+_VALUED: "dict[type[CacheLayerMixin], type[CacheLayerMixin]]" = {}
+
+
 def _valued(kind: "type[CacheLayerMixin]") -> "type[CacheLayerMixin]":
-    """Return a subclass of a cache layer whose keys are widened by their valuations as they come in."""
+    """Return the subclass of a cache layer whose keys are widened by their valuations as they come in."""
+    if kind not in _VALUED:
+        _VALUED[kind] = _make_valued(kind)
+    return _VALUED[kind]
+
+
+def _make_valued(kind: "type[CacheLayerMixin]") -> "type[CacheLayerMixin]":
 
     class Valued(kind):  # type: ignore[misc]
         holds_valuations = True

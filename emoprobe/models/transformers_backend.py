@@ -27,6 +27,7 @@ from emoprobe.models.transformers_structure import (
     find_attention,
     find_blocks,
     find_final_norm,
+    find_trunk,
     first_position,
     gain_of,
     is_encoder,
@@ -43,8 +44,7 @@ class TransformersModel(LiveModel):
         super().__init__()
         if underlying.config.is_encoder_decoder:
             raise InputError(
-                f"{type(underlying).__name__} has an encoder and a decoder, and so two residual streams: not supported; "
-                "give the encoder alone (model.get_encoder())"
+                f"{type(underlying).__name__} has an encoder and a decoder, and so two residual streams: not supported"
             )
         self._config = config = underlying.config.get_text_config()
         self.underlying = underlying
@@ -52,11 +52,12 @@ class TransformersModel(LiveModel):
         self.name = name or underlying.config.name_or_path or type(underlying).__name__
         self.n_layers = int(config.num_hidden_layers)
         self.d_model = int(config.hidden_size)
-        self.n_heads = int(config.num_attention_heads)
+        self.n_heads = int(getattr(config, "num_attention_heads", 0))  # a model without attention has none
         self._first_position = first_position(underlying)
         self.context_length = context_length_of(config, self._first_position)
         self.is_encoder = is_encoder(underlying)
         self._blocks = find_blocks(underlying, self.n_layers)
+        self._trunk = find_trunk(underlying, self._blocks)
         self._sites: dict[int, AttentionSite] = {}  # of the blocks that have been asked to take a bias
         self._proven: set[tuple[str, str]] = set()  # kinds of attention in which a bias was seen to work
         self._hooked: set[int] = set()
@@ -114,7 +115,9 @@ class TransformersModel(LiveModel):
         def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
             def read(module: nn.Module, args: Any, output: Any) -> None:
                 if not isinstance(output, tuple) or output[1] is None or output[0].shape[-1] != self.d_model:
-                    raise InputError(f"{type(module).__name__} of {self.name} does not give its attention weights")
+                    raise InputError(
+                        f"{type(module).__name__} of {self.name} does not give its attention weights"
+                    )
                 found[layer] = output[0], output[1]
                 if layer == deepest:
                     raise _Stop
@@ -140,7 +143,9 @@ class TransformersModel(LiveModel):
         """Return prompt and continuation, (batch × sequences, position). Raises `InputError` for an encoder."""
         if self.is_encoder or not self.underlying.can_generate():
             what = "is an encoder" if self.is_encoder else "has no language-model head"
-            raise InputError(f"{self.name} ({type(self.underlying).__name__}) {what}, and so cannot generate text")
+            raise InputError(
+                f"{self.name} ({type(self.underlying).__name__}) {what}, and so cannot generate text"
+            )
         options.setdefault("pad_token_id", self.pad_token_id)
         with self._given(batch, generating=True):
             ids: Tensor = self.underlying.generate(
@@ -192,12 +197,17 @@ class TransformersModel(LiveModel):
         """Map residual vectors (…, d_model) to the logits they promote (…, vocab), the final norm's gain folded in."""
         head = self._head()
         if head is None or self.is_encoder or head.weight.shape[-1] != self.d_model:
-            why = "its head transforms the stream first" if head is not None else "it has no language-model head"
+            why = (
+                "its head transforms the stream first"
+                if head is not None
+                else "it has no language-model head"
+            )
             raise InputError(f"no logit lens for {self.name}: {why}")
         gain = gain_of(find_final_norm(self.underlying, self._blocks), self.d_model)
         vectors = vectors.to(head.weight.device, torch.float32)
         with torch.no_grad():
-            return (vectors * gain.to(vectors.device)) @ head.weight.float().T
+            logits: Tensor = (vectors * gain.to(vectors.device)) @ head.weight.float().T
+        return logits
 
     def _head(self) -> Any:
         return self.underlying.get_output_embeddings()
@@ -217,9 +227,10 @@ class TransformersModel(LiveModel):
             stack.callback(setattr, self, "_forward", forward)
             stack.callback(setattr, self, "_hooked", hooked)
             if interventions and not hooked:
-                base = self.underlying.base_model
-                stack.enter_context(base.register_forward_pre_hook(self._before_pass, with_kwargs=True))
-                stack.enter_context(base.register_forward_hook(self._after_pass))
+                stack.enter_context(
+                    self._trunk.register_forward_pre_hook(self._before_pass, with_kwargs=True)
+                )
+                stack.enter_context(self._trunk.register_forward_hook(self._after_pass))
             for layer in sorted({item.layer for item in interventions} - hooked):
                 stack.enter_context(self._watch(layer, self._at(layer), replace=True))
             self._hooked = hooked | {item.layer for item in interventions}
@@ -236,8 +247,8 @@ class TransformersModel(LiveModel):
     def _routes(self) -> Iterator[Route]:
         return (ROUTES[site.module] for site in self._sites.values() if site.module in ROUTES)
 
-    def _before_pass(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(zip(parameters_of(type(base)), args, strict=False)) | kwargs
+    def _before_pass(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = dict(zip(parameters_of(type(trunk)), args, strict=False)) | kwargs
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         assert inputs is not None, "a model is called with input_ids or inputs_embeds"
         batch, length = inputs.shape[:2]
@@ -257,7 +268,7 @@ class TransformersModel(LiveModel):
         for route in self._routes():
             route.queries = route.keys = None  # what a pass that broke off has left
 
-    def _after_pass(self, base: nn.Module, args: Any, output: Any) -> None:
+    def _after_pass(self, trunk: nn.Module, args: Any, output: Any) -> None:
         for route in self._routes():
             if route.queries is not None:
                 raise RuntimeError(
@@ -304,20 +315,28 @@ class TransformersModel(LiveModel):
             plain, biased = self._try_out(layer, 0.0), self._try_out(layer, 1.0)
             scale = plain.abs().max()
             if not (biased - plain).abs().max() > 0.01 * scale:
-                raise RuntimeError(f"a bias in block {layer} of {self.name} has no effect on its attention ({site.kind})")
+                raise RuntimeError(
+                    f"a bias in block {layer} of {self.name} has no effect on its attention ({site.kind})"
+                )
             if not self.is_encoder and (biased[0, :-1] - biased[1, :-1]).abs().max() > 0.01 * scale:
-                raise RuntimeError(f"with a bias in block {layer} of {self.name} tokens see later ones ({site.kind})")
+                raise RuntimeError(
+                    f"with a bias in block {layer} of {self.name} tokens see later ones ({site.kind})"
+                )
         except BaseException:
             self._proven.discard(kind)
             raise
 
     def _try_out(self, layer: int, strength: float) -> Tensor:
         """Return what the attention of a block gives for two rows of made-up tokens, under a made-up bias alone."""
-        ids = (torch.arange(6).repeat(2, 1) + torch.tensor([[0], [1]]) * (torch.arange(6) == 5) + 3) % _vocabulary(self)
+        ids = (
+            torch.arange(6).repeat(2, 1) + torch.tensor([[0], [1]]) * (torch.arange(6) == 5) + 3
+        ) % _vocabulary(self)
         ids = ids.to(self.device)
         batch = Batch(("", ""), ids, torch.ones_like(ids, dtype=torch.bool), None)
         values = 3 * torch.randn(1, 6, 1, generator=torch.Generator().manual_seed(0))
-        bias = AttentionBias(layer, lambda x, _: values.expand(2, -1, -1).to(x.device, _wide(x.dtype)), strength)
+        bias = AttentionBias(
+            layer, lambda x, _: values.expand(2, -1, -1).to(x.device, _wide(x.dtype)), strength
+        )
         found: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:

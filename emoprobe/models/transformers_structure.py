@@ -8,12 +8,11 @@ itself attention. Nothing here runs a model or changes one.
 import inspect
 import re
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from emoprobe.errors import InputError
 
@@ -32,13 +31,11 @@ class AttentionSite:
     kind: str
 
 
-@cache
 def parameters_of(kind: type[nn.Module]) -> tuple[str, ...]:
     """Names of the parameters of a module's forward, without self."""
     return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
-@cache
 def _asks_interface(kind: type[nn.Module]) -> bool:
     code = getattr(inspect.unwrap(kind.forward), "__code__", None)
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
@@ -49,10 +46,21 @@ def find_blocks(model: PreTrainedModel, n_layers: int) -> nn.ModuleList:
 
     Of all lists as long as the model is deep it is the one with most parameters: a list of experts lies inside a block.
     """
-    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    lists: list[nn.ModuleList] = [
+        m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers
+    ]
     if not lists:
         raise InputError(f"no list of {n_layers} blocks was found in {type(model).__name__}")
-    return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+    sizes = [sum(p.numel() for p in blocks.parameters()) for blocks in lists]
+    return lists[sizes.index(max(sizes))]
+
+
+def find_trunk(model: PreTrainedModel, blocks: nn.ModuleList) -> nn.Module:
+    """Return the innermost module around the blocks that is called with token ids: any pass of the model goes through it."""
+    around: list[nn.Module] = [
+        m for m in model.base_model.modules() if any(child is blocks for child in m.modules())
+    ]
+    return [m for m in around if "input_ids" in parameters_of(type(m))][-1]
 
 
 def find_attention(block: nn.Module, layer: int, config: Any, where: str) -> AttentionSite:
@@ -60,20 +68,31 @@ def find_attention(block: nn.Module, layer: int, config: Any, where: str) -> Att
     types = getattr(config, "layer_types", None) or []
     kind = str(types[layer]) if layer < len(types) else "attention"
     if "attention" not in kind or "linear" in kind:
-        raise InputError(f"{where} is of type {kind}: without a softmax over keys there is nothing to add λ·V_Q·V_Kᵀ to")
+        raise InputError(
+            f"{where} is of type {kind}: without a softmax over keys there is nothing to add λ·V_Q·V_Kᵀ to"
+        )
     modules = [module for module in block.modules() if not _is_cross_attention(module)]
     found = [module for module in modules if _asks_interface(type(module))]
-    named = [module for module in modules if re.search("attention|attn", type(module).__name__, re.IGNORECASE)]
+    named = [
+        module for module in modules if re.search("attention|attn", type(module).__name__, re.IGNORECASE)
+    ]
     if len(found) > 1:
-        raise InputError(f"{where} has {len(found)} self-attention modules: it is not clear which one a bias is meant for")
+        raise InputError(
+            f"{where} has {len(found)} self-attention modules: it is not clear which one a bias is meant for"
+        )
     if not found and not named:
         raise InputError(f"{where} has no attention module that a bias could be put into")
     module = (found or named)[0]
     if getattr(module, "is_kv_shared_layer", False):
-        raise InputError(f"{where} looks at the keys of an earlier block, which have that block's valuations: not supported")
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    upcast = bool(getattr(module, "reorder_and_upcast_attn", False))
-    folds = bool(found) and not capped and not upcast
+        raise InputError(
+            f"{where} looks at the keys of an earlier block, which have that block's valuations: not supported"
+        )
+    own_way = (  # of computing scores or caching keys, although the module may ask the interface for the rest
+        getattr(config, "attn_logit_softcapping", None) is not None  # a folded bias would be capped too
+        or getattr(module, "reorder_and_upcast_attn", False)
+        or hasattr(module, "kv_lora_rank")  # latent attention caches what its keys are made from
+    )
+    folds = bool(found) and not own_way
     return AttentionSite(module, folds, f"{type(module).__name__}, {kind}")
 
 
@@ -123,4 +142,8 @@ def context_length_of(config: Any, first: int) -> int | None:
 def is_encoder(model: PreTrainedModel) -> bool:
     """True where every token sees every other, as in BERT, so that nothing can be generated."""
     found = [getattr(m, "is_causal", None) for m in model.base_model.modules() if _asks_interface(type(m))]
-    return bool(found) and not any(found)
+    if found:
+        return not any(found)
+    return type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(
+        model.config, "is_decoder", False
+    )
