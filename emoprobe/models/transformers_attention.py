@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
@@ -79,6 +79,20 @@ def routed(site: AttentionSite, layer: int) -> Iterator[None]:
         stack.enter_context(_asking_us(module, route) if site.folds else _watched(module, route))
         stack.enter_context(module.register_forward_pre_hook(_prepare_cache, with_kwargs=True))
         yield
+
+
+@contextmanager
+def eager(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model compute its attention in the one way that gives the weights, inside the block."""
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
 
 
 # The folded route ----------------------------------------------------------------------------------------------------

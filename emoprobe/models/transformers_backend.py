@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Forward, Intervention, ResidualEdit
 from emoprobe.models.live import Batch, LiveModel
-from emoprobe.models.transformers_attention import ROUTES, Route, routed
+from emoprobe.models.transformers_attention import ROUTES, Route, eager, routed
 from emoprobe.models.transformers_structure import (
     AttentionSite,
     context_length_of,
@@ -32,6 +32,7 @@ from emoprobe.models.transformers_structure import (
     gain_of,
     is_encoder,
     parameters_of,
+    ways_of_injection,
 )
 
 
@@ -125,7 +126,7 @@ class TransformersModel(LiveModel):
             return read
 
         with ExitStack() as stack:
-            stack.enter_context(_eager(self.underlying))
+            stack.enter_context(eager(self.underlying))
             for layer in set(layers):
                 stack.enter_context(self._site(layer).module.register_forward_hook(keep(layer)))
             self._run_until_stopped(batch)
@@ -214,6 +215,21 @@ class TransformersModel(LiveModel):
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.underlying.named_parameters()
+
+    def _found(self) -> dict[str, object]:
+        """Return architecture, how each block takes a bias, and what can and cannot be done."""
+        no_head = "no: there is no language-model head"
+        no_text = "no: an encoder" if self.is_encoder else no_head
+        writes = self.underlying.can_generate() and not self.is_encoder
+        return {
+            "architecture": type(self.underlying).__name__,
+            "attention": getattr(self._config, "_attn_implementation", None),
+            "sees": "all tokens (encoder)" if self.is_encoder else "earlier tokens",
+            "capture and steer": f"yes, layers 0 to {self.n_layers}",
+            **ways_of_injection(self._blocks, self._config),
+            "logits": "yes" if self._head() is not None else no_head,
+            "generate": "yes" if writes else no_text,
+        }
 
     # Intervening -----------------------------------------------------------------------------------------------------
 
@@ -374,17 +390,3 @@ def _beside(forward: Forward | None, device: torch.device) -> Forward:
         return forward
     ids = None if forward.input_ids is None else forward.input_ids.to(device)
     return replace(forward, real=forward.real.to(device), input_ids=ids)
-
-
-@contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model compute its attention in the one way that gives the weights, inside the block."""
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    before = [config._attn_implementation_internal for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = "eager"
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation

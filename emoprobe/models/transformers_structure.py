@@ -7,6 +7,7 @@ itself attention. Nothing here runs a model or changes one.
 
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,26 @@ def find_attention(block: nn.Module, layer: int, config: Any, where: str) -> Att
     )
     folds = bool(found) and not own_way
     return AttentionSite(module, folds, f"{type(module).__name__}, {kind}")
+
+
+def ways_of_injection(blocks: nn.ModuleList, config: Any) -> dict[str, str]:
+    """Return, for each range of blocks that are alike ("inject, blocks 0-11"), how a bias gets into them, or why not."""
+    ways: dict[str, list[int]] = {}
+    for layer, block in enumerate(blocks):
+        try:
+            site = find_attention(block, layer, config, "it")
+            way = f"yes, {'folded' if site.folds else 'at the softmax (quadratic memory)'}: {site.kind}"
+        except InputError as error:
+            way = f"no: {error}"
+        ways.setdefault(way, []).append(layer)
+    return {f"inject, blocks {_ranges(layers)}": way for way, layers in ways.items()}
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Write indices shortly: 0-2, 5."""
+    starts = [i for i in layers if i - 1 not in layers]
+    ends = [i for i in layers if i + 1 not in layers]
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _is_cross_attention(module: nn.Module) -> bool:
