@@ -246,6 +246,9 @@ def test_balanced_samples_are_balanced_until_a_label_runs_out():
     assert counts(corpus.sample(100, balanced=True)) == {"common": 80, "rare": 3, "some": 15}
     assert counts(corpus.sample(9, seed=0))["rare"] < 3, "the control: an unbalanced sample is not"
 
+    shared = plain([f"text {i}" for i in range(40)], labels=[["often"]] * 30 + [["often", "seldom"]] * 10)
+    assert counts(shared.sample(11, balanced=True)) == {"often": 11, "seldom": 10}, "the scarcest draws"
+
 
 # ---- identity and looks
 
@@ -421,6 +424,16 @@ def test_a_round_trip_through_memory_changes_nothing():
     assert load_corpus(written).fingerprint == reference(spans=[[]] * 4).fingerprint
 
 
+def test_a_round_trip_keeps_dimensions_of_any_name_and_order():
+    ranges = {"zeal": (0, 5), "relevance": (1, 5), "effort": (-2, 2)}
+    corpus = Corpus.from_columns(
+        {"text": ["a"], "zeal": [1], "relevance": [2], "effort": [0]}, dimensions=ranges
+    )
+    again = load_corpus(corpus.frame, ranges=corpus.dimensions)
+    assert list(again.dimensions) != list(corpus.dimensions) and again.dimensions == corpus.dimensions
+    assert again.fingerprint == corpus.fingerprint
+
+
 def test_class_numbers_become_names_and_keep_the_whole_vocabulary(tmp_path: Path):
     names = ["rage, fury", "joy", "pride"]
     features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
@@ -433,6 +446,10 @@ def test_class_numbers_become_names_and_keep_the_whole_vocabulary(tmp_path: Path
     lists = Features({"text": Value("string"), "labels": List(ClassLabel(names=names))})
     data = Dataset.from_dict({"text": ["a", "b"], "labels": [[2, 0], []]}, features=lists)
     assert load_corpus(data).data["labels"][:] == [["pride", "rage, fury"], []]
+    assert load_corpus(data, columns={"source": "labels"}).data["source"][:] == ["pride, rage, fury", ""]
+    topics = Features({"text": Value("string"), "group": ClassLabel(names=["work", "love"])})
+    data = Dataset.from_dict({"text": ["a", "b"], "group": [1, 0]}, features=topics)
+    assert load_corpus(data).groups.tolist() == ["love", "work"]
 
 
 def test_labels_in_columns_of_their_own():
@@ -445,6 +462,16 @@ def test_numbers_as_labels_and_groups_are_written_out():
     frame = pd.DataFrame({"text": ["a", "b", "c"], "label": [1.0, None, 0], "group": [7, 7, 8]})
     corpus = load_corpus(frame)
     assert corpus.data["labels"][:] == [["1"], [], ["0"]] and corpus.groups.tolist() == ["7", "7", "8"]
+
+
+def test_marks_and_breaks_of_unicode_are_no_part_of_the_format(tmp_path: Path):
+    for file, content in (
+        ("a.csv", 'text,label\n"one\u2028two",joy\n'),
+        ("a.jsonl", '{"text": "one\u2028two", "label": "joy"}\r\n'),
+    ):
+        (tmp_path / file).write_text("\ufeff" + content, encoding="utf-8")
+        corpus = load_corpus(tmp_path / file)
+        assert corpus.texts == ["one\u2028two"] and corpus.labels == ("joy",)
 
 
 def test_sentences_annotated_by_word_load_from_files(tmp_path: Path):
@@ -545,6 +572,10 @@ def test_things_that_are_no_source_are_refused(tmp_path: Path):
         InputError, match=r"emobank: .* does not hold emobank\.csv; give the folder that does"
     ):
         load_corpus("emobank", folder=tmp_path)
+    for file in ("train.tsv", "dev.tsv", "test.tsv"):
+        (tmp_path / file).write_text("text\tjoy\tid\n")
+    with pytest.raises(InputError, match=r"goemotions: the files in .* are not as published .*'joy'"):
+        load_corpus(tmp_path)
 
 
 # ---- the published corpora, from their folders
@@ -814,6 +845,11 @@ def test_isear_from_its_address(addresses: dict[str, bytes], tmp_path: Path):
     (tmp_path / "tidy").mkdir()
     tidy.to_csv(tmp_path / "tidy" / "isear.csv", index=False)
     assert load_corpus("isear", folder=tmp_path / "tidy").fingerprint == corpus.fingerprint
+    (tmp_path / "tidy" / "emobank.csv").touch()
+    two = (tmp_path / "tidy").rename(tmp_path / "ISEAR")
+    assert load_corpus(two).fingerprint == corpus.fingerprint, (
+        "where two would fit, the folder's name decides"
+    )
 
 
 def test_crowd_envent_from_its_address(addresses: dict[str, bytes]):

@@ -98,7 +98,7 @@ def check_labels(name: str, rows: Sequence[Sequence[str]], vocabulary: Sequence[
 
 def check_values(name: str, dimension: str, values: np.ndarray, bounds: tuple[float, float]) -> None:
     """Refuse annotations that are infinite or outside their range; NaN means not annotated."""
-    outside = np.flatnonzero(np.isinf(values) | (values < bounds[0]) | (values > bounds[1]))
+    outside = np.flatnonzero((values < bounds[0]) | (values > bounds[1]))
     if outside.size:
         row = int(outside[0])
         raise bad_cell(name, row, dimension, float(values[row]), *_outside(dimension, bounds))
@@ -148,7 +148,7 @@ def _number(value: object) -> object:
 
 
 def arrow_column(name: str, column: str, values: Sequence[object], kind: pa.DataType) -> pa.Array:
-    """Turn a column into Arrow; where Arrow refuses, finds the row that it refuses."""
+    """Turn a column into Arrow; where Arrow refuses, find the row that it refuses."""
     try:
         return pa.array(values, kind)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError):

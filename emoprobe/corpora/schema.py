@@ -67,7 +67,7 @@ class Corpus:
     """Dimension -> (lowest, highest) value, in the units of the annotators."""
 
     def __post_init__(self) -> None:
-        """Check the contents and merges the groups that share a text."""
+        """Check the contents and merge the groups that share a text."""
         checks.check_names(self.name, self.labels, self.dimensions)
         expected = features(list(self.dimensions))
         if self.data.features != expected:
@@ -227,27 +227,28 @@ class Corpus:
     def sample(self, n: int, seed: int = 0, balanced: bool = False) -> Corpus:
         """Draw at most `n` texts without replacement, kept in order.
 
-        With `balanced`, the labels take turns to draw a text of theirs, so that each ends with as many as the
-        next until its texts run out; texts without a label are left out.
+        With `balanced`, each is drawn for the label that has the fewest so far, until that label's texts run
+        out; texts without a label are left out.
         """
         if n < 1:
             raise InputError(f"{self.name}: a sample of {n} texts; ask for at least one")
         rows = np.random.default_rng(seed).permutation(len(self))
         if balanced:
-            rows = _in_turns(self.label_matrix(), rows)
+            rows = _balanced(self.label_matrix(), rows, n)
         return self.select(indices=np.sort(rows[:n]))
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that can change a result, the same on every machine.
 
-        Names (of the corpus, its sources, its groups) do not enter: only which texts share a group does.
+        Names (of the corpus, its sources, its groups) do not enter: only which texts share a group does. Nor does
+        the order of labels and dimensions.
         """
         columns = self.data[:]
-        ranges = [[name, float(low), float(high)] for name, (low, high) in self.dimensions.items()]
+        ranges = [[name, float(low), float(high)] for name, (low, high) in sorted(self.dimensions.items())]
         columns["group"] = pd.factorize(np.asarray(columns["group"], dtype=object))[0].tolist()
         digest = hashlib.sha256(json.dumps([sorted(self.labels), ranges]).encode())
-        for column in ("text", "labels", *self.dimensions, "group", "split", "spans"):
+        for column in ("text", "labels", *sorted(self.dimensions), "group", "split", "spans"):
             digest.update(json.dumps(columns[column], sort_keys=True).encode())
         return digest.hexdigest()[:32]
 
@@ -291,19 +292,20 @@ def _filled(
     return filled
 
 
-def _in_turns(matrix: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Order rows so that the labels, column by column, draw in turns; each queue keeps the given order."""
-    queues = [iter(order[matrix[order, j]].tolist()) for j in range(matrix.shape[1])]
-    drawn: dict[int, None] = {}
-    while queues:
-        left = []
-        for queue in queues:
-            row = next((row for row in queue if row not in drawn), None)
-            if row is not None:
-                drawn[row] = None
-                left.append(queue)
-        queues = left
-    return np.asarray(list(drawn), dtype=int)
+def _balanced(matrix: np.ndarray, order: np.ndarray, n: int) -> np.ndarray:
+    """Choose up to `n` rows of a label matrix, each the next in order of the label with the fewest so far."""
+    queues = {label: iter(order[matrix[order, label]].tolist()) for label in range(matrix.shape[1])}
+    counts = np.zeros(matrix.shape[1], dtype=int)
+    drawn: set[int] = set()
+    while queues and len(drawn) < n:
+        scarcest = min(queues, key=counts.__getitem__)
+        row = next((row for row in queues[scarcest] if row not in drawn), None)
+        if row is None:
+            del queues[scarcest]
+        else:
+            drawn.add(row)
+            counts += matrix[row]
+    return np.fromiter(drawn, dtype=int)
 
 
 def _listed(names: Mapping[str, object]) -> str:

@@ -1,0 +1,164 @@
+"""How figures look: one palette, one way to draw a control, one way to write a picture down.
+
+Colours are Okabe and Ito's, which the colour-blind tell apart (2008, "Color Universal Design"). What is measured has a
+colour, its control is always grey, and bands are 95 % intervals. Text and axes are of one middling grey that can be
+read on white and on black; a page may replace it by its own. Figures are made without pyplot, so that nothing is left
+open behind anybody's back. This file knows nothing of what is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+PALETTE = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
+CONTROL = "#8C8C8C"
+"""Controls: a dashed line, or a band of the same grey."""
+INK = "#6b7280"
+"""Text, axes and ticks."""
+DIVERGING = LinearSegmentedColormap.from_list("emoprobe", [BLUE, "#7fb3d9", "#f2f2f2", "#f4b183", RED])
+WIDTH = 7.2  # inches, of every figure: the text column of the report
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "emoprobe",  # equal figures become equal files
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """Draw in the package's style inside the block; serves as a decorator too."""
+    style: AbstractContextManager[None] = matplotlib.rc_context(STYLE)
+    return style
+
+
+def panels(
+    rows: int = 1, columns: int = 1, height: float = 2.6, **options: Any
+) -> tuple[Figure, np.ndarray[Any, np.dtype[np.object_]]]:
+    """Return a figure of the common width and its axes (rows, columns); `height` is that of one row, in inches."""
+    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def line(
+    axis: Axes,
+    x: Sequence[float] | pd.Series,
+    y: Sequence[float] | pd.Series,
+    low: Sequence[float] | pd.Series | None = None,
+    high: Sequence[float] | pd.Series | None = None,
+    *,
+    label: str | None = None,
+    colour: str = BLUE,
+) -> None:
+    """Draw what was measured, with the band of its interval where there is one."""
+    axis.plot(np.asarray(x), np.asarray(y, dtype=float), "o-", color=colour, label=label)
+    if low is not None and high is not None:
+        bounds = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+        axis.fill_between(np.asarray(x), *bounds, color=colour, alpha=0.18, linewidth=0)
+
+
+def control(
+    axis: Axes,
+    x: Sequence[float] | pd.Series,
+    y: Sequence[float] | pd.Series | None = None,
+    low: Sequence[float] | pd.Series | None = None,
+    high: Sequence[float] | pd.Series | None = None,
+    *,
+    label: str | None = None,
+    style: str = "--",
+) -> None:
+    """Draw a control: a grey line, a grey band, or both."""
+    if y is not None:
+        axis.plot(np.asarray(x), np.asarray(y, dtype=float), style, color=CONTROL, linewidth=1.2, label=label)
+        label = None
+    if low is not None and high is not None:
+        bounds = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+        axis.fill_between(np.asarray(x), *bounds, color=CONTROL, alpha=0.25, linewidth=0, label=label)
+
+
+def zero(axis: Axes, *, vertical: bool = False) -> None:
+    """Draw where nothing is: a thin line at 0."""
+    (axis.axvline if vertical else axis.axhline)(0, color=INK, linewidth=0.6, alpha=0.6, zorder=0)
+
+
+def heat(
+    axis: Axes,
+    values: np.ndarray[Any, np.dtype[np.floating[Any]]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    limit: float | None = None,
+    numbers: str | None = None,
+) -> Any:
+    """Draw a matrix (rows, columns), red above zero and blue below; `numbers` is the format to write values in.
+
+    Returns what a colour bar can be made of.
+    """
+    limit = limit or float(np.nanmax(np.abs(values), initial=1e-12))
+    image = axis.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    axis.set_xticks(range(len(columns)), columns, rotation=45 if max(map(len, columns)) > 3 else 0, ha="right")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    if numbers is not None:
+        for (row, column), value in np.ndenumerate(values):
+            strong = abs(value) > 0.6 * limit
+            colour = "white" if strong else "#333333"
+            axis.text(column, row, format(value, numbers), ha="center", va="center", fontsize=7, color=colour)
+    return image
+
+
+def legend_below(figure: Figure, axis: Axes, columns: int = 4) -> None:
+    """Put one legend for the whole figure below it, from one of its axes."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG on a transparent ground; text stays text, and equal figures give equal strings."""
+    buffer = io.StringIO()
+    with styled():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def png(figure: Figure, dpi: int = 160) -> bytes:
+    """Return a figure as PNG on white, for slides and mails."""
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
