@@ -9,7 +9,9 @@ from parity import LAM, TEXTS, relative, valuation_for
 from torch import Tensor
 from transformers import DynamicCache
 
+from emoprobe.errors import InputError
 from emoprobe.folding import fold_keys, fold_queries
+from emoprobe.interventions import AttentionBias
 from emoprobe.models import LiveModel, transformers_attention
 from emoprobe.valattn import Valuation, inject
 
@@ -193,3 +195,25 @@ def test_a_forward_of_the_instance_s_own_is_given_back() -> None:
         assert attention.forward is not mine
         model.logits(TEXTS)
     assert attention.forward is mine
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-Neo", "GPT-J", "MPT", "OPT"])
+def test_attention_weights_follow_the_bias_on_both_routes(name: str) -> None:
+    model = family_model(name)
+    batch = model.tokenize(TEXTS[2])
+    bias = AttentionBias(1, lambda x, _: x[..., :2], 3.0)
+    with torch.no_grad():
+        _, plain = model.attention(batch, [1])
+        with model.intervene(bias):
+            outputs, weights = model.attention(batch, [1])
+    assert outputs.shape == (1, *batch.input_ids.shape, model.d_model)
+    assert torch.allclose(weights.sum(-1), torch.ones_like(weights[..., 0]), atol=1e-5)
+    assert weights.triu(1).abs().max() == 0 and weights.shape == plain.shape
+    assert not torch.allclose(weights, plain)
+
+
+@pytest.mark.parametrize("name", ["BERT", "BLOOM"])
+def test_attention_that_is_not_all_in_its_module_is_refused(name: str) -> None:
+    model = family_model(name)
+    with pytest.raises(InputError, match="does not give what it adds"):
+        model.attention(model.tokenize(TEXTS[0]), [1])

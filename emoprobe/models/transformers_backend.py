@@ -30,6 +30,7 @@ from emoprobe.models.transformers_structure import (
     find_trunk,
     first_position,
     gain_of,
+    gives_its_whole_output,
     is_encoder,
     parameters_of,
     ways_of_injection,
@@ -110,6 +111,11 @@ class TransformersModel(LiveModel):
 
     def attention(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return attention outputs (layers, batch, position, d_model) and weights (layers, batch, heads, queries, keys)."""
+        for layer in layers:
+            if not gives_its_whole_output(self._blocks[layer], self._site(layer).module):
+                raise InputError(
+                    f"the attention of {self.name} does not give what it adds to the stream: not supported"
+                )
         found: dict[int, tuple[Tensor, Tensor]] = {}
         deepest = max(layers)
 

@@ -97,6 +97,23 @@ def find_attention(block: nn.Module, layer: int, config: Any, where: str) -> Att
     return AttentionSite(module, folds, f"{type(module).__name__}, {kind}")
 
 
+def gives_its_whole_output(block: nn.Module, attention: nn.Module) -> bool:
+    """Whether what an attention module returns is its contribution to the stream.
+
+    In BERT the projection of the output stands outside of it, and in BLOOM the stream is added inside.
+    """
+    around = [
+        m for m in block.modules() if any(child is attention for child in m.children()) and m is not block
+    ]
+    outside = [
+        m
+        for parent in around
+        for m in parent.children()
+        if m is not attention and next(m.parameters(), None) is not None
+    ]
+    return not outside and "residual" not in parameters_of(type(attention))
+
+
 def ways_of_injection(blocks: nn.ModuleList, config: Any) -> dict[str, str]:
     """Return, for each range of blocks that are alike ("inject, blocks 0-11"), how a bias gets into them, or why not."""
     ways: dict[str, list[int]] = {}
