@@ -9,11 +9,12 @@ import hashlib
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -23,6 +24,7 @@ from emoprobe.activations import Pool, capture, mean_norms
 from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Intervention, ResidualEdit, Span
 from emoprobe.layers import Layers
+from emoprobe.models.chat import Chat, render
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +144,30 @@ class LiveModel(ABC):
             )
         input_ids = pad_sequence(rows, batch_first=True, padding_side="left", padding_value=self.pad_token_id)
         return Batch(texts, input_ids.to(self.device), real.to(self.device), offsets)
+
+    def chat_text(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> Chat:
+        """Return a conversation in the tokenizer's chat template, with the span of each message. See `emoprobe.models.chat`."""
+        return render(self.tokenizer, messages, add_generation_prompt)
+
+    def info(self) -> pd.DataFrame:
+        """Return what was found: one row per property ("what", "found"); capabilities say yes, or no and why."""
+        rows = {
+            "model": self.name,
+            "backend": self.backend,
+            "blocks": self.n_layers,
+            "width": self.d_model,
+            "heads": self.n_heads,
+            "context": self.context_length or "not limited",
+            "type": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            **self._found(),
+            "chat template": "yes" if getattr(self.tokenizer, "chat_template", None) else "no",
+        }
+        return pd.DataFrame({"what": list(rows), "found": [str(value) for value in rows.values()]})
+
+    def _found(self) -> dict[str, object]:
+        """Return what else a backend has to say of a model, for `info`."""
+        return {}
 
     @property
     def pad_token_id(self) -> int:
