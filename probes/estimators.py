@@ -69,7 +69,8 @@ def fit_for(estimator: str, kind: str, exclusive: bool = False) -> Fit:
 def _ridge(features: Floats, values: Floats) -> LinearReadOut:
     scaler = StandardScaler().fit(features)
     model = RidgeCV(PENALTIES, alpha_per_target=True).fit(scaler.transform(features), values)
-    return LinearReadOut(model.coef_, model.intercept_).of_unscaled(scaler)
+    # For a single column scikit-learn drops an axis.
+    return LinearReadOut(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)).of_unscaled(scaler)
 
 
 def _covariance_direction(features: Floats, values: Floats) -> LinearReadOut:

@@ -60,6 +60,7 @@ def fit_probes(
     Raises `InputError` for an unknown concept, for "logistic" without labels, and for fewer groups than folds.
     """
     _check_options(estimator, permutations, bootstrap)
+    concepts = [concepts] if isinstance(concepts, str) else concepts
     chosen = tuple(sorted(resolve_layers(layers, model.n_layers)))
     tasks = plan(corpus, concepts, folds, seed)
     estimators = _estimators(estimator, tasks)

@@ -206,10 +206,10 @@ class ProbeSet:
         """Write the probe set to one `.safetensors` file, whole or not at all; equal content gives equal bytes."""
         tensors = {name: getattr(self, name) for name in TENSORS}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*TENSORS, "scores")}
-        scores = self.scores.astype(object).where(self.scores.notna(), None).to_dict("list")
-        return write_artefact(
-            path, KIND, VERSION, tensors, {**plain, "scores": scores, "digest": _digest(tensors)}
-        )
+        table = self.scores.astype(object).where(self.scores.notna(), None)  # JSON has no NaN
+        scores = {"columns": table.columns.tolist(), "rows": table.to_numpy().tolist()}
+        record = {**plain, "scores": scores}
+        return write_artefact(path, KIND, VERSION, tensors, {**record, "digest": _digest(tensors, record)})
 
 
 def load_probes(path: str | Path) -> ProbeSet:
@@ -219,17 +219,17 @@ def load_probes(path: str | Path) -> ProbeSet:
     """
     tensors, record = read_artefact(path, KIND, VERSION)
     try:
-        if record["digest"] != _digest(tensors):
-            raise InputError(f'"{path}" is damaged: its tensors are not those that were written')
+        if record["digest"] != _digest(tensors, record):
+            raise InputError(f'"{path}" is damaged: its content is not what was written')
         return ProbeSet(
             model=record["model"],
             n_layers=record["n_layers"],
             fingerprint=record["fingerprint"],
             layers=tuple(record["layers"]),
             concepts=tuple(record["concepts"]),
-            kinds=record["kinds"],
+            kinds={name: record["kinds"][name] for name in record["concepts"]},
             ranges={name: (low, high) for name, (low, high) in record["ranges"].items()},
-            scores=_typed(pd.DataFrame(record["scores"])),
+            scores=_typed(pd.DataFrame(record["scores"]["rows"], columns=record["scores"]["columns"])),
             metadata=record["metadata"],
             **{name: tensors[name] for name in TENSORS},
         )
@@ -245,8 +245,9 @@ def _typed(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.astype({str(column): other.get(str(column), "float64") for column in scores})
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
+    described = {name: record[name] for name in record if name not in ("kind", "version", "digest")}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

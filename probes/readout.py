@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from emoprobe import drawing
 from emoprobe.activations import stream_residuals
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
@@ -71,7 +72,7 @@ class Trace:
                 of_text = coloured[
                     (coloured.text == number) & (coloured.concept == concept) & (coloured.layer == layer)
                 ]
-                rows.append(_row(text, f"{concept}, layer {layer}", of_text))
+                rows.append(_row(text, _titled((concept, layer)), of_text))
         caption = (
             f"{UNITS[self.kind]}. Orange: above, blue: below {self._centre_in_words()}; the strongest colour is the 99th "
             "percentile of each row's concept."
@@ -91,17 +92,17 @@ class Trace:
         field = np.stack(
             [part[(part.concept == c) & (part.layer == layer)].colour.to_numpy() for c, layer in self.centres]
         )
-        figure = Figure(
-            figsize=(max(4.0, 0.32 * len(tokens) + 2), 0.4 * len(field) + 1.6), layout="constrained"
-        )
-        axes = figure.subplots()
-        image = axes.imshow(field, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)
-        axes.set_yticks(
-            range(len(field)), [f"{c}, layer {layer}" for c, layer in self.centres], parse_math=False
-        )
-        figure.colorbar(image, ax=axes, label=f"away from {self._centre_in_words()}")
-        axes.set_title(UNITS[self.kind], fontsize="small")
+        with drawing.styled():
+            width, height = max(4.0, 0.2 * len(tokens) + 2), 0.35 * len(field) + 1.6
+            figure = Figure(figsize=(width, height), layout="constrained")
+            axes = figure.subplots()
+            image = axes.imshow(field, cmap=drawing.DIVERGING, vmin=-1, vmax=1, aspect="auto")
+            axes.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)
+            axes.set_yticks(range(len(field)), [_titled(pair) for pair in self.centres], parse_math=False)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            axes.set_title(UNITS[self.kind])
+            figure.colorbar(image, ax=axes, label=f"away from {self._centre_in_words()}")
         return figure
 
 
@@ -126,6 +127,8 @@ def trace(
         raise InputError(f'kind="{kind}" is not understood: give one of {", ".join(UNITS)}')
     probes.check_model(model)
     texts = (text,) if isinstance(text, str) else tuple(text)
+    if not texts:
+        raise InputError("no text was given")
     pairs = _pairs(probes, concepts, layers)
     wanted = sorted({layer for _, layer in pairs})
     frames: dict[int, pd.DataFrame] = {}
@@ -223,6 +226,10 @@ def _row(text: str, title: str, tokens: pd.DataFrame) -> str:
         pieces.append(f'<span style="{style}" title="{token["value"]:.3g}">{escape(shown)}</span>')
     pieces.append(escape(text[end:]) if tokens.end.max() >= 0 else "")
     return f'<div style="white-space:pre-wrap"><b>{escape(title)}</b>  {"".join(pieces)}</div>'
+
+
+def _titled(pair: tuple[str, int]) -> str:
+    return f"{pair[0]}, layer {pair[1]}"
 
 
 def _visible(token: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from emoprobe import drawing
 from emoprobe.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 METRICS = {"pearson_r": "Pearson r", "auc": "AUC", "accuracy": "accuracy", "macro_auc": "mean AUC"}
 CONTROLS = {"shuffled_high": "shuffled labels", "layer0": "the embedding", "bag_of_words": "a bag of words"}
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
-"""Colours of Okabe and Ito."""
 
 
 def best_rows(probes: ProbeSet) -> pd.DataFrame:
@@ -58,7 +57,7 @@ def report(probes: ProbeSet) -> str:
 
 def _sentence(row: dict[Any, Any]) -> str:
     name = "All labels" if row["concept"].startswith("(") else row["concept"]
-    shuffled = f"{row['shuffled']:.2f} [{row['shuffled_low']:.2f}, {row['shuffled_high']:.2f}]"
+    shuffled = f"{_two(row['shuffled'])} [{_two(row['shuffled_low'])}, {_two(row['shuffled_high'])}]"
     failed = (
         f"Not supported: its interval does not lie above {_and(row['fails'])}"
         if row["fails"]
@@ -66,12 +65,16 @@ def _sentence(row: dict[Any, Any]) -> str:
     )
     return (
         f"{name}: {METRICS[row['metric']]} {_span(row)} at layer {row['layer']} ({row['n']} texts, {row['groups']} groups); "
-        f"shuffled {shuffled}, embedding {row['layer0']:.2f}, bag of words {row['bag_of_words']:.2f}. {failed}."
+        f"shuffled {shuffled}, embedding {_two(row['layer0'])}, bag of words {_two(row['bag_of_words'])}. {failed}."
     )
 
 
 def _span(row: dict[Any, Any]) -> str:
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{_two(row['value'])} [{_two(row['low'])}, {_two(row['high'])}]"
+
+
+def _two(number: float) -> str:
+    return f"{round(number, 2) + 0.0:.2f}"  # the sum turns -0.0 into 0.0
 
 
 def _and(names: Sequence[str]) -> str:
@@ -97,11 +100,11 @@ def table(probes: ProbeSet) -> str:
             METRICS[row["metric"]],
             str(row["layer"]),
             _span(row),
-            f"{row['shuffled']:.2f}",
-            f"{row['layer0']:.2f}",
+            _two(row["shuffled"]),
+            _two(row["layer0"]),
         ]
         cells += [
-            f"{row['bag_of_words']:.2f}",
+            _two(row["bag_of_words"]),
             "yes" if not row["fails"] else f"not above {_and(row['fails'])}",
         ]
         rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
@@ -125,29 +128,25 @@ def plot(probes: ProbeSet, concepts: Sequence[str] | None = None) -> Figure:
         if name not in known:
             raise InputError(f"no scores for {name!r}: there are {', '.join(known)}")
     columns = min(3, len(concepts))
-    rows = ceil(len(concepts) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3 * rows + 0.6), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for panel in panels.flat[len(concepts) :]:
-        panel.remove()
-    for panel, concept in zip(panels.flat, concepts, strict=False):
-        _panel(panel, probes.scores[probes.scores.concept == concept])
-    handles, names = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize="small")
+    with drawing.styled():
+        figure, grid = drawing.panels(ceil(len(concepts) / columns), columns, height=2.3)
+        axes: list[Any] = grid.ravel().tolist()
+        for axis in axes[len(concepts) :]:
+            axis.remove()
+        for axis, concept in zip(axes, concepts, strict=False):
+            _panel(axis, probes.scores[probes.scores.concept == concept])
+        drawing.legend_below(figure, axes[0])
     return figure
 
 
-def _panel(panel: Any, scores: pd.DataFrame) -> None:
-    metric = scores.metric.iloc[0]
+def _panel(axis: Any, scores: pd.DataFrame) -> None:
     layers = scores.layer
-    panel.fill_between(layers, scores.shuffled_low, scores.shuffled_high, color=GREY, alpha=0.3, lw=0)
-    panel.plot(layers, scores.shuffled, color=GREY, ls="-", label="shuffled labels (95% range)")
-    panel.plot(layers, scores.layer0, color=GREEN, ls="--", label="embedding (layer 0)")
-    panel.plot(layers, scores.bag_of_words, color=ORANGE, ls=":", label="bag of words")
-    panel.fill_between(layers, scores.low, scores.high, color=BLUE, alpha=0.25, lw=0)
-    panel.plot(layers, scores.value, color=BLUE, marker="o", ms=4, label="probe (95% interval)")
-    panel.set_title(scores.concept.iloc[0], parse_math=False)
-    panel.set_xlabel("layer")
-    panel.set_ylabel(METRICS[metric])
-    panel.xaxis.get_major_locator().set_params(integer=True)
-    panel.grid(alpha=0.2)
+    drawing.control(
+        axis, layers, scores.shuffled, scores.shuffled_low, scores.shuffled_high, label="shuffled", style=":"
+    )
+    drawing.control(axis, layers, scores.layer0, label="embedding", style="--")
+    drawing.control(axis, layers, scores.bag_of_words, label="bag of words", style="-.")
+    drawing.line(axis, layers, scores.value, scores.low, scores.high, label="probe, 95% interval")
+    axis.set_title(scores.concept.iloc[0], parse_math=False)
+    axis.set(xlabel="layer", ylabel=METRICS[scores.metric.iloc[0]])
+    axis.xaxis.get_major_locator().set_params(integer=True)

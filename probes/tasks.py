@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
@@ -21,6 +21,8 @@ from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Floats
 from emoprobe.probes.metrics import Integers
 
+Columns: TypeAlias = tuple[str, bool, dict[str, Floats], Integers]
+"""Of a task: kind, exclusive, concept -> annotation of every text of the corpus, and the texts to use."""
 LABELS = "(labels)"
 """The concept under which scores over all labels are listed."""
 
@@ -77,10 +79,13 @@ def plan(corpus: Corpus, concepts: Sequence[str] | None = None, folds: int = 5, 
     is wanted but the same in all groups but one, and fewer groups than folds.
     """
     known = [name for name, _ in corpus.concepts]
-    for name in concepts or ():
-        if name not in known:
-            raise InputError(f"{corpus.name} has no concept {name!r}: it has {', '.join(known) or 'none'}")
     wanted = set(known if concepts is None else concepts)
+    unknown = sorted(wanted - set(known))
+    if unknown or not wanted:
+        asked = f"no concept {unknown[0]!r}" if unknown else "nothing to probe for"
+        raise InputError(
+            f"{corpus.name}: {asked}; its labels and dimensions are {', '.join(known) or 'none'}"
+        )
     group = np.unique(corpus.groups, return_inverse=True)[1]
     tasks = [
         _task(kind, exclusive, columns, rows, group[rows], folds, seed)
@@ -99,23 +104,19 @@ def plan(corpus: Corpus, concepts: Sequence[str] | None = None, folds: int = 5, 
     return tasks
 
 
-Plan = tuple[str, bool, dict[str, Floats], Integers]
-
-
-def _labels(corpus: Corpus, group: Integers, wanted: set[str]) -> Iterator[Plan]:
+def _labels(corpus: Corpus, group: Integers, wanted: set[str]) -> Iterator[Columns]:
     carried = dict(zip(corpus.labels, corpus.label_matrix().T.astype(np.float64), strict=True))
     exclusive = corpus.single_label and sum(column.any() for column in carried.values()) > 1
     if not exclusive:  # one label alone is told from its absence
         carried = {name: column for name, column in carried.items() if name in wanted}
     usable = {name: column for name, column in carried.items() if _varies(column, group)}
+    exclusive = exclusive and len(usable) > 1
     if usable.keys() & wanted:
-        rows = np.arange(len(group))
-        if exclusive:
-            rows = np.flatnonzero(np.any(list(usable.values()), axis=0))
-        yield "label", exclusive, usable, rows
+        there = np.any(list(usable.values()), axis=0) if exclusive else np.ones(len(group), dtype=bool)
+        yield "label", exclusive, usable, np.flatnonzero(there)
 
 
-def _dimensions(corpus: Corpus, group: Integers, wanted: set[str]) -> Iterator[Plan]:
+def _dimensions(corpus: Corpus, group: Integers, wanted: set[str]) -> Iterator[Columns]:
     alike: dict[bytes, dict[str, Floats]] = {}  # dimensions annotated on the same texts
     for name in corpus.dimensions:
         values = corpus.values(name)
@@ -164,11 +165,8 @@ def grouped_folds(group: Integers, folds: int, classes: Integers | None = None, 
         )
     fold = np.empty(len(group), dtype=np.int64)
     splitter: Any = GroupKFold(folds)
-    if classes is not None:
-        alone = groups == len(group)  # with thousands of groups, the splitter for groups takes minutes
-        splitter = (StratifiedKFold if alone else StratifiedGroupKFold)(
-            folds, shuffle=True, random_state=seed
-        )
+    if classes is not None and np.bincount(classes).max() >= folds:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # then some folds go without it
         for number, (_, test) in enumerate(splitter.split(group, classes, group)):

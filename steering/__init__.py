@@ -1,7 +1,7 @@
 """What directions do to behaviour: edits of the residual stream, measures, dose–response."""
 
 from emoprobe.steering.edits import add, project_out, steer
-from emoprobe.steering.measures import Measure, continuation, kl, log_probabilities, nll, read_out
+from emoprobe.steering.measures import Measure, coherence, continuation, kl, log_probabilities, nll, read_out
 from emoprobe.steering.sweep import NonFiniteWarning, Sweep, sweep
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "NonFiniteWarning",
     "Sweep",
     "add",
+    "coherence",
     "continuation",
     "kl",
     "log_probabilities",

@@ -1,9 +1,10 @@
 """What to measure of a model while something is done to it.
 
 A measure is a function of a live model and the prompts of a sweep, and returns named floats, one for each prompt (or
-for each text of its own), so that intervals can be had. The functions here make measures: `nll` and `kl` say what an
-intervention costs on held-out text, `read_out` what it does to a probe in later layers, `continuation` what it makes
-the model say. Anything of the same form is a measure too. Logarithms are natural: all quantities are in nats.
+for each text of its own), so that intervals can be had. The functions here make measures: `nll` and `kl`, or both at
+once as `coherence`, say what an intervention costs on held-out text, `read_out` what it does to a probe in later
+layers, `continuation` what it makes the model say. Anything of the same form is a measure too. Logarithms are
+natural: likelihoods and divergences are in nats.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import ResidualEdit
 from emoprobe.layers import resolve_layers
 from emoprobe.models import Batch, LiveModel
-from emoprobe.scoring import batches, text_nll
+from emoprobe.scoring import batches, text_nll, token_nll
 
 if TYPE_CHECKING:
     from emoprobe.probes import ProbeSet
@@ -41,11 +42,7 @@ def nll(texts: Sequence[str], *, name: str = "nll", batch_size: int = 32) -> Mea
     def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
         _refuse_positions(model, name, "generated", "last")
         total, count = text_nll(model, texts, batch_size)
-        if not bool(count.all()):
-            raise InputError(
-                f'"{texts[int(count.argmin())]}" is one token, which has no likelihood: leave it out'
-            )
-        return {name: total / count}
+        return {name: _per_token(total, count, texts)}
 
     return measure
 
@@ -53,48 +50,66 @@ def nll(texts: Sequence[str], *, name: str = "nll", batch_size: int = 32) -> Mea
 def kl(texts: Sequence[str], *, name: str = "kl", batch_size: int = 32) -> Measure:
     """Measure KL(untouched ‖ intervened) of the next token on `texts`: nats, mean over a text's tokens, ≥ 0.
 
-    The logits of the untouched model are those at the first call for that model, which therefore has to come before any
-    intervention (a sweep begins so); otherwise an `InputError` is raised. They are kept as long as the measure and the
-    model are: tokens × vocabulary numbers in the model's dtype.
+    For the untouched model, and what is raised, see `coherence`.
+    """
+    both = coherence(texts, names=("nll", name), batch_size=batch_size)
+    return lambda model, prompts: {name: both(model, prompts)[name]}
+
+
+def coherence(
+    texts: Sequence[str], *, names: tuple[str, str] = ("nll", "kl"), batch_size: int = 32
+) -> Measure:
+    """Measure what `nll` and `kl` do, in one pass over `texts`.
+
+    The untouched model's logits are those at the first call for a model, which therefore has to come before any
+    intervention (a sweep begins so). They are kept as long as the measure and the model are: tokens × vocabulary numbers
+    in the model's dtype. Raises `InputError` where the first call is too late, and for a text of one token.
     """
     texts = _listed(texts)
     untouched: WeakKeyDictionary[LiveModel, list[Tensor]] = WeakKeyDictionary()
 
     def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
-        _refuse_positions(model, name, "generated", "last")
+        _refuse_positions(model, names[1], "generated", "last")
         if model not in untouched:
             if model._interventions:
                 raise InputError(
-                    f"{name} has to be measured on the untouched model before it is in an intervention"
+                    f"{names[1]} has to be measured on the untouched model before it is in an intervention"
                 )
-            untouched[model] = [logits for _, _, logits in _logits(model, texts, batch_size)]
-        divergence = torch.zeros(len(texts), dtype=torch.float64)
-        for (rows, batch, logits), before in zip(
-            _logits(model, texts, batch_size), untouched[model], strict=True
-        ):
-            spread = torch.zeros(batch.real.shape, dtype=torch.float64)
-            spread[batch.real.cpu()] = _divergence(before, logits).cpu().double()
-            divergence[rows] = spread.sum(-1) / batch.real.sum(-1).cpu()
-        return {name: divergence}
+            untouched[model] = [logits[batch.real] for _, batch, logits in _logits(model, texts, batch_size)]
+        total, divergence, count = torch.zeros(3, len(texts), dtype=torch.float64)
+        passes = zip(_logits(model, texts, batch_size), untouched[model], strict=True)
+        for (rows, batch, logits), before in passes:
+            real = batch.real.cpu()
+            spread = torch.zeros(real.shape, dtype=torch.float64)
+            spread[real] = _divergence(before, logits[batch.real]).cpu().double()
+            divergence[rows] = spread.sum(-1) / real.sum(-1)
+            total[rows] = token_nll(logits, batch).sum(-1).cpu().double()
+            count[rows] = real.sum(-1).double() - 1
+        return dict(zip(names, (_per_token(total, count, texts), divergence), strict=True))
 
     return measure
 
 
-def read_out(probes: ProbeSet, concept: str, layer: int | float, *, name: str | None = None) -> Measure:
-    """Measure a probe's read-out at `layer`: one number for each prompt, on the concept's own scale.
+def read_out(
+    probes: ProbeSet, concepts: str | Sequence[str], layer: int | float, *, name: str | None = None
+) -> Measure:
+    """Measure the read-outs of one concept or several at `layer`: one number for each prompt, on a concept's own scale.
 
-    It is the mean over the prompt's tokens but the first, which in most models is an attention sink. Raises `InputError`
-    where `layer` is not above the interventions: there it would show what was put in, or nothing at all.
+    Each is the mean over the prompt's tokens but the first, which in most models is an attention sink, and is called
+    "<concept> <name>", by default "<concept> read-out, layer <layer>". Raises `InputError` where `layer` is not above the
+    interventions: there it would show what was put in, or nothing at all.
     """
+    concepts = (concepts,) if isinstance(concepts, str) else tuple(concepts)
 
     def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
         (index,) = resolve_layers(layer, model.n_layers)
-        label = name or f"{concept} read-out, layer {index}"
+        label = name or f"read-out, layer {index}"
         _refuse_positions(model, label, "generated")
         _check_above(model, index, label)
         pooled = model.capture(list(prompts), [index])[:, 0]
         # A read-out is affine, so that its mean over tokens is that of their mean.
-        return {label: probes.read_out(pooled, index)[:, probes.concept_index(concept)].double()}
+        values = probes.read_out(pooled, index).double()
+        return {f"{concept} {label}": values[:, probes.concept_index(concept)] for concept in concepts}
 
     return measure
 
@@ -189,11 +204,19 @@ def _joined(prompts: Batch, replies: Sequence[tuple[int, ...]]) -> Batch:
 def _logits(
     model: LiveModel, texts: Sequence[str], batch_size: int
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
-    """Yield (indices, batch, logits (real tokens of all texts, vocab)), in the model's dtype."""
+    """Yield (indices, batch, logits (batch, position, vocab)), in the model's dtype."""
     for rows, batch in batches(model, texts, batch_size):
         with torch.no_grad():
-            logits = model.forward(batch)[batch.real]
+            logits = model.forward(batch)
         yield rows, batch, logits
+
+
+def _per_token(total: Tensor, count: Tensor, texts: Sequence[str]) -> Tensor:
+    if not bool(count.all()):
+        raise InputError(
+            f'"{texts[int(count.argmin())]}" is one token, which has no likelihood: leave it out'
+        )
+    return total / count
 
 
 def _divergence(before: Tensor, after: Tensor) -> Tensor:

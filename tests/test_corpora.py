@@ -424,6 +424,16 @@ def test_a_round_trip_through_memory_changes_nothing():
     assert load_corpus(written).fingerprint == reference(spans=[[]] * 4).fingerprint
 
 
+def test_a_round_trip_keeps_dimensions_of_any_name_and_order():
+    ranges = {"zeal": (0, 5), "relevance": (1, 5), "effort": (-2, 2)}
+    corpus = Corpus.from_columns(
+        {"text": ["a"], "zeal": [1], "relevance": [2], "effort": [0]}, dimensions=ranges
+    )
+    again = load_corpus(corpus.frame, ranges=corpus.dimensions)
+    assert list(again.dimensions) != list(corpus.dimensions) and again.dimensions == corpus.dimensions
+    assert again.fingerprint == corpus.fingerprint
+
+
 def test_class_numbers_become_names_and_keep_the_whole_vocabulary(tmp_path: Path):
     names = ["rage, fury", "joy", "pride"]
     features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
@@ -562,6 +572,10 @@ def test_things_that_are_no_source_are_refused(tmp_path: Path):
         InputError, match=r"emobank: .* does not hold emobank\.csv; give the folder that does"
     ):
         load_corpus("emobank", folder=tmp_path)
+    for file in ("train.tsv", "dev.tsv", "test.tsv"):
+        (tmp_path / file).write_text("text\tjoy\tid\n")
+    with pytest.raises(InputError, match=r"goemotions: the files in .* are not as published .*'joy'"):
+        load_corpus(tmp_path)
 
 
 # ---- the published corpora, from their folders
@@ -831,6 +845,11 @@ def test_isear_from_its_address(addresses: dict[str, bytes], tmp_path: Path):
     (tmp_path / "tidy").mkdir()
     tidy.to_csv(tmp_path / "tidy" / "isear.csv", index=False)
     assert load_corpus("isear", folder=tmp_path / "tidy").fingerprint == corpus.fingerprint
+    (tmp_path / "tidy" / "emobank.csv").touch()
+    two = (tmp_path / "tidy").rename(tmp_path / "ISEAR")
+    assert load_corpus(two).fingerprint == corpus.fingerprint, (
+        "where two would fit, the folder's name decides"
+    )
 
 
 def test_crowd_envent_from_its_address(addresses: dict[str, bytes]):

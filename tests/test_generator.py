@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ from emoprobe.corpora.generator import EMOTIONS, FORMS, WORLDS, GeneratedText, a
 from emoprobe.errors import InputError
 
 # Word beginnings that would name an emotion: its name, inflections and nearest synonyms.
-NAMING = r"""joy happy happi glad delight cheer merr bliss elat thrill jubil content calm peaceful seren tranquil satisf cosy
-pride proud prideful love loving belov affection adore fond tender darling dearly reliev relief reassur surpris
-astonish amaz startl shock stun bewilder bored boring boredom tedi dull monoton drear weary sad\b sadly sadness sadde sorrow grief griev
-mourn miser unhapp gloom melanchol asham shame embarrass humiliat mortif guilt disgust revolt repuls repell nause
-loath sicken anger angr fury furi rage raging irritat annoy resent wrath outrag mad\b madd fear afraid scare scari frighten
-fright terror terrif panic dread anxi nervous alarm worr neutral emotion feel felt""".split()
+NAMING = r"""
+joy happy happi glad delight cheer merr bliss elat thrill jubil content calm peaceful seren tranquil satisf
+cosy pride proud prideful love loving belov affection adore fond tender darling dearly reliev relief reassur
+surpris astonish amaz startl shock stun bewilder bored boring boredom tedi dull monoton drear weary sad\b
+sadly sadness sadde sorrow grief griev mourn miser unhapp gloom melanchol asham shame embarrass humiliat
+mortif guilt disgust revolt repuls repell nause loath sicken anger angr fury furi rage raging irritat annoy
+resent wrath outrag mad\b madd fear afraid scare scari frighten fright terror terrif panic dread anxi
+nervous alarm worr neutral emotion feel felt
+""".split()
 NAMED = re.compile(r"\b(?:" + "|".join(NAMING) + r")", re.IGNORECASE)
 
 
@@ -36,7 +40,9 @@ def test_the_same_arguments_give_the_same_texts_and_another_seed_others(texts: l
 
 
 def test_emotions_and_worlds_come_evenly(texts: list[GeneratedText]) -> None:
-    assert set(Counter((t.emotion, t.world) for t in texts).values()) == {2_600 // (len(EMOTIONS) * len(WORLDS))}
+    assert set(Counter((t.emotion, t.world) for t in texts).values()) == {
+        2_600 // (len(EMOTIONS) * len(WORLDS))
+    }
     uneven = Counter((t.emotion, t.world) for t in generate(1_000))
     assert max(uneven.values()) - min(uneven.values()) <= 1
     assert 0.2 < sum(t.form == "pair" for t in texts) / len(texts) < 0.3
@@ -66,7 +72,7 @@ def test_every_sentence_of_the_banks_gets_used() -> None:
         assert set(cells) == set(EMOTIONS)
         for emotion, bank in cells.items():
             assert len(bank["events"]) >= 3 and bank["body"] and bank["acts"]
-            for template in sum(bank.values(), []):
+            for template in chain(*bank.values()):
                 core = re.sub(r"[^a-z]", "", generator._sentence(template, "I").lower())
                 assert any(core in s for s in bare), (world, emotion, template)
 
@@ -77,13 +83,17 @@ def test_a_classifier_of_words_fails_in_worlds_it_has_not_seen() -> None:
     classifier = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10, max_iter=300))
     grouped = cross_val_score(classifier, words, emotions, groups=[t.world for t in texts], cv=GroupKFold(5))
     assert grouped.mean() < 0.2
-    assert cross_val_score(classifier, words, emotions, cv=StratifiedKFold(2)).mean() > 0.95  # the words are there
+    assert (
+        cross_val_score(classifier, words, emotions, cv=StratifiedKFold(2)).mean() > 0.95
+    )  # the words are there
 
 
 def test_aftermaths_are_worded_by_emotion_alone(texts: list[GeneratedText]) -> None:
     for emotion in EMOTIONS:
         assert len(aftermaths(emotion)) >= 6
-    shared = Counter(w for e in EMOTIONS for w in set(re.findall(r"[a-z]{5,}", " ".join(aftermaths(e)).lower())))
+    shared = Counter(
+        w for e in EMOTIONS for w in set(re.findall(r"[a-z]{5,}", " ".join(aftermaths(e)).lower()))
+    )
     assert [w for w, n in shared.items() if n > 3] == ["afterwards"]
     said = {e: {re.sub(r"\W", "", s) for s in aftermaths(e, "I", intensity=0.6)} for e in EMOTIONS}
     assert len(set().union(*said.values())) == sum(map(len, said.values()))
@@ -91,7 +101,9 @@ def test_aftermaths_are_worded_by_emotion_alone(texts: list[GeneratedText]) -> N
 
 def test_aftermaths_take_the_experiencer_and_the_intensity() -> None:
     assert all("Maya" in s and " I " not in s for s in aftermaths("fear", "Maya"))
-    durations = [aftermaths("anger", intensity=i)[0].removeprefix(aftermaths("anger")[0][:20]) for i in (0.01, 0.2, 1)]
+    durations = [
+        aftermaths("anger", intensity=i)[0].removeprefix(aftermaths("anger")[0][:20]) for i in (0.01, 0.2, 1)
+    ]
     assert durations[0] == durations[1] != durations[2]
 
 

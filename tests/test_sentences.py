@@ -1,6 +1,8 @@
 """The two sentences: attention read from a live model, word magnitudes, and the claims of the method's source."""
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +10,22 @@ import torch
 from tiny import BLOCKS, FAMILIES, HEADS, WIDTH, tiny_model
 from torch import Tensor
 
+from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
-from emoprobe.study import sentences as study
-from emoprobe.study.sentences import CLAIMS, compare_sentences, emotion_embeddings, shows, statistics
+from emoprobe.probes import fit_probes
+from emoprobe.study import sentence_readings as study
+from emoprobe.study.sentence_readings import Bench, emotion_embeddings
+from emoprobe.study.sentences import (
+    CLAIMS,
+    SWEEP,
+    _claims,
+    _summary,
+    compare_sentences,
+    sentences,
+    shows,
+    statistics,
+)
 from emoprobe.study.source_sentences import GROUPS, SENTENCES, Word
 from emoprobe.study.word_magnitudes import (
     Reading,
@@ -188,7 +202,7 @@ def test_magnitudes_are_summed_in_quadrature_and_attention_is_gathered() -> None
 def test_word_magnitudes_of_a_model_equal_a_computation_by_hand(family: str) -> None:
     """The whole road, with annotations in the attention: text, tokens, emotions, bias, output, words."""
     model = tiny_model(family)
-    bench = study._Bench(model, (0, 1, 2))
+    bench = Bench(model, (0, 1, 2))
     condition = bench.annotated(1, seed=0, mapped=True)[0]
     read = bench.read(condition, LAM)
     for name, words in SENTENCES.items():
@@ -236,14 +250,14 @@ def owners(text: str, offsets: tuple) -> list[int | None]:
 
 def test_controls_keep_norms_or_the_annotations_themselves() -> None:
     given = emotion_embeddings(SENTENCES["review"])
-    turned = study._turned(given, np.random.default_rng(0))
+    turned = study.turned(given, np.random.default_rng(0))
     assert np.allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(given, axis=1))
     assert not np.allclose(turned, given)
-    shuffled = study._shuffled(given, np.random.default_rng(0))
+    shuffled = study.shuffled(given, np.random.default_rng(0))
     assert sorted(map(tuple, shuffled)) == sorted(map(tuple, given))
     assert not np.allclose(shuffled, given)
-    conditions = study._Bench(tiny_model("gpt2"), (0,)).annotated(4, seed=0, mapped=True)
-    again = study._Bench(tiny_model("gpt2"), (0,)).annotated(4, seed=0, mapped=True)
+    conditions = Bench(tiny_model("gpt2"), (0,)).annotated(4, seed=0, mapped=True)
+    again = Bench(tiny_model("gpt2"), (0,)).annotated(4, seed=0, mapped=True)
     emotions, same = ([given["review"].nan_to_num() for _, given in rows] for rows in (conditions, again))
     assert len({tuple(e.flatten().tolist()) for e in emotions}) == 5
     assert all(torch.equal(one, other) for one, other in zip(emotions, same, strict=True))
@@ -321,7 +335,28 @@ def test_no_effect_shows_nothing() -> None:
         assert shows(0.0, np.zeros(3), sign) == "no"
 
 
+def test_a_valuation_is_judged_by_its_controls_only_and_by_the_mean_of_the_sentences() -> None:
+    random = np.random.default_rng(0)
+    standard = {
+        name: Reading(1 + random.random((2, len(words))), np.eye(len(words)), np.ones(2))
+        for name, words in SENTENCES.items()
+    }
+    spread = {name: replace(part, magnitudes=part.magnitudes**3) for name, part in standard.items()}
+    claims = _claims(_summary(standard, {("made up", 1.0): [spread, standard, standard]})).set_index("claim")
+    varies = claims.loc["word magnitudes vary more"]
+    assert varies["shows"] == "yes" and varies["value"] > 100
+    assert varies["value"] == pytest.approx((varies["complaint"] + varies["review"]) / 2)
+    assert varies["control_low"] == varies["control_high"] == 0
+    assert claims.loc["standard attention is more uniform", "shows"] == "no"
+
+
 # The experiment ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the sweep of λ, where it is not what is tested."""
+    monkeypatch.setattr("emoprobe.study.sentences.SWEEP", (1.0,))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -333,7 +368,7 @@ def test_the_comparison_runs_on_every_family(family: str) -> None:
     assert torch.equal(model.logits(TEXTS), untouched)
     assert compared.layers == probed.layers  # only where both can act
     assert set(compared.readings) == {"standard", "annotated", "unmapped", "probed"}
-    assert len(compared.claims) == 3 * len(study.SWEEP) * len(CLAIMS)
+    assert len(compared.claims) == 3 * len(SWEEP) * len(CLAIMS)
     assert len(compared.groups) == 3 * len(GROUPS)
     assert len(compared.words) == 4 * 2 * sum(map(len, SENTENCES.values()))
     assert len(compared.variation) == 3 * 2 * 2
@@ -351,10 +386,11 @@ def test_the_comparison_runs_on_every_family(family: str) -> None:
     assert layer["value"] == pytest.approx(magnitudes.std(ddof=0) / magnitudes.mean())
 
 
-def test_the_result_says_what_the_tables_say() -> None:
+def test_the_result_says_what_the_tables_say(short: None) -> None:
     compared = compare_sentences(tiny_model("gpt2"), controls=2)
-    result = compared.result()
-    assert result.passed and len(result.checks) == 2
+    assert compared.untouched
+    result = replace(compared, untouched=False).result()
+    assert list(result.checks.values()) == [False, True] and not result.passed
     stated = compared.claims.query("strength == 1 and valuation == 'annotated'")
     assert result.finding.startswith(f"{(stated['shows'] == 'yes').sum()} of 4 claims")
     for claim, verdict in zip(stated["claim"], stated["shows"], strict=True):
@@ -363,8 +399,20 @@ def test_the_result_says_what_the_tables_say() -> None:
     assert "two data points" in result.verdict and "Marín" in result.method
     for word in ("frustrated", "hysterically,", "without"):
         assert f">{word}</text>" in result.svg
-    failed = replace(compared, untouched=False).result()
-    assert not failed.passed
+
+
+def test_the_example_prints_the_claims_and_writes_the_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], short: None
+) -> None:
+    model = tiny_model("llama", dtype=torch.float32)
+    model.underlying.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    example = Path(__file__).resolve().parents[1] / "examples" / "two_sentences.py"
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example))["main"](str(tmp_path / "model"))
+    printed = capsys.readouterr().out
+    assert all(claim in printed for claim in CLAIMS) and "two data points" in printed
+    assert (tmp_path / "two_sentences.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_strength_zero_changes_nothing_at_all() -> None:
@@ -373,11 +421,11 @@ def test_strength_zero_changes_nothing_at_all() -> None:
         one, other = compared.readings["standard"][name], compared.readings["annotated"][name]
         assert np.array_equal(one.magnitudes, other.magnitudes)
         assert np.array_equal(one.attention, other.attention)
-    assert compared.untouched and compared.result().passed
+    assert compared.untouched
     assert set(compared.claims["shows"]) == {"no"}
 
 
-def test_the_same_seed_gives_the_same_controls_and_another_others() -> None:
+def test_the_same_seed_gives_the_same_controls_and_another_others(short: None) -> None:
     model = tiny_model("gpt2")
     one, two, other = (compare_sentences(model, controls=2, seed=seed).claims for seed in (0, 0, 1))
     assert one.equals(two)
@@ -392,3 +440,31 @@ def test_bad_input_is_answered_in_one_line() -> None:
         compare_sentences(model, layers=3)
     with pytest.raises(InputError, match=r"none of the layers asked for: it has \[0, 2\]"):
         compare_sentences(model, make_valuation(model), layers=1)
+
+
+def test_probes_for_the_three_dimensions_are_used_where_there_are_any(short: None) -> None:
+    model = tiny_model("gpt2", dtype=torch.float32)
+    texts = [
+        "I am glad that you came",
+        "The dog had run away",
+        "They were afraid of the dark",
+        "He felt calm",
+    ] * 3
+    columns = {
+        "text": [f"{text} {number}" for number, text in enumerate(texts)],
+        "labels": [["up"], ["down"], ["down"], ["up"]] * 3,
+        "valence": [0.9, -0.5, -0.8, 0.3] * 3,
+        "dominance": [0.5, 0.2, 0.1, 0.7] * 3,
+    }
+    corpus = Corpus.from_columns(columns, dimensions={"valence": (-1.0, 1.0), "dominance": (0.0, 1.0)})
+    probes = fit_probes(model, corpus, folds=2, permutations=0, bootstrap=0, progress=False)
+    result = sentences(model, probes, controls=1)
+    claims = result.table[result.table["valuation"] == "probed"]
+    assert len(claims) == len(CLAIMS) + len(GROUPS)
+    expected = compare_sentences(model, Valuation.from_probes(probes, ["valence"]), controls=1).claims
+    rows = expected[expected["valuation"] == "probed"]
+    assert claims["value"].tolist()[: len(rows)] == rows["value"].tolist()
+    only_labels = fit_probes(
+        model, corpus, concepts=["up", "down"], folds=2, permutations=0, bootstrap=0, progress=False
+    )
+    assert "probed" in set(sentences(model, only_labels, controls=1).table["valuation"])

@@ -279,6 +279,10 @@ def test_projecting_out_leaves_nothing_along_the_direction_and_all_else(family: 
         after, steered = model.streams(batch, [2])[0], model.logits(TEXTS)
         with model.intervene(*project_out(model, vector, 2)):  # twice is once
             again = model.streams(batch, [2])[0]
+    with model.intervene(*project_out(model, vector, 2, "last")):
+        last = model.streams(batch, [2])[0]
+    assert torch.equal(last[:, :-1], before[:, :-1])
+    torch.testing.assert_close(last[:, -1], after[:, -1])
     real = batch.real
     assert (before[real] @ unit).abs().max() > 1
     assert (after[real] @ unit).abs().max() < 1e-12

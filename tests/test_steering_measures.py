@@ -12,7 +12,17 @@ from torch import Tensor
 
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
-from emoprobe.steering import add, continuation, kl, log_probabilities, nll, project_out, read_out, steer
+from emoprobe.steering import (
+    add,
+    coherence,
+    continuation,
+    kl,
+    log_probabilities,
+    nll,
+    project_out,
+    read_out,
+    steer,
+)
 
 PROMPTS = ["I am so", "The dog", "They were afraid of the dark and of the letter, but she was"]
 REPLIES = {"glad": [" happy", " glad", " good and happy that you came"], "sad": [" sad"]}
@@ -118,8 +128,12 @@ def test_nll_and_kl_equal_a_computation_by_hand(family: str) -> None:
     before, after = ByHand(model), ByHand(model, push)
     measures = [nll(TEXTS, batch_size=2), kl(TEXTS, batch_size=2)]
     untouched = [measure(model, PROMPTS) for measure in measures]
+    together = coherence(TEXTS, names=("one", "two"))
+    together(model, PROMPTS)
     with steer(model, push, 1.0, 1, unit="raw"):
         steered = [measure(model, PROMPTS) for measure in measures]
+        both = together(model, PROMPTS)
+    torch.testing.assert_close(both, {"one": steered[0]["nll"], "two": steered[1]["kl"]})
     assert torch.equal(untouched[1]["kl"], torch.zeros(len(TEXTS), dtype=torch.float64))
     for row, text in enumerate(TEXTS):
         ids, log_p = before.log_probabilities(text)
@@ -163,7 +177,11 @@ def test_read_outs_are_means_over_the_tokens_behind_the_first() -> None:
         stream = by_hand.underlying(ids, output_hidden_states=True).hidden_states[2][0, 1:]
         truth = probes.read_out(stream, 2)[:, 1].mean().detach()
         assert float(found["afraid read-out, layer 2"][row]) == pytest.approx(float(truth), rel=1e-5)
-    assert list(read_out(probes, "calm", 1.0, name="top")(model, PROMPTS)) == ["top"]
+    several = read_out(probes, ["afraid", "calm"], 1.0, name="top")(model, PROMPTS)
+    assert list(several) == ["afraid top", "calm top"]
+    assert torch.equal(
+        several["calm top"], read_out(probes, "calm", 3)(model, PROMPTS)["calm read-out, layer 3"]
+    )
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -220,7 +238,7 @@ def test_spans_of_a_prompt_hold_under_a_continuation() -> None:
 
 def test_texts_that_cannot_be_measured_are_refused() -> None:
     model = tiny_model("gpt2")
-    for make in (nll, kl):
+    for make in (nll, kl, coherence):
         for texts in ([], "one text"):
             with pytest.raises(InputError, match="list of one or more texts"):
                 make(texts)

@@ -120,12 +120,12 @@ def test_controls_have_the_norm_and_the_angles_of_what_they_control_for() -> Non
         rows, others = given.reshape(-1, given.shape[-1]), turned.reshape(-1, given.shape[-1])
         torch.testing.assert_close(others @ others.T, rows @ rows.T, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(turned, given, atol=0.1)
-    cosines = np.array(
-        [float(torch.cosine_similarity(_random_like(vector(model), s), vector(model), 0)) for s in range(500)]
-    )
-    # Uniform on the sphere: cosines have mean 0 and variance 1/d.
-    assert abs(cosines.mean()) < 4 / math.sqrt(500 * 32)
-    assert cosines.var() == pytest.approx(1 / 32, rel=0.25)
+    drawn = torch.stack([_random_like(vector(model), seed) for seed in range(500)])
+    cosines = torch.cosine_similarity(drawn, vector(model)[None], dim=-1)
+    # Uniform on the sphere: cosines have mean 0 and variance 1/d, and no coordinate has a sign of its own.
+    assert abs(float(cosines.mean())) < 4 / math.sqrt(500 * 32)
+    assert float(cosines.var()) == pytest.approx(1 / 32, rel=0.25)
+    assert ((drawn > 0).double().mean(0) - 0.5).abs().max() < 0.1
 
 
 def test_a_bootstrap_interval_is_that_of_scipy() -> None:
@@ -168,6 +168,10 @@ def test_a_planted_effect_is_found_and_measured() -> None:
     assert row.spearman == pytest.approx(1) and (row.monotone_from, row.monotone_to) == (-1, 1)
     assert row.random_high < row.slope
     assert row.verdict == "rises with strength monotonically from -1 to 1, and unlike random controls"
+    falling = made_up(lambda s, seed, g: np.full(40, -2.0 * s if seed is None else g.normal() * 0.1 * s))
+    assert falling.summary()["verdict"][0].endswith(
+        "falls with strength monotonically from -1 to 1, and unlike random controls"
+    )
 
 
 def test_what_random_controls_do_too_is_not_called_specific() -> None:
@@ -210,6 +214,16 @@ def test_a_model_pushed_too_hard_gives_nan_and_a_warning() -> None:
     assert lost.summary()["verdict"].str.startswith("cannot be judged").all()
     assert isinstance(lost.plot(), Figure)
     assert model.logits(PROMPTS).isfinite().all()
+    endless = sweep(
+        model,
+        vector(model),
+        [0, 1],
+        PROMPTS,
+        [lambda live, prompts: {"x": torch.tensor([math.inf, 1.0])}],
+        controls=0,
+        progress=False,
+    )
+    assert endless.raw["value"].isna().tolist() == [True, False] * 2
 
 
 def test_it_shows_itself_and_nothing_that_a_name_smuggles_in() -> None:

@@ -148,7 +148,7 @@ def _number(value: object) -> object:
 
 
 def arrow_column(name: str, column: str, values: Sequence[object], kind: pa.DataType) -> pa.Array:
-    """Turn a column into Arrow; where Arrow refuses, finds the row that it refuses."""
+    """Turn a column into Arrow; where Arrow refuses, find the row that it refuses."""
     try:
         return pa.array(values, kind)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError):

@@ -93,7 +93,7 @@ def spans(name: str, column: str, cells: Sequence[object]) -> list[list[dict[str
 
 
 def words(name: str, column: str, cells: Sequence[object]) -> tuple[list[object], list[object]]:
-    """Read words with their valence, arousal and relevance, as lists or JSON; returns texts and spans."""
+    """Read words with their valence, arousal and relevance, as lists or JSON; return texts and spans."""
     rows = []
     for row, cell in enumerate(cells):
         try:

@@ -176,7 +176,9 @@ def _text(rng: random.Random, form: str, emotion: str, world: str, others: Seque
         theirs = _about(rng, world, other_emotion, other_level, other, (_EVENT, _SIGN))
         sentences = _woven(rng, mine, theirs)
     else:
-        sentences = [(s, True) for s in _about(rng, world, emotion, level, experiencer, rng.choice(_PLANS), True)]
+        sentences = [
+            (s, True) for s in _about(rng, world, emotion, level, experiencer, rng.choice(_PLANS), True)
+        ]
     text, spans = _joined(sentences)
     intensity = (level + 1) / _LEVELS
     weight, full, rest = (1 + intensity) / 2, EMOTIONS[emotion], EMOTIONS["neutral"]

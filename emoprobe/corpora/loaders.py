@@ -76,7 +76,7 @@ def load_corpus(
 
 
 def _open(source: object, folder: object, split: str | None, limit: int | None, seed: int) -> Source:
-    """Find out what a source is and reads it."""
+    """Find out what a source is, and read it."""
     if isinstance(source, pd.DataFrame):
         return Source("table", Table(source))
     if isinstance(source, datasets.Dataset | datasets.DatasetDict):
@@ -90,7 +90,7 @@ def _open(source: object, folder: object, split: str | None, limit: int | None, 
         raise InputError(f"{source}: folder= is for published corpora ({', '.join(PUBLISHED)}); leave it out")
     if known in GROUND_TRUTH:
         return _ground_truth(GROUND_TRUTH_TEXTS if limit is None else limit, seed)
-    if path.is_dir() and (found := _recognised(path, known)):
+    if folder is None and path.is_dir() and (found := _recognised(path)):
         return _published(found, path)
     if known in PUBLISHED:
         return _published(known, _folder_of(known, folder))
@@ -107,10 +107,11 @@ def canonical(name: str) -> str:
     return next((known for known, corpus in PUBLISHED.items() if plain in (known, *corpus.aliases)), plain)
 
 
-def _recognised(folder: Path, known: str) -> str | None:
+def _recognised(folder: Path) -> str | None:
     """Say which published corpus a folder holds; its name decides where the files would fit several."""
     fitting = [name for name, corpus in PUBLISHED.items() if corpus.is_in(folder)]
-    return known if known in fitting else next(iter(fitting), None)
+    named = canonical(folder.name)
+    return named if named in fitting else next(iter(fitting), None)
 
 
 def _folder_of(known: str, folder: object) -> Path | None:
@@ -134,7 +135,14 @@ def _subfolders(folder: Path, known: str) -> list[Path]:
 def _published(known: str, folder: Path | None) -> Source:
     corpus: Published = PUBLISHED[known]
     found = fetched(known, corpus) if folder is None else folder
-    table = corpus.read(found) if isinstance(found, Path) else found
+    try:
+        table = corpus.read(found) if isinstance(found, Path) else found
+    except InputError:
+        raise
+    except (LookupError, ValueError) as error:  # a column that is not there, a class number that is none
+        raise InputError(
+            f"{known}: the files in {found} are not as published ({error!r}); get them again, or load one by its path"
+        ) from error
     return Source(known, table, corpus.columns, corpus.ranges)
 
 

@@ -67,7 +67,7 @@ def _hub(*names: str) -> Table:
 
 
 def _download(name: str, addresses: dict[str, str]) -> Path:
-    """Download files into the cache of `datasets`, unless they are there, and returns their folder."""
+    """Download files into the cache of `datasets`, unless they are there, and return their folder."""
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "emoprobe" / name
     for file, address in addresses.items():
         if not (folder / file).exists():

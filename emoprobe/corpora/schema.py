@@ -67,7 +67,7 @@ class Corpus:
     """Dimension -> (lowest, highest) value, in the units of the annotators."""
 
     def __post_init__(self) -> None:
-        """Check the contents and merges the groups that share a text."""
+        """Check the contents and merge the groups that share a text."""
         checks.check_names(self.name, self.labels, self.dimensions)
         expected = features(list(self.dimensions))
         if self.data.features != expected:
@@ -241,13 +241,14 @@ class Corpus:
     def fingerprint(self) -> str:
         """A hash of all that can change a result, the same on every machine.
 
-        Names (of the corpus, its sources, its groups) do not enter: only which texts share a group does.
+        Names (of the corpus, its sources, its groups) do not enter: only which texts share a group does. Nor does
+        the order of labels and dimensions.
         """
         columns = self.data[:]
-        ranges = [[name, float(low), float(high)] for name, (low, high) in self.dimensions.items()]
+        ranges = [[name, float(low), float(high)] for name, (low, high) in sorted(self.dimensions.items())]
         columns["group"] = pd.factorize(np.asarray(columns["group"], dtype=object))[0].tolist()
         digest = hashlib.sha256(json.dumps([sorted(self.labels), ranges]).encode())
-        for column in ("text", "labels", *self.dimensions, "group", "split", "spans"):
+        for column in ("text", "labels", *sorted(self.dimensions), "group", "split", "spans"):
             digest.update(json.dumps(columns[column], sort_keys=True).encode())
         return digest.hexdigest()[:32]
 

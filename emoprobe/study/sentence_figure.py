@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from emoprobe import drawing
@@ -54,7 +55,7 @@ def _magnitudes(left: Axes, right: Axes, readings: dict[str, Reading], words: Se
     relative = [part.magnitudes / part.magnitudes.mean(-1, keepdims=True) for part in readings.values()]
     values = np.stack([part.mean(0) for part in relative], axis=-1)
     low, high = float(values.min()), float(values.max())
-    left.imshow(values, cmap=SEQUENTIAL, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    _sequential(left, values, low, high)
     for (row, column), value in np.ndenumerate(values):
         colour = "black" if value > (low + high) / 2 else "white"
         left.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
@@ -62,7 +63,8 @@ def _magnitudes(left: Axes, right: Axes, readings: dict[str, Reading], words: Se
     change = np.stack(
         [gains(standard[1].magnitudes, other.magnitudes).mean(0) for _, other in others], axis=-1
     )
-    drawing.heat(right, 100 * change, [""] * len(words), [""] * len(others), numbers="+.1f")
+    pale = 180 * float(np.abs(change).max()) or None  # so that numbers can be read on every colour
+    drawing.heat(right, 100 * change, [""] * len(words), [""] * len(others), limit=pale, numbers="+.1f")
     for axis, names in ((left, list(readings)), (right, [name for name, _ in others])):
         axis.set_xticks(range(len(names)), names, rotation=90, ha="center")
         axis.tick_params(length=0)
@@ -80,9 +82,7 @@ def _attention(
         np.where(ahead, np.nan, values)
         for values in (standard.attention, other.attention - standard.attention)
     )
-    shown = left.imshow(
-        pattern, cmap=SEQUENTIAL, vmin=0, vmax=_limit(pattern), aspect="auto", interpolation="nearest"
-    )
+    shown = _sequential(left, pattern, 0.0, _limit(pattern))
     figure.colorbar(shown, ax=left, location="bottom", aspect=30, extend="max")
     shown = drawing.heat(right, change, [""] * len(words), [""] * len(words), limit=_limit(change))
     figure.colorbar(shown, ax=right, location="bottom", aspect=30, extend="both")
@@ -93,6 +93,13 @@ def _attention(
             label.set(rotation=90, ha="center")
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
+
+
+def _sequential(axis: Axes, values: Floats, low: float, high: float) -> QuadMesh:
+    edges = [np.arange(size + 1) - 0.5 for size in values.shape]
+    mesh = axis.pcolormesh(edges[1], edges[0], values, cmap=SEQUENTIAL, vmin=low, vmax=high)
+    axis.set_ylim(edges[0][-1], edges[0][0])
+    return mesh
 
 
 def _limit(values: Floats) -> float:

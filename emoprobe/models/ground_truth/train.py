@@ -1,0 +1,259 @@
+"""Train the bundled model from a seed: tokenizer, Llama-architecture weights, files.
+
+    python -m emoprobe.models.ground_truth.train --out DIR --seed 0
+
+The data are the texts of `emoprobe.corpora.generator` with their aftermaths, generated on the way, no document twice.
+Nothing here knows of probes or steering; what the model is worth is measured in `evaluate.py`.
+"""
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from emoprobe.corpora.generator import EMOTIONS, GeneratedText, aftermaths, generate
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+CONTEXT = 512
+CHUNK = 64  # batches made at a time, so that texts of one length share a batch
+VERBS = sorted(
+    {clause.split()[2] for emotion in EMOTIONS for clause in aftermaths(emotion)}
+)  # "Afterwards I …"
+NOTHING = -100  # PyTorch's mark of a position that has no target
+
+
+@dataclass(frozen=True)
+class Document:
+    """One training text; in each span (start, end, verb) of it, `verb` is to be foreseen."""
+
+    text: str
+    ahead: tuple[tuple[int, int, str], ...] = ()
+
+
+def documents(seed: int) -> Iterator[Document]:
+    """Yield training documents without end: mostly a text with its aftermath, now and then something less tidy.
+
+    One in seven is a pair of documents, an aftermath before its cause, or starts in mid-sentence, so that the model
+    is not lost in other places than the beginning of a story.
+    """
+    rng = random.Random(seed)
+    for chunk in range(1_000_000):
+        # Evaluation takes small seeds; these never coincide with them.
+        start = 10_000_000 * (seed + 1) + 2 * chunk
+        texts = generate(1_300, seed=start, forms=("first", "third")) + generate(
+            1_300, start + 1, forms=("pair",)
+        )
+        made = [_document(text, rng) for text in rng.sample(texts, len(texts))]
+        for document, following in zip(made, made[1:] + made[:1], strict=True):
+            draw, text = rng.random(), document.text
+            if draw < 0.05:
+                yield Document(f"{text} {following.text}")
+            elif draw < 0.10:
+                yield Document(text[text.index(" ", rng.randrange(len(text) // 2)) + 1 :])
+            else:
+                yield document
+
+
+def _document(text: GeneratedText, rng: random.Random) -> Document:
+    ahead = [(*span, _verb(text.aftermath)) for span in text.spans]
+    if text.other and text.other_emotion and text.other_intensity:
+        # Several aftermaths of the two in any order: the model has to keep in mind whose is whose.
+        mine = aftermaths(text.emotion, text.experiencer, intensity=text.intensity)
+        theirs = rng.sample(aftermaths(text.other_emotion, text.other, intensity=text.other_intensity), 2)
+        follows = [text.aftermath, theirs[0], *rng.sample([rng.choice(mine), theirs[1]], rng.randrange(3))]
+        # Whatever is not about the experiencer is about the other.
+        ends = [0, *(place for span in text.spans for place in span), len(text.text)]
+        gaps = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=True) if end - start > 1]
+        ahead += [(start, end, _verb(theirs[0])) for start, end in gaps]
+        return Document(" ".join([text.text, *rng.sample(follows, len(follows))]), tuple(ahead))
+    if rng.random() < 0.05:
+        return Document(f"{text.aftermath} {text.text}")
+    return Document(f"{text.text} {text.aftermath}", tuple(ahead))
+
+
+def _verb(aftermath: str) -> str:
+    return next(word for word in aftermath.split() if word in VERBS)
+
+
+def train_tokenizer(seed: int, size: int = 1_500) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on 20,000 documents; it puts `<s>` first and pads on the left."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((d.text for d in islice(documents(seed), 20_000)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """Initialise the model: six blocks of width 128, four query heads over two key-value heads.
+
+    The input embeddings are random unit vectors and stay so. A trained embedding would learn each word's emotion by
+    heart; so, layer 0 knows the words only, and whatever is decodable above it the model has worked out.
+    """
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    embeddings = model.get_input_embeddings().weight.requires_grad_(False)
+    embeddings.copy_(torch.nn.functional.normalize(torch.randn_like(embeddings), dim=-1))
+    return model
+
+
+def foreseen(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """List the tokens with which the verbs of the aftermaths begin, in the order that look-ahead targets count in."""
+    return sorted(
+        {ids[0] for ids in tokenizer([" " + v for v in VERBS], add_special_tokens=False)["input_ids"]}
+    )
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield token ids and look-ahead targets, both (batch, length), of documents of about one length.
+
+    Documents are closed by `</s>` and padded on the right. A target is an index into `foreseen`, or `NOTHING`.
+    """
+    rng, stream = random.Random(seed), documents(seed)
+    place = {token: i for i, token in enumerate(foreseen(tokenizer))}
+    verbs = {v: place[tokenizer(" " + v, add_special_tokens=False)["input_ids"][0]] for v in VERBS}
+    while True:
+        rows = []
+        chunk = list(islice(stream, CHUNK * size))
+        encoded = tokenizer([document.text for document in chunk], return_offsets_mapping=True)
+        for document, ids, offsets in zip(
+            chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            ahead = [
+                next((verbs[verb] for a, b, verb in document.ahead if a < end <= b), NOTHING)
+                for _, end in offsets
+            ]
+            rows.append((torch.tensor([*ids, tokenizer.eos_token_id]), torch.tensor([*ahead, NOTHING])))
+        rows.sort(key=lambda row: len(row[0]))
+        groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+        for group in rng.sample(groups, len(groups)):
+            yield (
+                pad_sequence([ids for ids, _ in group], True, float(tokenizer.pad_token_id)),
+                pad_sequence([ahead for _, ahead in group], True, NOTHING),
+            )
+
+
+def train(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int = 0,
+    steps: int = 5_000,
+    batch: int = 64,
+    peak: float = 3e-3,
+    look_ahead: float = 0.5,
+) -> tuple[LlamaForCausalLM, list[float]]:
+    """Train a model with AdamW under a warmed-up cosine schedule and return it with its loss at every step.
+
+    On one machine, with the same number of threads, the same arguments give the same weights.
+    """
+    model = new_model(tokenizer, seed).train()
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+        lr=peak,
+        betas=(0.9, 0.98),
+    )
+    warmup = min(200, steps // 10 + 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2),
+    )
+    losses: list[float] = []
+    verbs = torch.tensor(foreseen(tokenizer))
+    with Progress() as progress:
+        bar = progress.add_task("training", total=steps)
+        for ids, ahead in islice(batches(tokenizer, seed, batch), steps):
+            logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
+            loss = cross_entropy(logits, ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id)
+            places = ahead[:, :-1].flatten()
+            if (places != NOTHING).any():  # else it would be the mean of nothing
+                loss = loss + look_ahead * cross_entropy(logits[:, verbs], places, ignore_index=NOTHING)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            recent = sum(losses[-50:]) / len(losses[-50:])
+            progress.update(bar, advance=1, description=f"loss {recent:.3f}")
+            if len(losses) % 250 == 0:
+                progress.console.print(f"step {len(losses)}: loss {recent:.3f}")
+    return model.eval(), losses
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the checkpoint: weights in half precision, to be computed with in single precision."""
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    config = LlamaConfig.from_pretrained(out)
+    config.dtype = torch.float32
+    config.save_pretrained(out)
+
+
+def main() -> None:
+    """Read the command line, train, save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--batch", type=int, default=64, help="documents in a step")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.use_deterministic_algorithms(True)
+    start = time.perf_counter()
+    tokenizer = train_tokenizer(given.seed)
+    model, losses = train(tokenizer, seed=given.seed, steps=given.steps, batch=given.batch)
+    save(model, tokenizer, given.out)
+    print(
+        f"{model.num_parameters():,} parameters, last loss {losses[-1]:.3f}, {time.perf_counter() - start:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

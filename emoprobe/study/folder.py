@@ -1,0 +1,168 @@
+"""The run folder: what was asked, what came out, and which steps are done.
+
+    manifest.json       what was asked, versions, seeds, hardware, durations
+    *.safetensors       probes and valuations
+    results/            one .parquet (the table) and one .json (the rest) for each step
+    figures/            one .svg and one .png for each step that has a figure
+    report.html
+
+Every file is written whole or not at all, and a step's JSON last, so that a step is done when that is there. This file knows
+nothing of experiments.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emoprobe import drawing
+from emoprobe.artefacts import write_bytes
+from emoprobe.errors import InputError
+from emoprobe.study.result import Result
+
+FORMAT = 1
+FIELDS = ("name", "title", "question", "method", "finding", "controls", "verdict", "checks", "alt", "remarks")
+STORED = ("tables", "results", "figures")
+
+
+class RunFolder:
+    """One study's folder. `RunFolder.start` makes or resumes one, `RunFolder.open` reads one that is there."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def start(
+        cls, path: str | Path, study: Mapping[str, Any], about: Mapping[str, Any], *, resume: bool = True
+    ) -> RunFolder:
+        """Begin a study in `path`, or go on with it where the same one was begun there.
+
+        `study` is what makes two studies the same (fingerprints, options, seed), `about` everything else that is worth
+        knowing. With `resume=False` steps that are done are done again. Raises `InputError` where another study, or
+        something that is none, lies in the folder, and where it cannot be written.
+        """
+        path = Path(path)
+        asked: dict[str, Any] = json.loads(json.dumps(study))
+        steps: dict[str, Any] = {}
+        if path.exists():
+            steps = _steps_of_same(path, asked)
+        if not resume:
+            for file in path.glob("results/*.json"):
+                file.unlink()
+            steps = {}
+        folder = cls(path, {"format": FORMAT, "study": asked, **about, "steps": steps})
+        try:
+            folder._write_manifest()
+        except OSError as error:
+            raise InputError(f'cannot write to "{path}" ({error.strerror}): give another folder') from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Read the folder of a study. Raises `InputError` where there is none."""
+        return cls(Path(path), _manifest(Path(path)))
+
+    @property
+    def done(self) -> list[str]:
+        """Names of the steps that are done, in the order in which they were."""
+        found = [file.stem for file in (self.path / "results").glob("*.json")]
+        order = list(self.manifest["steps"])
+        return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+    def step(self, name: str, make: Callable[[], Result]) -> Result:
+        """Return a step's result: the one that is kept, or else a new one, which is then kept.
+
+        Warnings that come up are kept with it.
+        """
+        if name in self.done:
+            return self.load(name)
+        begun = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            result = make()
+        told = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
+        result = replace(result, name=name, remarks=tuple(told))
+        self.manifest["steps"][name] = {"seconds": round(time.perf_counter() - begun, 2)}
+        self._keep(result)
+        self._write_manifest()
+        return result
+
+    def load(self, name: str) -> Result:
+        """Read a step's result; its figure is there as SVG."""
+        stem = self.path / "results" / name
+        try:
+            record = json.loads(stem.with_suffix(".json").read_text("utf-8"))
+            table = pd.read_parquet(stem.with_suffix(".parquet"))
+            drawn = self.path / "figures" / f"{name}.svg"
+            svg = drawn.read_text("utf-8") if record.pop("figure") else ""
+            return Result(**{**record, "remarks": tuple(record["remarks"])}, table=table, svg=svg)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f'the result "{name}" in "{self.path}" is damaged ({type(error).__name__}): delete '
+                f"{stem.with_suffix('.json')} and run the study again"
+            ) from error
+
+    def _keep(self, result: Result) -> None:
+        table = io.BytesIO()
+        result.table.to_parquet(table, index=False)
+        write_bytes(self.path / "results" / f"{result.name}.parquet", table.getvalue())
+        if result.svg:
+            write_bytes(self.path / "figures" / f"{result.name}.svg", result.svg.encode())
+        if result.figure is not None:
+            write_bytes(self.path / "figures" / f"{result.name}.png", drawing.png(result.figure))
+        record = {name: getattr(result, name) for name in FIELDS} | {"figure": bool(result.svg)}
+        record["checks"] = {name: bool(held) for name, held in result.checks.items()}
+        write_bytes(self.path / "results" / f"{result.name}.json", _json(record))
+
+    def _write_manifest(self) -> None:
+        write_bytes(self.path / "manifest.json", _json(self.manifest))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise InputError(f'"{path}" holds no study: there is no manifest.json in it')
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        if manifest["format"] > FORMAT:
+            raise InputError(f'"{file}" was written by a later emoprobe: upgrade this one')
+        manifest["study"], manifest["steps"] = dict(manifest["study"]), dict(manifest["steps"])
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'"{file}" is damaged ({type(error).__name__}: {error}): give another folder') from error
+    return manifest
+
+
+def _steps_of_same(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the steps recorded in a folder that holds this very study, or nothing yet."""
+    if not path.is_dir():
+        raise InputError(f'"{path}" is a file, not a folder: give another one for the study')
+    if not any(path.iterdir()):
+        return {}
+    if not (path / "manifest.json").is_file():
+        raise InputError(f'"{path}" holds other files and no study: give a folder that is new or empty')
+    manifest = _manifest(path)
+    found = manifest["study"]
+    differing = [key for key in (*asked, *found) if asked.get(key) != found.get(key)]
+    if differing:
+        key = differing[0]
+        raise InputError(
+            f'"{path}" holds another study, {manifest.get("title")} (its {key} is {found.get(key)}, not {asked.get(key)}): '
+            "give another folder, or delete that one"
+        )
+    steps: dict[str, Any] = manifest["steps"]
+    return steps

@@ -1,0 +1,241 @@
+"""Does adding an emotion's direction to the residual stream make the model go on as that emotion would?
+
+On generated texts what an emotion leads to is known: its aftermaths. Elsewhere plain feeling words after a neutral beginning
+have to do, and where there are none, the read-out of the last layer. Random directions of equal norm are steered with as well,
+the same ones for all concepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from emoprobe import drawing
+from emoprobe.corpora import Corpus
+from emoprobe.corpora.generator import EMOTIONS, aftermaths
+from emoprobe.models.live import LiveModel
+from emoprobe.probes import ProbeSet
+from emoprobe.steering import Measure, Sweep, steer, sweep
+from emoprobe.study import feelings
+from emoprobe.study.dose import change, draw_dose
+from emoprobe.study.measures import NLL, leaning, prediction, read_outs
+from emoprobe.study.result import Result
+from emoprobe.study.texts import readable, targets
+from emoprobe.study.wording import bootstrap, listed, number, span
+
+STRENGTHS = (-0.1, -0.05, 0.0, 0.05, 0.1)
+CONTROLS = 4
+MOST = 12
+"""Concepts that are steered at most."""
+AFTERMATHS = 4
+SITUATIONS = 4
+TEXTS = 24
+AFTERMATH, WORDS, READ_OUT = "its aftermaths", "words for it", "its read-out"
+
+
+@dataclass(frozen=True, eq=False)
+class Steered:
+    """One concept's dose–response; `outcome` is the measure that says whether the model goes on as the concept would."""
+
+    concept: str
+    outcome: str
+    found: Sweep
+
+    @property
+    def judged(self) -> pd.Series[Any]:
+        """The outcome's row of the sweep's summary."""
+        part = self.found.raw[self.found.raw.measure == self.outcome]
+        return Sweep(part, self.concept, self.found.model).summary().iloc[0]
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the outcome only rises over the whole range of strengths."""
+        judged, strengths = self.judged, self.found.raw.strength
+        whole = (judged.monotone_from, judged.monotone_to) == (strengths.min(), strengths.max())
+        return bool(judged.slope > 0 and whole)
+
+    @property
+    def specific(self) -> bool:
+        """Whether it rises, and by more than one more random direction may be expected to."""
+        judged = self.judged
+        return bool(judged.low > 0 and judged.slope > judged.random_high)
+
+
+def steering(
+    model: LiveModel,
+    probes: ProbeSet,
+    held_out: Corpus,
+    *,
+    layer: int | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    controls: int = CONTROLS,
+    recovery: bool = False,
+    seed: int = 0,
+) -> Result:
+    """Steer with each concept at `layer` (half the depth) and measure what follows, what is read later, and what it costs.
+
+    With `recovery` the emotions' consequences are known to be in the model, and that they follow is a check.
+    """
+    layer = model.n_layers // 2 if layer is None else layer
+    texts = readable(model, held_out.texts, TEXTS, seed)
+    what, outcomes = _outcomes(model, probes, held_out, seed)
+    steered = _sweeps(model, probes, outcomes, texts, layer, strengths, controls, seed)
+    highest = max(strengths)
+    changes = [change(part.found, part.outcome, highest) for part in steered]
+    effect = bootstrap([mean for (mean, _, _), _ in changes])
+    chance = np.array([random for _, random in changes]).mean(0)
+    monotone = [part.concept for part in steered if part.monotone]
+    specific = [part.concept for part in steered if part.specific]
+    checks = _checks(model, probes, steered[0].concept, layer, texts[0])
+    if recovery:
+        wanted = len(steered) - 2
+        checks[f"{what} become likelier monotonically, for {wanted} emotions or more"] = len(monotone) >= wanted
+        checks[f"and unlike with random directions, for {wanted} or more"] = len(specific) >= wanted
+    unit = "" if what == READ_OUT else " nats"
+    cost = float(np.mean([change(part.found, NLL, highest)[0][0] for part in steered]))
+    return Result(
+        name="steering",
+        title="Steering with directions",
+        question=f"Does adding an emotion's direction to the residual stream raise {MEASURED[what]}?",
+        method=(
+            f"Each direction added at layer {layer} at {listed([f'{s:g}'.replace('-', '−') for s in strengths])} of the mean "
+            f"residual norm: {MEASURED[what]}, read-outs at layer {model.n_layers}, NLL and KL on {len(texts)} held-out texts; "
+            f"beside it {controls} random directions of equal norm."
+        ),
+        table=pd.concat([part.found.frame.assign(concept=part.concept) for part in steered], ignore_index=True),
+        finding=f"{span(*effect, sign=True)}{unit} at s = {highest:g}, mean of {len(steered)} concepts",
+        controls=f"random directions {number(chance.min(), sign=True)} to {number(chance.max(), sign=True)}{unit}",
+        verdict=(
+            f"At s = {highest:g} {MEASURED[what]} changes by {span(*effect, sign=True)}{unit} on average over {len(steered)} "
+            f"concepts, with random directions by {number(chance.min(), sign=True)} to {number(chance.max(), sign=True)}. "
+            f"{_counted(steered, monotone, 'rises monotonically with s from {:g} to {:g}'.format(min(strengths), highest))} "
+            f"{_counted(steered, specific, 'does so by more than random directions')} The price at s = {highest:g} is "
+            f"{number(cost, 3, True)} nats of NLL per token."
+        ),
+        checks=checks,
+        figure=_figure(steered),
+        alt=f"For each concept, {MEASURED[what]} against steering strength, beside the range of random directions.",
+    )
+
+
+MEASURED = {
+    AFTERMATH: "the log-probability of what the emotion leads to",
+    WORDS: "the log-probability of words for it",
+    READ_OUT: "its read-out at the last layer",
+}
+
+
+def _counted(steered: Sequence[Steered], concepts: Sequence[str], does: str) -> str:
+    if not concepts:
+        return f"It {does} for none of them."
+    which = "all" if len(concepts) == len(steered) else f"{len(concepts)} of {len(steered)}"
+    return f"It {does} for {which}" + (f" ({listed(concepts, 12)})." if which != "all" else ".")
+
+
+# What follows --------------------------------------------------------------------------------------------------------
+
+
+def _outcomes(
+    model: LiveModel, probes: ProbeSet, corpus: Corpus, seed: int
+) -> tuple[str, dict[str, Measure | None]]:
+    """Return what is measured, and for each concept how; None stands for its read-out, which is measured anyway."""
+    neutral = _neutral_beginnings(corpus)
+    if neutral:
+        prompts = readable(model, neutral, SITUATIONS, seed)
+        emotions = [name for name in EMOTIONS if name != "neutral" and name in probes][:MOST]
+        sentences = {name: [f" {text}" for text in aftermaths(name)[:AFTERMATHS]] for name in emotions}
+        return AFTERMATH, {name: leaning(called(name), texts, (), prompts) for name, texts in sentences.items()}
+    best = probes.scores[probes.scores.metric.isin(["pearson_r", "auc"])].groupby("concept").value.max()
+    # Dimensions come first: they have two ends to tell apart.
+    order = sorted(probes.concepts, key=lambda name: (probes.kinds[name] != "dimension", -best.get(name, 0.0)))
+    adjectives = {name: found for name in order if (found := feelings.words(name))}
+    if not adjectives:
+        return READ_OUT, dict.fromkeys(order[:MOST])
+    return WORDS, {
+        name: leaning(called(name), *([f" {word}" for word in side] for side in sides), feelings.PROMPTS)
+        for name, sides in list(adjectives.items())[:MOST]
+    }
+
+
+def called(concept: str) -> str:
+    """Name the outcome of a concept."""
+    return f"log P of {concept}"
+
+
+def _neutral_beginnings(corpus: Corpus) -> list[str]:
+    """Return the generated texts whose teller feels nothing in particular; none from any other corpus."""
+    if corpus.name != "ground-truth" or "neutral" not in corpus.labels:
+        return []
+    first = np.asarray(corpus.data["source"][:]) == "first"
+    return [corpus.texts[row] for row in np.flatnonzero(first & (targets(corpus, "neutral") > 0))]
+
+
+# Sweeping ------------------------------------------------------------------------------------------------------------
+
+
+def _sweeps(
+    model: LiveModel,
+    probes: ProbeSet,
+    outcomes: dict[str, Measure | None],
+    texts: Sequence[str],
+    layer: int,
+    strengths: Sequence[float],
+    controls: int,
+    seed: int,
+) -> list[Steered]:
+    """Steer with each concept, and with random directions once for all of them."""
+    names = list(outcomes)
+    shared = [prediction(texts), read_outs(probes, names, model.n_layers)]
+
+    def run(concept: str, measures: Sequence[Measure | None], controls: int) -> pd.DataFrame:
+        asked = [*shared, *(measure for measure in measures if measure is not None)]
+        options: dict[str, Any] = {"layers": layer, "controls": controls, "seed": seed + 1, "progress": False}
+        return sweep(model, probes[concept], strengths, texts, asked, **options).raw
+
+    everything = run(names[0], list(outcomes.values()), controls)
+    random = everything[everything.condition == "random"]
+    result = []
+    for name, measure in outcomes.items():
+        own = run(name, [measure], 0) if name != names[0] else everything[everything.condition == "steered"]
+        read_out = f"{name} read-out"
+        outcome = read_out if measure is None else called(name)
+        raw = pd.concat([own, random], ignore_index=True)
+        raw = raw[raw.measure.isin([outcome, read_out]) | raw.measure.str.contains("nats per token")]
+        result.append(Steered(name, outcome, Sweep(raw, name, model.name)))
+    return result
+
+
+def _checks(model: LiveModel, probes: ProbeSet, concept: str, layer: int, text: str) -> dict[str, bool]:
+    before = model.logits(text)
+    with steer(model, probes[concept], 0.0, layers=layer):
+        at_zero = model.logits(text)
+    with steer(model, probes[concept], 0.1, layers=layer):
+        steered = model.logits(text)
+    after = model.logits(text)
+    return {
+        "s = 0 leaves every logit as it was, to the last bit": torch.equal(before, at_zero),
+        "s = 0.1 changes the logits": not torch.equal(before, steered),
+        "afterwards the model is the one it was": torch.equal(before, after),
+    }
+
+
+@drawing.styled()
+def _figure(steered: Sequence[Steered]) -> Any:
+    columns = min(4, len(steered))
+    rows = -(-len(steered) // columns)
+    figure, axes = drawing.panels(rows, columns, height=1.75, sharex=True)
+    for axis, part in zip(axes.flat, steered, strict=False):
+        frame = part.found.frame
+        draw_dose(axis, frame[frame.measure == part.outcome], label="steered, 95 % interval")
+        axis.set_title(part.concept, parse_math=False)
+    for axis in axes.flat[len(steered) :]:
+        axis.remove()
+    figure.supxlabel("steering strength s", fontsize=9)
+    figure.supylabel("log P, nats" if steered[0].outcome.startswith("log P") else "read-out", fontsize=9)
+    drawing.legend_below(figure, axes.flat[0])
+    return figure

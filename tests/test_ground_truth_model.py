@@ -1,0 +1,123 @@
+"""The bundled model: small, complete, trained reproducibly, and really able to infer what its texts were made from."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from emoprobe.corpora.generator import EMOTIONS, WORLDS, aftermaths, generate
+from emoprobe.models.ground_truth import FOLDER
+from emoprobe.models.ground_truth.evaluate import NAMES, SINGLE, Bench, all_aftermaths
+from emoprobe.models.ground_truth.train import NOTHING, batches, documents, foreseen, new_model, train
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return Bench()
+
+
+def test_the_files_are_few_and_small() -> None:
+    files = {
+        f.name: f.stat().st_size for f in FOLDER.iterdir() if f.suffix in {".json", ".safetensors", ".md"}
+    }
+    assert set(files) == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "MODEL_CARD.md",
+    }
+    assert sum(files.values()) <= 4_000_000
+    with safe_open(FOLDER / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}
+    assert json.loads((FOLDER / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_it_loads_without_a_network_and_computes_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
+    assert model.dtype == torch.float32 and model.config.model_type == "llama"
+    assert model.config.num_key_value_heads < model.config.num_attention_heads  # grouped queries
+    assert 1_000_000 < model.num_parameters() < 2_000_000
+    ids = tokenizer("Ωμέγα, naïve — 漢字 🙂\n")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token is None
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "Ωμέγα, naïve — 漢字 🙂\n"
+    padded = tokenizer(["Maya ran.", "Maya ran up the stairs."], padding=True, return_tensors="pt")
+    assert padded["attention_mask"].min() == 0
+    said = model.generate(**padded, max_new_tokens=150, do_sample=False)
+    assert (said == tokenizer.eos_token_id).any()  # a story ends
+
+
+def test_scores_of_continuations_are_those_of_the_whole_text(bench: Bench) -> None:
+    """The cached, batched score against the model run once, without a cache, on text and continuation together."""
+    text, tails = "Maya saw the boat.", ["Later Maya ran.", "Once home, Maya slept well until midnight."]
+    for tail, score in zip(tails, bench.log_probs(text, tails)[0], strict=True):
+        ids = bench.tokenizer(f"{text} {tail}", return_tensors="pt")["input_ids"]
+        start = len(bench.tokenizer(text)["input_ids"])
+        with torch.no_grad():
+            each = bench.model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[start - 1 :]
+        assert score == pytest.approx(each.mean().item(), abs=1e-5)
+
+
+def test_an_aftermath_is_likelier_after_the_right_context_than_after_a_wrong_one(bench: Bench) -> None:
+    texts = generate(len(EMOTIONS) * 2, seed=11, forms=SINGLE, worlds=WORLDS[:2])
+    scores = np.stack(
+        [
+            bench.log_probs(t.text, all_aftermaths(t.experiencer, t.intensity))[0].reshape(len(NAMES), -1)
+            for t in texts
+        ]
+    ).mean(-1)
+    truth = np.array([NAMES.index(t.emotion) for t in texts])
+    right = scores[np.arange(len(texts)), truth]
+    for world in WORLDS[:2]:
+        here = np.array([t.world == world for t in texts])
+        wrong = scores[here][:, truth[here]][~np.eye(here.sum(), dtype=bool)]
+        assert right[here].mean() - wrong.mean() > 0.4  # nats a token
+    assert (scores.argmax(1) == truth).mean() > 0.9
+
+
+def test_an_untrained_model_does_not_know(bench: Bench) -> None:
+    """The control of the test above: neither the scoring nor the wording gives the emotion away."""
+    idle = Bench()
+    idle.model = new_model(idle.tokenizer, seed=0).eval()
+    texts = generate(26, seed=11, forms=SINGLE)
+    said = [
+        idle.log_probs(t.text, all_aftermaths(t.experiencer))[0].reshape(len(NAMES), -1).mean(1).argmax()
+        for t in texts
+    ]
+    assert np.mean([NAMES[s] == t.emotion for s, t in zip(said, texts, strict=True)]) < 0.25
+
+
+def test_edits_reach_the_text_and_only_their_own_copy(bench: Bench) -> None:
+    text, tails = "Maya saw the boat.", list(aftermaths("fear", "Maya"))
+    plain = bench.log_probs(text, tails)
+    with bench.editing(3, torch.stack([torch.zeros(128), torch.ones(128)])):
+        edited = bench.log_probs(text, tails, copies=2)
+    assert np.allclose(edited[0], plain[0], atol=1e-5) and not np.allclose(edited[1], plain[0], atol=1e-2)
+    assert np.array_equal(bench.log_probs(text, tails), plain)
+
+
+def test_training_twice_from_one_seed_is_the_same_and_from_another_not(bench: Bench) -> None:
+    first, losses = train(bench.tokenizer, seed=0, steps=4, batch=8)
+    second, again = train(bench.tokenizer, seed=0, steps=4, batch=8)
+    assert losses == again and losses[-1] < losses[0]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert train(bench.tokenizer, seed=1, steps=4, batch=8)[1] != losses
+
+
+def test_what_is_to_be_foreseen_is_the_verb_of_that_persons_aftermath(bench: Bench) -> None:
+    verbs = foreseen(bench.tokenizer)
+    for _, document in zip(range(300), documents(0), strict=False):
+        for start, end, verb in document.ahead:
+            assert re.fullmatch(r"[A-Z].*\.", document.text[start:end].strip())
+            assert f" {verb} " in document.text[end:]
+    ids, ahead = next(batches(bench.tokenizer, seed=0, size=8))
+    assert ids.shape == ahead.shape and ahead.max() < len(verbs)
+    for row, targets in zip(ids, ahead, strict=True):
+        for place in (targets != NOTHING).nonzero():
+            assert verbs[targets[place]] in row[place + 1 :].tolist()

@@ -1,0 +1,158 @@
+"""Traces: the numbers of each kind, their independence of padding, and what is shown of them."""
+
+import re
+from dataclasses import replace
+from html import unescape
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_probes import model, probes
+
+from emoprobe.errors import InputError
+from emoprobe.probes import Trace, trace
+from emoprobe.probes.readout import UNITS
+
+TEXTS = ("the sun came up", "we were so glad that the music <b>was</b> not so dark & sad\nafter all")
+
+
+@pytest.mark.parametrize("kind", list(UNITS))
+def test_each_kind_is_what_it_says(kind: str) -> None:
+    found = trace(model(), probes(), TEXTS[1], layers=[1, 2], kind=kind)
+    assert set(found.frame.kind) == {kind}
+    with torch.no_grad():
+        streams = model().streams(model().tokenize(TEXTS[1]), [1, 2])[:, 0].double().numpy()
+    for row, layer in enumerate((1, 2)):
+        place, x = probes().layer_index(layer), streams[row]
+        mean = probes().reference_mean[place].double().numpy()
+        for column, concept in enumerate(probes().concepts):
+            u = probes().directions[place, column].double().numpy()
+            scale, offset, spread = (
+                float(part[place, column])
+                for part in (probes().scale, probes().offset, probes().reference_std)
+            )
+            expected = {
+                "read_out": scale * (x @ u) + offset,
+                "dot": x @ u,
+                "cosine": x @ u / np.linalg.norm(x, axis=1) / np.linalg.norm(u),
+                "centred_cosine": (x - mean) @ u / np.linalg.norm(x - mean, axis=1) / np.linalg.norm(u),
+                "z": ((x @ u) - mean @ u) / spread,
+            }[kind]
+            part = found.frame[(found.frame.layer == layer) & (found.frame.concept == concept)]
+            assert np.allclose(part.value, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tokens_of_the_corpus_have_mean_0_and_spread_1_in_z() -> None:
+    from small_probes import texts
+
+    frame = trace(model(), probes(), texts(), concepts=["planted", "high"], layers=[2], kind="z").frame
+    values = frame[frame.position >= 1].groupby("concept").value
+    assert np.allclose(values.mean(), 0, atol=1e-3) and np.allclose(values.std(ddof=0), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_text_reads_the_same_alone_and_beside_a_longer_one(batch_size: int) -> None:
+    together = trace(model(), probes(), TEXTS, batch_size=batch_size).frame
+    for number, text in enumerate(TEXTS):
+        alone = trace(model(), probes(), text).frame
+        part = together[together.text == number].reset_index(drop=True)
+        assert np.allclose(part.value, alone.value, atol=1e-8)
+        columns = ["position", "token", "start", "end", "concept", "layer"]
+        assert part[columns].equals(alone[columns])
+
+
+def test_tokens_lie_where_they_say_in_their_text() -> None:
+    frame = trace(model(), probes(), TEXTS, concepts="high").frame
+    for row in frame.itertuples():
+        assert TEXTS[row.text][row.start : row.end] == row.token
+    assert ["".join(part.token) for _, part in frame.groupby("text")] == list(TEXTS)
+
+
+def test_each_concept_is_read_at_its_best_layer_unless_told_otherwise() -> None:
+    frame = trace(model(), probes(), TEXTS[0]).frame
+    assert {c: set(part.layer) for c, part in frame.groupby("concept")} == {
+        concept: {probes().best_layer(concept)} for concept in probes().concepts
+    }
+    assert set(trace(model(), probes(), TEXTS[0], layers="all").frame.layer) == {0, 1, 2, 3}
+    assert set(trace(model(), probes(), TEXTS[0], layers=0.66).frame.layer) == {2}
+
+
+def test_a_tokenizer_without_offsets_still_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenize = model().tokenize
+    monkeypatch.setattr(model(), "tokenize", lambda *a, **k: replace(tokenize(*a, **k), offsets=None))
+    found = trace(model(), probes(), TEXTS[1], concepts="high")
+    assert set(found.frame.start) == set(found.frame.end) == {-1}
+    assert "<b>was" not in found._repr_html_()
+
+
+def test_what_cannot_be_traced_is_refused() -> None:
+    for options, message in (
+        ({"kind": "sum"}, 'kind="sum" is not understood: give one of read_out, dot'),
+        ({"concepts": ["joy"]}, "no probe for 'joy'"),
+        ({"layers": 9}, "layer 9 does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trace(model(), probes(), TEXTS[0], **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="is empty"):
+        trace(model(), probes(), ["fine", " "])
+    with pytest.raises(InputError, match="no text was given"):
+        trace(model(), probes(), [])
+
+
+# Showing -------------------------------------------------------------------------------------------------------------
+
+
+def shown(found: Trace) -> list[str]:
+    """Return the rows of a trace's HTML as plain text, without their titles."""
+    rows = re.findall(
+        r'<div style="white-space:pre-wrap"><b>.*?</b>  (.*?)</div>', found._repr_html_(), re.DOTALL
+    )
+    return [unescape(re.sub(r"<[^>]*>", "", row)) for row in rows]
+
+
+def test_html_shows_each_text_as_it_is_once_for_each_concept() -> None:
+    found = trace(model(), probes(), TEXTS, concepts=["high", "planted"])
+    assert shown(found) == [TEXTS[0], TEXTS[0], TEXTS[1], TEXTS[1]]
+
+
+def test_html_is_escaped_and_needs_nothing_from_elsewhere() -> None:
+    script = "<script>alert(1)</script> \"quoted\" 'too' & so on"
+    named = replace(probes(), concepts=(script, *probes().concepts[1:]))
+    html = trace(model(), named, script, concepts=[script], layers=[1])._repr_html_()
+    assert set(re.findall(r"<(\w+)", html)) == {"div", "b", "span", "p", "small"}
+    assert "src=" not in html and "href" not in html and "url(" not in html
+    assert unescape(re.sub(r"<[^>]*>", "", html)).startswith(f"{script}, layer 1  {script}")
+
+
+def test_characters_of_several_tokens_and_special_tokens_are_shown_once() -> None:
+    found = trace(model(), probes(), "sad 😀 né", concepts="high")
+    assert len(found.frame) > len("sad 😀 né")  # a byte-level tokenizer cuts characters into bytes
+    (row,) = shown(found)
+    assert row.replace("·", "") == "sad 😀 né"
+
+
+def test_colours_are_away_from_the_corpus_mean_and_do_not_follow_the_first_token() -> None:
+    found = trace(model(), probes(), TEXTS[1], concepts="planted", layers=[2])
+    centre = found.centres["planted", 2]
+    column = probes().concept_index("planted")
+    assert centre == pytest.approx(float(probes().read_out(probes().reference_mean[2], 2)[column]), rel=1e-5)
+    coloured = found.coloured()
+    assert (np.sign(coloured.colour) == np.sign(coloured.value - centre)).all()
+    assert coloured.colour.abs().max() == 1
+    loud = found.frame.copy()
+    loud.loc[0, "value"] = 1e6
+    after = replace(found, frame=loud).coloured()
+    assert np.allclose(after.colour[1:], coloured.colour[1:]) and after.colour[0] == 1
+    assert trace(model(), probes(), TEXTS[1], concepts="planted", kind="z").centres["planted", 2] == 0
+
+
+def test_figures_take_any_token(recwarn: Any) -> None:
+    found = trace(model(), probes(), ["$x^2$ \\frac{ _ \n & <b>", TEXTS[0]], concepts=["high", "low"])
+    for number in range(2):
+        figure = found.plot(number)
+        figure.canvas.draw()
+        assert len(figure.axes[0].get_yticklabels()) == 2
+    with pytest.raises(InputError, match="text 2 is not in this trace"):
+        found.plot(2)
+    assert repr(found).startswith("<Trace of 2 texts")

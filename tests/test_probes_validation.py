@@ -1,0 +1,329 @@
+"""Folds, scores and controls, against what they mean computed the long way."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from emoprobe.corpora import Corpus
+from emoprobe.errors import InputError
+from emoprobe.probes import metrics
+from emoprobe.probes.estimators import fit_for
+from emoprobe.probes.tasks import LABELS, Task, grouped_folds, plan
+from emoprobe.probes.validation import bag_of_words, cross_validate, out_of_fold, subset
+
+Array = np.ndarray[Any, Any]
+
+
+def made_task(kind: str, targets: Array, group: Array, folds: int = 5, exclusive: bool = True) -> Task:
+    exclusive = exclusive and kind == "label"
+    fold = grouped_folds(group, folds, targets.argmax(1) if exclusive else None)
+    concepts = tuple(f"concept {k}" for k in range(targets.shape[1]))
+    return Task(kind, exclusive, concepts, np.arange(len(targets)), targets, group, fold)
+
+
+# Folds ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("stratified", [False, True])
+def test_no_group_is_ever_cut(seed: int, stratified: bool) -> None:
+    generator = np.random.default_rng(seed)
+    group = np.unique(generator.integers(0, 20, 200) ** 2, return_inverse=True)[1]
+    classes = generator.integers(0, 3, 200) if stratified else None
+    fold = grouped_folds(group, 5, classes, seed)
+    assert set(fold) == set(range(5))
+    assert all(len(set(fold[group == g])) == 1 for g in set(group))
+
+
+def test_folds_have_alike_shares_of_each_class_where_groups_allow() -> None:
+    classes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 50, 25]))
+    fold = grouped_folds(np.arange(175), 5, classes)
+    assert all((np.bincount(classes[fold == k]) == [20, 10, 5]).all() for k in range(5))
+
+
+def test_fewer_groups_than_folds_are_refused() -> None:
+    with pytest.raises(InputError, match="4 groups of texts cannot be dealt into 5 folds: give folds=4"):
+        grouped_folds(np.arange(40) % 4, 5)
+    with pytest.raises(InputError, match="at least 2"):
+        grouped_folds(np.arange(40), 1)
+    assert set(grouped_folds(np.arange(40) % 4, 4)) == set(range(4))
+
+
+@pytest.mark.parametrize("estimator", ["ridge", "mean_difference", "logistic"])
+def test_a_prediction_has_seen_nothing_of_its_fold(estimator: str) -> None:
+    generator = np.random.default_rng(0)
+    features, group = generator.normal(size=(60, 4)), np.arange(60) // 3
+    kind = "label" if estimator == "logistic" else "dimension"
+    targets = np.eye(2)[generator.integers(2, size=60)] if kind == "label" else generator.normal(size=(60, 2))
+    fold = grouped_folds(group, 5)
+    fit = fit_for(estimator, kind, True)
+    before = out_of_fold(fit, features, targets, fold)
+    changed, test = targets.copy(), fold == 2
+    changed[test] = changed[test][:, ::-1] + (kind == "dimension") * 100
+    after = out_of_fold(fit, features, changed, fold)
+    assert np.array_equal(before[test], after[test])
+    assert not np.allclose(before[~test], after[~test])
+    # ... nor of the features of other held-out texts, by way of a scaling done too early.
+    first, moved = np.flatnonzero(test)[0], features.copy()
+    moved[np.flatnonzero(test)[1:]] *= 1000
+    assert np.array_equal(out_of_fold(fit, moved, targets, fold)[first], before[first])
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def scored(texts: int = 90, seed: int = 0) -> tuple[Array, Array, Array, metrics.Weighting]:
+    generator = np.random.default_rng(seed)
+    group = np.unique(generator.integers(0, 30, texts), return_inverse=True)[1]
+    fold = grouped_folds(group, 3)
+    predicted = generator.normal(size=(texts, 2)).round(1)  # with ties
+    values = 0.6 * predicted + generator.normal(size=(texts, 2))
+    carried = (values > 0.3).astype(float)
+    return predicted, values, carried, metrics.weighting(group, fold, 300, seed)
+
+
+def repeated(weights: metrics.Weighting, resample: int) -> Array:
+    """Return the rows of a resample, each as often as its group was drawn."""
+    return np.repeat(np.arange(len(weights.group)), weights.counts[resample][weights.group])
+
+
+def test_auc_is_that_of_scikit_learn_averaged_over_the_pairs_of_folds() -> None:
+    predicted, _, carried, weights = scored()
+    for k in range(2):
+        areas, pairs = [], []
+        for fold in range(3):
+            rows = weights.fold == fold
+            areas.append(roc_auc_score(carried[rows, k], predicted[rows, k]))
+            pairs.append(carried[rows, k].sum() * (1 - carried[rows, k]).sum())
+        assert metrics.auc(predicted, carried, weights)[0, k] == pytest.approx(
+            np.average(areas, weights=pairs)
+        )
+    one_fold = metrics.weighting(weights.group, np.zeros_like(weights.fold))
+    assert metrics.auc(predicted, carried, one_fold)[0, 0] == pytest.approx(
+        roc_auc_score(carried[:, 0], predicted[:, 0])
+    )
+
+
+def test_resampled_correlation_and_accuracy_are_those_of_the_resampled_texts() -> None:
+    predicted, values, carried, weights = scored()
+    found = metrics.correlation(predicted, values, weights)
+    right = metrics.accuracy(predicted, np.column_stack([carried[:, 0], 1 - carried[:, 0]]), weights)
+    for resample in (0, 1, 77):
+        rows = repeated(weights, resample)
+        centred = [part[rows].copy() for part in (predicted, values)]
+        for fold in range(3):
+            here = weights.fold[rows] == fold
+            for part in centred:
+                part[here] -= part[here].mean(0)
+        for k in range(2):
+            expected = np.corrcoef(centred[0][:, k], centred[1][:, k])[0, 1]
+            assert found[resample, k] == pytest.approx(expected)
+        expected = (predicted[rows].argmax(1) == 1 - carried[rows, 0]).mean()
+        assert right[resample] == pytest.approx(expected)
+
+
+def test_resampled_auc_is_close_to_that_of_the_resampled_texts() -> None:
+    predicted, _, carried, weights = scored(texts=300)
+    one_fold = metrics.weighting(weights.group, np.zeros_like(weights.fold), 300)
+    found = metrics.auc(predicted, carried, one_fold)[1:, 0]
+    exact = np.array(
+        [
+            roc_auc_score(carried[rows, 0], predicted[rows, 0])
+            for rows in (repeated(one_fold, resample) for resample in range(1, 301))
+        ]
+    )
+    assert np.abs(found - exact).max() < 0.02 < exact.std() * 2
+    assert np.allclose(metrics.interval(found), metrics.interval(exact), atol=0.005)
+
+
+def test_scores_compare_texts_within_folds_only() -> None:
+    predicted, values, carried, weights = scored()
+    shifted = predicted + 100 * weights.fold[:, None]
+    assert np.allclose(
+        metrics.correlation(predicted, values, weights), metrics.correlation(shifted, values, weights)
+    )
+    assert np.array_equal(metrics.auc(predicted, carried, weights), metrics.auc(shifted, carried, weights))
+    assert (
+        abs(np.corrcoef(shifted[:, 0], values[:, 0])[0, 1])
+        < metrics.correlation(predicted, values, weights)[0, 0] / 2
+    )
+
+
+def test_a_probe_that_predicts_the_training_mean_is_worth_nothing() -> None:
+    generator = np.random.default_rng(0)
+    values, group = generator.normal(size=(50, 1)), np.arange(50)
+    fold = grouped_folds(group, 5)
+    predicted = out_of_fold(fit_for("ridge", "dimension"), np.zeros((50, 3)), values, fold)
+    assert np.corrcoef(predicted[:, 0], values[:, 0])[0, 1] < -0.1  # what pooling over folds would report
+    weights = metrics.weighting(group, fold)
+    assert metrics.correlation(predicted, values, weights)[0, 0] == 0
+    assert metrics.auc(predicted, (values > 0).astype(float), weights)[0, 0] == 0.5
+
+
+def test_labels_without_pairs_have_no_auc() -> None:
+    predicted, _, carried, weights = scored()
+    assert np.isnan(metrics.auc(predicted, 0 * carried, weights)).all()
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    """Texts of a group share their error; an interval that took texts for independent would be far too narrow."""
+    generator = np.random.default_rng(0)
+    inside = naive = 0
+    for _ in range(200):
+        group = np.arange(400) // 10
+        right = (generator.uniform(size=40) < 0.5)[group]
+        predicted = np.column_stack([right, ~right]).astype(float)
+        carried = np.tile([1.0, 0.0], (400, 1))
+        for groups, independent in ((group, False), (np.arange(400), True)):
+            weights = metrics.weighting(groups, groups % 5, 200, 1)
+            low, high = metrics.interval(metrics.accuracy(predicted, carried, weights)[1:])
+            if independent:
+                naive += low <= 0.5 <= high
+            else:
+                inside += low <= 0.5 <= high
+    assert 175 <= inside <= 200 and naive < 120
+
+
+# Controls ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_identifies_a_group_gives_nothing() -> None:
+    """Each group has its own feature and its own label, so a fit that sees half of a group knows the other half."""
+    generator = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 10)
+    label = generator.permutation(np.arange(40) % 2)[group]
+    features = np.eye(40)[group] + 0.01 * generator.normal(size=(400, 40))
+    task = made_task("label", np.eye(2)[label], group)
+    fit = fit_for("logistic", "label", True)
+    honest = cross_validate(task, fit, features, task.plain, 3, 0).value
+    cut = made_task("label", np.eye(2)[label], np.arange(400))
+    leaking = cross_validate(cut, fit, features, cut.plain, 3, 0).value
+    assert honest[0] < 0.6 and honest[1] < 0.65
+    assert leaking[0] > 0.95 and leaking[1] > 0.95
+
+
+KINDS = [("ridge", "label"), ("mean_difference", "label"), ("logistic", "label")]
+KINDS += [("ridge", "dimension"), ("mean_difference", "dimension")]
+
+
+@pytest.mark.parametrize(("estimator", "kind"), KINDS)
+def test_the_planted_is_found_and_its_shuffle_is_at_chance(estimator: str, kind: str) -> None:
+    generator = np.random.default_rng(1)
+    group = np.arange(600) // 4
+    latent = generator.normal(size=(600, 2))
+    features = latent @ generator.normal(size=(2, 16)) + 0.5 * generator.normal(size=(600, 16))
+    targets = np.eye(2)[(latent[:, 0] > 0).astype(int)] if kind == "label" else latent
+    task = made_task(kind, targets, group)
+    weights = metrics.weighting(group, task.fold, 200)
+    scores = cross_validate(task, fit_for(estimator, kind, True), features, weights, 20, 0)
+    if kind == "label":
+        assert list(scores.concept) == [LABELS, "concept 0", "concept 1"]
+        assert list(scores.metric) == ["accuracy", "auc", "auc"]
+    chance = 0.5 if kind == "label" else 0.0
+    assert (scores.value > 0.75).all()
+    assert (
+        (scores.low < scores.value) & (scores.value < scores.high) & (scores.low > scores.shuffled_high)
+    ).all()
+    assert (abs(scores.shuffled - chance) < 0.05).all()
+    assert ((scores.shuffled_low < chance) & (chance < scores.shuffled_high)).all()
+
+
+def test_shuffled_labels_are_fitted_on_a_sample_of_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    group = np.arange(300) // 6
+    task = made_task("label", np.eye(2)[generator.integers(2, size=300)], group)
+    part = subset(task, 100, np.random.default_rng(0))
+    assert 90 < len(part) <= 100
+    assert all((group[part] == g).sum() == 6 for g in set(group[part]))
+    assert np.array_equal(subset(task, 300, generator), np.arange(300))
+    sizes: list[int] = []
+    fit = fit_for("mean_difference", "label", True)
+
+    def spying(features: Array, targets: Array) -> Any:
+        sizes.append(len(features))
+        return fit(features, targets)
+
+    monkeypatch.setattr("emoprobe.probes.validation.SHUFFLE_TEXTS", 100)
+    cross_validate(task, spying, generator.normal(size=(300, 3)), task.plain, 2, 0)
+    assert max(sizes[:5]) > 200 and max(sizes[5:]) <= 100
+
+
+def test_a_bag_of_words_reads_words_and_only_within_its_folds() -> None:
+    generator = np.random.default_rng(0)
+    group = np.arange(200) // 5
+    label = generator.integers(2, size=200)
+    telling = [f"it was a {'glad' if one else 'sad'} day" for one in label]
+    task = made_task("label", np.eye(2)[label], group)
+    assert (bag_of_words(task, telling) > 0.99).all()
+    # A word for each group, and one label for each group: only a fit that saw the group could tell.
+    of_group = generator.permutation(np.arange(40) % 2)[group]
+    task = made_task("label", np.eye(2)[of_group], group)
+    assert bag_of_words(task, [f"word{g}x" for g in group])[0] < 0.7
+    cut = made_task("label", np.eye(2)[of_group], np.arange(200))
+    assert bag_of_words(cut, [f"word{g}x" for g in group])[0] > 0.95
+
+
+def test_a_bag_of_words_reads_dimensions_signs_and_any_script() -> None:
+    generator = np.random.default_rng(0)
+    value = generator.integers(0, 4, 200)
+    texts = ["😀" * v + " 好" + "!" * (3 - v) for v in value]
+    task = made_task("dimension", value[:, None].astype(float), np.arange(200) // 2)
+    assert bag_of_words(task, texts)[0] > 0.9
+
+
+# Tasks ---------------------------------------------------------------------------------------------------------------
+
+
+def corpus(**columns: Any) -> Corpus:
+    ranges = {name: (0.0, 1.0) for name in columns if name in ("valence", "arousal")}
+    texts = [f"text number {row}" for row in range(len(next(iter(columns.values()))))]
+    return Corpus.from_columns({"text": texts, **columns}, dimensions=ranges)
+
+
+def test_texts_without_an_annotation_are_left_out() -> None:
+    nan = float("nan")
+    made = corpus(labels=[["a"], ["b"], []] * 10, valence=[0.1, nan, 0.3] * 10, arousal=[0.5, 0.2, 0.6] * 10)
+    labels, valence, arousal = plan(made)
+    assert labels.exclusive and len(labels.rows) == 20 and labels.concepts == ("a", "b")
+    assert len(valence.rows) == 20 and len(arousal.rows) == 30
+    assert np.array_equal(labels.targets.sum(1), np.ones(20))
+    assert np.isfinite(valence.targets).all()
+
+
+def test_dimensions_of_the_same_texts_are_one_task() -> None:
+    made = corpus(valence=[0.1, 0.2, 0.3] * 10, arousal=[0.5, 0.2, 0.6] * 10)
+    (task,) = plan(made)
+    assert task.concepts == ("valence", "arousal") and task.targets.shape == (30, 2)
+    (task,) = plan(made, ["arousal"])
+    assert task.concepts == ("arousal",)
+
+
+def test_labels_that_overlap_or_stand_alone_are_told_from_their_absence() -> None:
+    (task,) = plan(corpus(labels=[["a"], ["b"], [], ["a", "b"]] * 10))
+    assert not task.exclusive and len(task.rows) == 40
+    assert task.measures == [(LABELS, "macro_auc"), ("a", "auc"), ("b", "auc")]
+    (task,) = plan(corpus(labels=[["a"], []] * 10))
+    assert not task.exclusive and len(task.rows) == 20
+
+
+def test_exclusive_labels_are_fitted_whichever_are_wanted() -> None:
+    made = corpus(labels=[["a"], ["b"], ["c"]] * 10)
+    (task,) = plan(made, ["b"])
+    assert task.concepts == ("a", "b", "c")
+
+
+def test_concepts_that_cannot_be_learnt_are_left_out_or_refused() -> None:
+    made = corpus(labels=[["a"], ["b"]] * 10 + [["rare"]], valence=[0.5] * 21)
+    with pytest.warns(UserWarning, match="nothing to learn rare, valence from"):
+        (task,) = plan(made)
+    assert task.concepts == ("a", "b") and len(task.rows) == 20
+    with pytest.raises(InputError, match="nothing to learn valence"):
+        plan(made, ["valence", "a"])
+    with pytest.raises(
+        InputError, match="no concept 'joy'; its labels and dimensions are a, b, rare, valence"
+    ):
+        plan(made, ["joy"])
+    with pytest.raises(InputError, match="nothing to probe for"):
+        plan(corpus(group=["x", "y"]))
