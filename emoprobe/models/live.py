@@ -66,6 +66,8 @@ class LiveModel(ABC):
     underlying: Any
     """The object this wraps; its weights and settings are never changed outside an `intervene` block."""
     context_length: int | None
+    basis: str = "raw"
+    """Coordinates of the residual stream: "raw" as in the checkpoint, or what a library's processing has made of it."""
 
     def __init__(self) -> None:
         self._interventions: tuple[Intervention, ...] = ()
@@ -238,7 +240,7 @@ class LiveModel(ABC):
         Leaving the block, by whatever way, gives back the untouched model. Interventions of strength 0 are not placed at all,
         so the model stays what it was to the last bit.
         """
-        _check_interventions(interventions, self.n_layers)
+        check_interventions(interventions, self.n_layers)
         wanted = [i for i in interventions if not (isinstance(i, AttentionBias) and i.is_zero)]
         outer = self._interventions
         self._interventions = (*outer, *wanted)
@@ -263,6 +265,18 @@ class LiveModel(ABC):
                 )
             self._reference_norms = mean_norms(self, PASSAGES)
         return self._reference_norms
+
+    def check_basis(self, basis: str, what: str) -> None:
+        """Raise `InputError` if `what`, such as "these probes", belongs to residual streams of another basis than this model's.
+
+        Vectors fitted in one basis mean something else in the other, although widths and layers agree.
+        """
+        if basis != self.basis:
+            raise InputError(
+                f"{what} belong to the {basis} residual stream, but that of {self.name} is {self.basis}: TransformerLens's "
+                "weight processing (enable_compatibility_mode) takes the mean out of it; use a model without processing, or "
+                "fit anew on this one"
+            )
 
     def fingerprint(self) -> str:
         """Return a short hash of weights and vocabulary, to tell whether an artefact belongs to this model.
@@ -299,7 +313,8 @@ def _check_texts(texts: Sequence[object]) -> None:
             raise InputError(f"text {row} is empty: leave it out")
 
 
-def _check_interventions(interventions: Sequence[object], n_layers: int) -> None:
+def check_interventions(interventions: Sequence[object], n_layers: int) -> None:
+    """Raise `InputError` unless all are interventions at layers that exist."""
     for item in interventions:
         if not isinstance(item, (ResidualEdit, AttentionBias)):
             raise InputError(

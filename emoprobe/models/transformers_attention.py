@@ -255,6 +255,7 @@ def _valued(kind: "type[CacheLayerMixin]") -> "type[CacheLayerMixin]":
 def _make_valued(kind: "type[CacheLayerMixin]") -> "type[CacheLayerMixin]":
 
     class Valued(kind):  # type: ignore[misc]
+        _layer_type = None  # or the library would take this for its own class of that type
         holds_valuations = True
         route: Route | None = None  # set anew for each pass
 
