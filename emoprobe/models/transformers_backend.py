@@ -111,6 +111,9 @@ class TransformersModel(LiveModel):
 
     def attention(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return attention outputs (layers, batch, position, d_model) and weights (layers, batch, heads, queries, keys)."""
+        if self.dtype == torch.float64 and not batch.real.all():
+            # Many models take the softmax in float32 even so, where a wholly masked row overflows and spreads.
+            raise InputError("attention is read in float64 without padding only: give one text at a time")
         for layer in layers:
             if not gives_its_whole_output(self._blocks[layer], self._site(layer).module):
                 raise InputError(
