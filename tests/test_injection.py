@@ -311,10 +311,10 @@ def test_a_bias_that_the_attention_never_asks_for_is_reported() -> None:
     bypass = lambda hidden_states, **kwargs: (hidden_states, None)  # noqa: E731
     attention.forward = bypass
     with (
-        inject(model, make_valuation(model), LAM),
         pytest.raises(RuntimeError, match=r"block 0 .* never asked"),
+        inject(model, make_valuation(model), LAM),
     ):
-        model.logits(TEXTS)
+        raise AssertionError("this was to be found before the block runs")
 
 
 def test_right_padding_by_the_user_is_right_too() -> None:

@@ -12,7 +12,7 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Forward
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
-from emoprobe.valattn.valuation import Valuation
+from emoprobe.valattn.valuation import Valuation, valuate
 
 
 @contextmanager
@@ -57,16 +57,21 @@ def biases(
 
 
 def _valuer(valuation: Valuation, layer: int, emotions: Tensor | None) -> Callable[[Tensor, Forward], Tensor]:
-    """Return the valuation of one block as a function of its stream and the pass."""
+    """Return the valuation of one block as a function of its stream and the pass.
+
+    It holds tensors alone, so that it can be sent to where a model runs without emoprobe.
+    """
+    row = valuation.layers.index(layer)
+    weight, bias, embedding = valuation.weight[row], valuation.bias[row], valuation.embedding
 
     def values(stream: Tensor, forward: Forward) -> Tensor:
-        if valuation.embedding is None:
+        if embedding is None:
             here = None if emotions is None else _window(emotions, forward)
         elif forward.input_ids is None:
             raise InputError("this valuation looks up token ids, but the model was called with inputs_embeds")
         else:
-            here = valuation.embedding.to(forward.input_ids.device)[forward.input_ids]
-        return valuation.values(stream, layer, here)
+            here = embedding.to(forward.input_ids.device)[forward.input_ids]
+        return valuate(weight, bias, stream, here)
 
     return values
 

@@ -30,6 +30,23 @@ VERSION = 1
 Range = tuple[float, float]
 
 
+def valuate(weight: Tensor, bias: Tensor, stream: Tensor, emotions: Tensor | None = None) -> Tensor:
+    """Return tanh(W·[x; e] + b), float (…, m), for W (m, d_model + d_e), b (m,) and streams (…, d_model)."""
+    dtype = torch.promote_types(stream.dtype, torch.float32)
+    x = stream.to(dtype)
+    weight, bias = weight.to(x.device, dtype), bias.to(x.device, dtype)
+    width = x.shape[-1]
+    if weight.shape[-1] < width or (emotions is not None and weight.shape[-1] != width + emotions.shape[-1]):
+        given = width if emotions is None else f"{width} + {emotions.shape[-1]}"
+        raise InputError(
+            f"this valuation reads {weight.shape[-1]} numbers per token, but the model gives {given}"
+        )
+    v = x @ weight[:, :width].T + bias
+    if emotions is not None:
+        v = v + emotions.to(x.device, dtype) @ weight[:, width:].T
+    return torch.tanh(v)
+
+
 @dataclass(frozen=True, eq=False)
 class Valuation:
     """Valuations in m dimensions for some of a model's blocks.
@@ -75,21 +92,7 @@ class Valuation:
         or in float64 where the stream is.
         """
         row = self._row(layer)
-        dtype = torch.promote_types(stream.dtype, torch.float32)
-        x = stream.to(dtype)
-        weight, bias = (tensor[row].to(x.device, dtype) for tensor in (self.weight, self.bias))
-        width = x.shape[-1]
-        if weight.shape[-1] < width or (
-            emotions is not None and weight.shape[-1] != width + emotions.shape[-1]
-        ):
-            given = width if emotions is None else f"{width} + {emotions.shape[-1]}"
-            raise InputError(
-                f"this valuation reads {weight.shape[-1]} numbers per token, but the model gives {given}"
-            )
-        v = x @ weight[:, :width].T + bias
-        if emotions is not None:
-            v = v + emotions.to(x.device, dtype) @ weight[:, width:].T
-        return torch.tanh(v)
+        return valuate(self.weight[row], self.bias[row], stream, emotions)
 
     def read_out(self, values: Tensor) -> Tensor:
         """Map valuations (…, m) in (-1, 1) to the ranges on which people read the dimensions."""

@@ -9,11 +9,12 @@ import hashlib
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -23,6 +24,7 @@ from emoprobe.activations import Pool, capture, mean_norms
 from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Intervention, ResidualEdit, Span
 from emoprobe.layers import Layers
+from emoprobe.models.chat import Chat, render
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,8 @@ class LiveModel(ABC):
     underlying: Any
     """The object this wraps; its weights and settings are never changed outside an `intervene` block."""
     context_length: int | None
+    basis: str = "raw"
+    """Coordinates of the residual stream: "raw" as in the checkpoint, or what a library's processing has made of it."""
 
     def __init__(self) -> None:
         self._interventions: tuple[Intervention, ...] = ()
@@ -143,6 +147,30 @@ class LiveModel(ABC):
         input_ids = pad_sequence(rows, batch_first=True, padding_side="left", padding_value=self.pad_token_id)
         return Batch(texts, input_ids.to(self.device), real.to(self.device), offsets)
 
+    def chat_text(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> Chat:
+        """Return a conversation in the tokenizer's chat template, with the span of each message. See `emoprobe.models.chat`."""
+        return render(self.tokenizer, messages, add_generation_prompt)
+
+    def info(self) -> pd.DataFrame:
+        """Return what was found: one row per property ("what", "found"); capabilities say yes, or no and why."""
+        rows = {
+            "model": self.name,
+            "backend": self.backend,
+            "blocks": self.n_layers,
+            "width": self.d_model,
+            "heads": self.n_heads,
+            "context": self.context_length or "not limited",
+            "type": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            **self._found(),
+            "chat template": "yes" if getattr(self.tokenizer, "chat_template", None) else "no",
+        }
+        return pd.DataFrame({"what": list(rows), "found": [str(value) for value in rows.values()]})
+
+    def _found(self) -> dict[str, object]:
+        """Return what else a backend has to say of a model, for `info`."""
+        return {}
+
     @property
     def pad_token_id(self) -> int:
         """Token put at padding, where no real token ever sees it."""
@@ -212,7 +240,7 @@ class LiveModel(ABC):
         Leaving the block, by whatever way, gives back the untouched model. Interventions of strength 0 are not placed at all,
         so the model stays what it was to the last bit.
         """
-        _check_interventions(interventions, self.n_layers)
+        check_interventions(interventions, self.n_layers)
         wanted = [i for i in interventions if not (isinstance(i, AttentionBias) and i.is_zero)]
         outer = self._interventions
         self._interventions = (*outer, *wanted)
@@ -237,6 +265,18 @@ class LiveModel(ABC):
                 )
             self._reference_norms = mean_norms(self, PASSAGES)
         return self._reference_norms
+
+    def check_basis(self, basis: str, what: str) -> None:
+        """Raise `InputError` if `what`, such as "these probes", belongs to residual streams of another basis than this model's.
+
+        Vectors fitted in one basis mean something else in the other, although widths and layers agree.
+        """
+        if basis != self.basis:
+            raise InputError(
+                f"{what} belong to the {basis} residual stream, but that of {self.name} is {self.basis}: TransformerLens's "
+                "weight processing (enable_compatibility_mode) takes the mean out of it; use a model without processing, or "
+                "fit anew on this one"
+            )
 
     def fingerprint(self) -> str:
         """Return a short hash of weights and vocabulary, to tell whether an artefact belongs to this model.
@@ -273,7 +313,8 @@ def _check_texts(texts: Sequence[object]) -> None:
             raise InputError(f"text {row} is empty: leave it out")
 
 
-def _check_interventions(interventions: Sequence[object], n_layers: int) -> None:
+def check_interventions(interventions: Sequence[object], n_layers: int) -> None:
+    """Raise `InputError` unless all are interventions at layers that exist."""
     for item in interventions:
         if not isinstance(item, (ResidualEdit, AttentionBias)):
             raise InputError(

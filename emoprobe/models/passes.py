@@ -1,0 +1,61 @@
+"""What a forward pass has been given, and what interventions make of one residual stream.
+
+Pure functions over tensors, for backends that place hooks: they know neither models nor libraries.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from emoprobe.interventions import AttentionBias, Forward, Intervention, ResidualEdit, Span
+
+Valuations: TypeAlias = tuple[Tensor, Tensor]
+"""λ·v of the queries (batch, heads, queries, m) and v of the keys (batch, keys, m)."""
+
+
+def describe_pass(
+    given: Mapping[str, Any],
+    before: Forward | None,
+    prompt_length: int | None,
+    offsets: tuple[tuple[Span, ...], ...] | None,
+) -> Forward:
+    """Return what a pass has been given, from the arguments `given` to a transformers model and the pass `before`.
+
+    `prompt_length` is None where the user called the model; then what fills an empty cache is the prompt.
+    """
+    inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    assert inputs is not None, "a model is called with input_ids or inputs_embeds"
+    batch, length = inputs.shape[:2]
+    past, mask = given.get("past_key_values"), given.get("attention_mask")
+    start = int(past.get_seq_length()) if past is not None else 0
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        real = mask[:, start : start + length].bool()
+    else:  # none, or one that the model's generation has already expanded
+        real = torch.ones(batch, length, dtype=torch.bool, device=inputs.device)
+    if prompt_length is None:
+        prompt_length = length if start == 0 or before is None else before.prompt_length
+    return Forward(real, given.get("input_ids"), start, prompt_length, offsets)
+
+
+def act_on(
+    stream: Tensor, interventions: Sequence[Intervention], forward: Forward, n_heads: int
+) -> tuple[Tensor, Valuations | None]:
+    """Return `stream` (batch, position, d_model) after its edits, in order, and the valuations of its biases, if any."""
+    for item in interventions:
+        if isinstance(item, ResidualEdit):
+            stream = item.apply(stream, forward)
+    biases = [item for item in interventions if isinstance(item, AttentionBias)]
+    if not biases:
+        return stream, None
+    values = [bias.valuation(stream, forward) for bias in biases]
+    queries = [bias.query_side(v).expand(-1, n_heads, -1, -1) for bias, v in zip(biases, values, strict=True)]
+    return stream, (torch.cat(queries, -1), torch.cat(values, -1))
+
+
+def add_bias(scores: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    """Return attention scores (batch, heads, queries, keys) plus λ·V_Q·V_Kᵀ; masked scores stay exactly what they are."""
+    bias = (queries @ keys[:, None].mT).to(scores.dtype)
+    # A mask is -inf or the type's smallest number, which in float16 would round to -inf with a bias added.
+    return torch.where(scores <= torch.finfo(scores.dtype).min / 2, scores, scores + bias)
