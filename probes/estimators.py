@@ -102,9 +102,8 @@ def _penalties(scaled: Floats, values: Floats, group: Integers) -> Integers:
         error += ((predicted - held_out) ** 2).sum(1)
         spread += (held_out**2).sum(0)
     explained = spread - error
-    enough = explained >= NEARLY * explained.max(
-        0
-    )  # none is where even the best does harm: then the heaviest is taken
+    # Where even the best penalty does harm, none is enough, and the heaviest is taken.
+    enough = explained >= NEARLY * explained.max(0)
     heaviest: Integers = len(PENALTIES) - 1 - enough[::-1].argmax(0)
     return heaviest
 

@@ -21,7 +21,7 @@ from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import fit_for
+from emoprobe.probes.estimators import LinearReadOut, fit_for
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.tasks import LABELS, Task, plan
 from emoprobe.probes.validation import SHUFFLE_TEXTS, bag_of_words, cross_validate
@@ -70,33 +70,27 @@ def fit_probes(
     features = model.capture(texts, captured, tokens, start=start, batch_size=batch_size, progress=progress)
     _check_finite(features, captured, model.name)
 
-    weights, offsets, frames, names = [], [], [], list[str]()
+    options = (bootstrap, permutations, seed)
     with Progress(transient=True, disable=not progress) as bar:
-        for task in tasks:
-            fit = fit_for(estimators[task.kind], task.kind, task.exclusive)
-            words = bag_of_words(task, [texts[row] for row in task.rows], seed)
-            resamples = metrics.weighting(task.group, task.fold, bootstrap, seed)
-            read_outs = []
-            for position, layer in enumerate(bar.track(captured, description=f"probing for {task.kind}s")):
-                here = features[task.rows, position].double().numpy()
-                scores = cross_validate(task, fit, here, resamples, permutations, seed)
-                frames.append(
-                    scores.assign(layer=layer, bag_of_words=words, n=len(task.rows), groups=task.groups)
-                )
-                read_outs.append(fit(here, task.targets, task.group))
-            weights.append(np.stack([found.weights for found in read_outs]))
-            offsets.append(np.stack([found.offsets for found in read_outs]))
-            names.extend(task.concepts)
-
-    kinds = {name: kind for name, kind in corpus.concepts if name in names and name in (concepts or names)}
+        found = [
+            _probe(
+                task,
+                estimators[task.kind],
+                features[task.rows],
+                [texts[row] for row in task.rows],
+                captured,
+                options,
+                bar,
+            )
+            for task in tasks
+        ]
+    fitted = {name for task in tasks for name in task.concepts}
+    kinds = {
+        name: kind for name, kind in corpus.concepts if name in fitted and (not concepts or name in concepts)
+    }
+    directions, scale, offset = _stacked(tasks, [read_outs for _, read_outs in found], list(kinds))
     kept = [captured.index(layer) for layer in chosen]
-    columns = [names.index(name) for name in kinds]
-    weight = torch.from_numpy(np.concatenate(weights, axis=1)[kept][:, columns])
-    offset = torch.from_numpy(np.concatenate(offsets, axis=1)[kept][:, columns])
-    scale = weight.norm(dim=-1)
-    directions = torch.where(scale[..., None] > 0, weight / scale[..., None], 0.0).float()
-    mean = tokens.mean[kept]
-    sample = _sample(texts, seed)
+    mean, sample = tokens.mean[kept], _sample(texts, seed)
     return ProbeSet(
         model=model.name,
         n_layers=model.n_layers,
@@ -105,13 +99,13 @@ def fit_probes(
         concepts=tuple(kinds),
         kinds=kinds,
         ranges={name: bounds for name, bounds in corpus.dimensions.items() if name in kinds},
-        directions=directions,
-        scale=scale.float(),
-        offset=offset.float(),
+        directions=directions[kept],
+        scale=scale[kept],
+        offset=offset[kept],
         reference_mean=mean,
-        reference_std=_spread(model, sample, chosen, directions, mean, start, batch_size),
+        reference_std=_spread(model, sample, chosen, directions[kept], mean, start, batch_size),
         residual_norms=tokens.norm[kept],
-        scores=_tidy(pd.concat(frames), chosen, [LABELS, *kinds]),
+        scores=_tidy(pd.concat([scores for scores, _ in found]), chosen, [LABELS, *kinds]),
         metadata={
             "estimators": estimators,
             "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
@@ -128,6 +122,48 @@ def fit_probes(
             "versions": _versions(),
         },
     )
+
+
+def _probe(
+    task: Task,
+    estimator: str,
+    features: Tensor,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    options: tuple[int, int, int],
+    bar: Progress,
+) -> tuple[pd.DataFrame, list[LinearReadOut]]:
+    """Return a task's scores at all layers, and the read-outs fitted on all of its texts.
+
+    `features` is (texts, layers, d_model); `options` are the numbers of resamples and permutations, and the seed.
+    """
+    bootstrap, permutations, seed = options
+    fit = fit_for(estimator, task.kind, task.exclusive)
+    words = bag_of_words(task, texts, seed)
+    resamples = metrics.weighting(task.group, task.fold, bootstrap, seed)
+    scores, read_outs = [], []
+    for position, layer in enumerate(bar.track(layers, description=f"probing for {task.kind}s")):
+        here = features[:, position].double().numpy()
+        scored = cross_validate(task, fit, here, resamples, permutations, seed)
+        scores.append(scored.assign(layer=layer, bag_of_words=words, n=len(texts), groups=task.groups))
+        read_outs.append(fit(here, task.targets, task.group))
+    return pd.concat(scores), read_outs
+
+
+def _stacked(
+    tasks: Sequence[Task], read_outs: Sequence[Sequence[LinearReadOut]], concepts: Sequence[str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return unit directions (layers, concepts, d_model), scales and offsets (layers, concepts) of these concepts."""
+    fitted = [name for task in tasks for name in task.concepts]
+    columns = [fitted.index(name) for name in concepts]
+    by_layer = list(zip(*read_outs, strict=True))
+    weights = np.stack([np.concatenate([part.weights for part in layer])[columns] for layer in by_layer])
+    offsets = np.stack([np.concatenate([part.offsets for part in layer])[columns] for layer in by_layer])
+    scale = np.linalg.norm(weights, axis=-1)
+    directions = (
+        weights / np.where(scale > 0, scale, 1)[..., None]
+    )  # what says nothing has no direction, and keeps zeros
+    return tuple(torch.from_numpy(part).float() for part in (directions, scale, offsets))  # type: ignore[return-value]
 
 
 def _check_options(estimator: str, permutations: int, bootstrap: int) -> None:
@@ -221,14 +257,10 @@ def _tidy(scores: pd.DataFrame, layers: Sequence[int], concepts: Sequence[str]) 
     keys = pd.MultiIndex.from_frame(scores[["concept", "metric"]])
     scores = scores.assign(layer0=embedding.reindex(keys).to_numpy())
     scores = scores[scores.layer.isin(layers) & scores.concept.isin(concepts)]
-    rank = scores.concept.map({concept: place for place, concept in enumerate(concepts)})
-    order = (
-        pd.DataFrame({"layer": scores.layer, "rank": rank})
-        .reset_index(drop=True)
-        .sort_values(["layer", "rank"])
-    )
+    rank = {concept: place for place, concept in enumerate(concepts)}
+    scores = scores.sort_values("concept", key=lambda names: names.map(rank), kind="stable")
     columns = ["layer", "concept", "metric", *MEASURED, "n", "groups"]
-    return scores.reset_index(drop=True).loc[order.index, columns].reset_index(drop=True)
+    return scores.sort_values("layer", kind="stable")[columns].reset_index(drop=True)
 
 
 def _versions() -> dict[str, str]:

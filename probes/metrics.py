@@ -132,6 +132,13 @@ def _placements(predicted: Floats, carried: Floats) -> Floats:
     return placed
 
 
+def mean_known(values: Floats) -> Floats:
+    """Return the mean of each row's numbers that are not NaN; NaN where there is none."""
+    known = ~np.isnan(values)
+    mean: Floats = np.where(known.any(1), _quotient(np.nansum(values, axis=1), known.sum(1)), np.nan)
+    return mean
+
+
 def interval(resampled: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """Return the percentile interval over resamples (resamples, …); NaN where there are none."""
     if not len(resampled):

@@ -49,8 +49,8 @@ def report(probes: ProbeSet) -> str:
     ]
     lines += [_sentence(row) for row in _rows(best_rows(probes))]
     lines.append(
-        "Intervals are 95% over resampled groups of held-out texts; they allow neither for refitting nor for having picked the "
-        f"best of {len(probes.layers)} layers."
+        "Intervals are 95% over resampled groups of held-out texts, and too narrow where groups are few; they allow neither "
+        f"for refitting nor for having picked the best of {len(probes.layers)} layers."
     )
     return "\n".join(lines)
 

@@ -66,7 +66,9 @@ class Task:
         if self.kind == "dimension":
             return metrics.correlation(predicted, targets, weights)
         areas = metrics.auc(predicted, targets, weights)
-        overall = metrics.accuracy(predicted, targets, weights) if self.exclusive else areas.mean(1)
+        overall = (
+            metrics.accuracy(predicted, targets, weights) if self.exclusive else metrics.mean_known(areas)
+        )
         return np.column_stack([overall, areas])
 
 

@@ -7,6 +7,7 @@ third control, the embedding, is layer 0. This file knows features, targets and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,8 +90,11 @@ def _expected_range(null: Floats, measures: int) -> Floats:
     """Return mean and 95% prediction range of shuffled scores, (measures, 3), allowing for how few there are."""
     if len(null) < 2:
         return np.full((measures, 3), np.nan)
-    mean, spread = null.mean(0), null.std(0, ddof=1)
-    reach = student.ppf(0.975, len(null) - 1) * spread * np.sqrt(1 + 1 / len(null))
+    known = (~np.isnan(null)).sum(0)  # a rare label may be missing from a shuffled sample
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NaN where it is missing from all
+        mean, spread = np.nanmean(null, axis=0), np.nanstd(null, axis=0, ddof=1)
+        reach = student.ppf(0.975, known - 1) * spread * np.sqrt(1 + 1 / known)
     return np.stack([mean, mean - reach, mean + reach], axis=1)
 
 
@@ -129,13 +133,11 @@ def _tuned_on_words(
         return fit(train, targets, 1.0)
     inner, outer = next(GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(group, groups=group))
     one_fold = metrics.weighting(np.zeros(len(outer), dtype=np.int64), np.zeros(len(outer), dtype=np.int64))
-    scores = [
-        np.nanmean(
-            task.score(fit(train[inner], targets[inner], penalty)(train[outer]), targets[outer], one_fold)
-        )
-        for penalty in penalties
-    ]
-    return fit(train, targets, penalties[int(np.argmax(scores))])
+    worth = []
+    for penalty in penalties:
+        predicted = fit(train[inner], targets[inner], penalty)(train[outer])
+        worth.append(np.nan_to_num(task.score(predicted, targets[outer], one_fold)).mean())
+    return fit(train, targets, penalties[int(np.argmax(worth))])
 
 
 def _ridge_on_words(words: Any, values: Floats, penalty: float) -> LinearReadOut:

@@ -1,5 +1,6 @@
 """Folds, scores and controls, against what they mean computed the long way."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -195,6 +196,25 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
             else:
                 inside += low <= 0.5 <= high
     assert 175 <= inside <= 200 and naive < 120
+
+
+def test_labels_too_rare_to_be_scored_do_not_spoil_the_rest() -> None:
+    """Two texts carry the rare label: most resamples, and most shuffled samples, have no pair of it in any fold."""
+    generator = np.random.default_rng(0)
+    targets = np.column_stack([generator.integers(2, size=60), np.arange(60) < 2]).astype(float)
+    features = targets[:, [0]] + 0.5 * generator.normal(size=(60, 3))
+    task = made_task("label", targets, np.arange(60) // 2, exclusive=False)
+    weights = metrics.weighting(task.group, task.fold, 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = cross_validate(task, fit_for("logistic", "label"), features, weights, 3, 0).set_index(
+            "concept"
+        )
+    assert list(scores.metric) == ["macro_auc", "auc", "auc"]
+    assert scores.notna().all().all()
+    areas = scores.value[["concept 0", "concept 1"]]
+    assert scores.value[LABELS] == pytest.approx(areas.mean())
+    assert np.isnan(metrics.mean_known(np.array([[np.nan, np.nan], [np.nan, 0.7]]))).tolist() == [True, False]
 
 
 # Controls ------------------------------------------------------------------------------------------------------------
