@@ -193,7 +193,7 @@ def trace(
         records: list[dict[Any, Any]] = rows.to_dict("records")
         by_pair = {(row["concept"], row["layer"]): row for row in records}
         cells = [Text(f"{by_pair[p]['value']:.2f}", style=_shade(by_pair[p]["colour"])) for p in pairs]
-        table.add_row(Text(repr(rows.token.iloc[0])[1:-1]), *cells)
+        table.add_row(Text(repr(rows.token.iloc[0].replace(" ", "␣"))[1:-1]), *cells)
     Console().print(table)
 
 
@@ -397,42 +397,44 @@ def _side_by_side(prompt: str, before: object, name: str, after: object) -> None
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; what the user can mend is said in one line on stderr."""
     given = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    warnings.showwarning = _show_warning
     _quieten()
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return _run(given)
+        except _BadUsage as error:
+            where = getattr(getattr(error, "ctx", None), "command_path", "emoprobe")
+            return _refuse(f"{error.format_message().rstrip('.')}; see {where} --help")
+        except InputError as error:
+            return _refuse(str(error))
+        except BrokenPipeError:  # whoever reads our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            return _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        except Exception:
+            traceback.print_exc()
+            sys.stderr.write(
+                "emoprobe: this is a fault of emoprobe, not yours; please report it with what stands above\n"
+            )
+            return FAULT
+
+
+def _run(given: list[str]) -> int:
     try:
         status = typer.main.get_command(app).main(given, "emoprobe", standalone_mode=False, obj=given)
-        return status if isinstance(status, int) else 0
     except (typer.Abort, KeyboardInterrupt):
-        return _interrupted(given[0])
-    except _BadUsage as error:
-        where = getattr(getattr(error, "ctx", None), "command_path", "emoprobe")
-        return _refuse(f"{error.format_message().rstrip('.')}; see {where} --help")
-    except InputError as error:
-        return _refuse(str(error))
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        return _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.write(
-            "emoprobe: this is a fault of emoprobe, not yours; please report it with what stands above\n"
-        )
-        return FAULT
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # some releases of typer return it, others raise
+        study = given[0] == "study"
+        kept = "what is done is kept, and the same command resumes" if study else "nothing was written"
+        sys.stderr.write(f"\nemoprobe: interrupted; {kept}\n")
+    return status if isinstance(status, int) else 0
 
 
 def _refuse(message: str) -> int:
     sys.stderr.write(f"emoprobe: {' '.join(message.split())}\n")
     return BAD_INPUT
-
-
-def _interrupted(command: str) -> int:
-    kept = (
-        "what is done is kept, and the same command resumes" if command == "study" else "nothing was written"
-    )
-    sys.stderr.write(f"\nemoprobe: interrupted; {kept}\n")
-    return INTERRUPTED
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:

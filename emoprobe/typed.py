@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 
 from emoprobe.artefacts import KEY
@@ -31,6 +32,7 @@ def model(name: str, device: str | None = None, dtype: str | None = None) -> Liv
         raise InputError(
             f"--device {device} cannot be used here ({str(error).splitlines()[0]}): give another"
         ) from error
+    transformers.logging.disable_progress_bar()  # models load in less time than it takes to read it
     return load_model(name, dtype=kind, device=place)
 
 
@@ -101,7 +103,7 @@ def lines(path: Path | None) -> list[str]:
 def kind(path: Path) -> str | None:
     """Return what an artefact says it is, or None for anything else; whoever reads it complains in its own words."""
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             return str(json.loads((file.metadata() or {})[KEY])["kind"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return None

@@ -90,6 +90,8 @@ class RunFolder:
             warnings.simplefilter("default")
             result = make()
         told = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
+        for message in told:
+            warnings.warn(message, stacklevel=2)
         result = replace(result, name=name, remarks=tuple(told))
         self.manifest["steps"][name] = {"seconds": round(time.perf_counter() - begun, 2)}
         self._keep(result)

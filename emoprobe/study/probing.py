@@ -94,7 +94,9 @@ def _sentence(row: dict[Any, Any]) -> str:
     said = f"{_called(row).capitalize()} is {span(row['value'], row['low'], row['high'])} at layer {row['layer']}"
     if not below:
         best = max(controls, key=lambda name: controls[name])
-        return f"{said}, above all three controls, the best of which, {best}, reaches {number(controls[best])}."
+        return (
+            f"{said}, above all three controls, the best of which, {best}, reaches {number(controls[best])}."
+        )
     if "shuffled annotations" in below:
         return f"{said}, which is not above what shuffled annotations reach: nothing was found."
     return f"{said}, above chance but not above {listed(below)}: words may be all that is read."

@@ -12,6 +12,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+from threadpoolctl import threadpool_limits
 
 import emoprobe
 from emoprobe.artefacts import write_bytes
@@ -46,6 +48,8 @@ from emoprobe.study.valuing import valuing
 from emoprobe.valattn import Valuation
 
 PERMUTATIONS = 5
+SMALL = 20_000_000
+"""Parameters up to which one thread is best."""
 NLL_TEXTS = 16
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "scipy", "pandas", "matplotlib")
 BUNDLED = ("bundled", "ground-truth")
@@ -95,15 +99,31 @@ def run_study(
         )
         kept = folder.done
         results = []
-        for name, step in _steps(folder, live, fitted, held_out, seed):
-            display.begin(name)
-            torch.manual_seed(seed)
-            results.append(folder.step(name, step))
-            display.done(results[-1].finding + (" (kept)" if name in kept else ""), results[-1].passed)
+        with _threads(live):
+            for name, step in _steps(folder, live, fitted, held_out, seed):
+                display.begin(name)
+                torch.manual_seed(seed)
+                results.append(folder.step(name, step))
+                display.done(results[-1].finding + (" (kept)" if name in kept else ""), results[-1].passed)
         display.begin("report")
         study = Study(folder.path, tuple(results), folder.manifest)
         display.done(str(study.write_report()))
     return study
+
+
+@contextmanager
+def _threads(model: LiveModel) -> Iterator[None]:
+    """Keep to one thread where the model is so small that more gain nothing, and lose much where cores are shared."""
+    if _parameters(model) > SMALL or model.device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _steps(
@@ -232,7 +252,7 @@ def _about(
             "blocks": model.n_layers,
             "width": model.d_model,
             "heads": model.n_heads,
-            "parameters": sum(weight.numel() for _, weight in model.named_weights()),
+            "parameters": _parameters(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
         },
@@ -254,6 +274,10 @@ def _about(
             "accelerator": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None,
         },
     }
+
+
+def _parameters(model: LiveModel) -> int:
+    return sum(weight.numel() for _, weight in model.named_weights())
 
 
 def _versions() -> dict[str, str]:
