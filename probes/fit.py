@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.progress import Progress
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from emoprobe.activations import Pool, pooling, stream_residuals
@@ -27,6 +28,8 @@ from emoprobe.probes.tasks import LABELS, Task, plan
 from emoprobe.probes.validation import SHUFFLE_TEXTS, bag_of_words, cross_validate
 
 ESTIMATORS = ("auto", "mean_difference", "ridge", "logistic")
+SMALL = 2**24
+"""Features of a layer, texts × d_model, below which probes are fitted on one thread."""
 SPREAD_TEXTS = 512
 """Texts on whose tokens the spread along each direction is measured."""
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
@@ -71,7 +74,9 @@ def fit_probes(
     _check_finite(features, captured, model.name)
 
     options = (bootstrap, permutations, seed)
-    with Progress(transient=True, disable=not progress) as bar:
+    # A solver of many small steps spends its time starting threads, many times over where cores are shared.
+    small = features.shape[0] * features.shape[-1] < SMALL
+    with Progress(transient=True, disable=not progress) as bar, threadpool_limits(1 if small else None):
         found = [
             _probe(
                 task,
