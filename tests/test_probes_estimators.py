@@ -8,7 +8,14 @@ import pytest
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import GroupKFold
 
-from emoprobe.probes.estimators import PENALTIES, PRIOR_VARIANCE, LinearReadOut, class_differences, fit_for
+from emoprobe.probes.estimators import (
+    PENALTIES,
+    PRIOR_VARIANCE,
+    LinearReadOut,
+    _penalties,
+    class_differences,
+    fit_for,
+)
 
 Array = np.ndarray[Any, Any]
 ALL = [
@@ -143,6 +150,7 @@ def test_ridge_takes_the_heaviest_penalty_that_explains_nearly_as_much_as_the_be
     read_out = fit_for("ridge", "dimension")(features, values, group)
     assert np.allclose(read_out(features)[:, 0], expected.predict(scaled))
     assert np.allclose(read_out.weights[0] * features.std(0), expected.coef_, atol=1e-8)
+    assert np.array_equal(_penalties(scaled, values, group), _penalties(scaled + 50, values - 7, group))
     if noise == 0.3 and texts == 40:
         assert 1 < len(fine) < len(PENALTIES)  # there was something to choose
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -160,17 +160,20 @@ def binding(bench: Bench, n: int = 260) -> dict[str, Any]:
     }
 
 
-def probe_scores(features: Any, texts: Sequence[GeneratedText], scaler: Any) -> tuple[float, float]:
+def estimators(words: bool = False) -> tuple[Pipeline, Pipeline]:
+    """Make the classifier of emotions and the regressor of valence, over streams or over words."""
+    prepare = TfidfVectorizer(sublinear_tf=True) if words else StandardScaler()
+    classifier = LogisticRegression(C=10.0 if words else 0.1, max_iter=500)
+    return make_pipeline(prepare, classifier), make_pipeline(prepare, Ridge(1.0 if words else 1_000.0))
+
+
+def probe_scores(features: Any, texts: Sequence[GeneratedText], words: bool = False) -> tuple[float, float]:
     """Return 13-way accuracy and valence correlation on held-out worlds, five folds."""
-    worlds = [t.world for t in texts]
     emotions, valence = np.array([t.emotion for t in texts]), np.array([t.valence for t in texts])
-    folds = GroupKFold(5)
-    classifier = make_pipeline(
-        scaler, LogisticRegression(C=0.1 if scaler.__class__ is StandardScaler else 10.0, max_iter=500)
-    )
-    said = cross_val_predict(classifier, features, emotions, groups=worlds, cv=folds)
-    ridge = make_pipeline(scaler, RidgeCV(np.logspace(-1, 4, 6)))
-    predicted = cross_val_predict(ridge, features, valence, groups=worlds, cv=folds)
+    classifier, regressor = estimators(words)
+    grouped = {"groups": [t.world for t in texts], "cv": GroupKFold(5)}
+    said = cross_val_predict(classifier, features, emotions, **grouped)
+    predicted = cross_val_predict(regressor, features, valence, **grouped)
     return float((said == emotions).mean()), float(np.corrcoef(predicted, valence)[0, 1])
 
 
@@ -178,25 +181,23 @@ def probing(bench: Bench, n: int = 2_600) -> dict[str, Any]:
     """Probe every layer's mean-pooled stream on held-out worlds, beside words alone."""
     texts = generate(n, seed=3, forms=SINGLE)
     pools, _ = bench.pooled([t.text for t in texts])
-    table: dict[str, Any] = {
-        f"layer {layer}": probe_scores(pools[:, layer], texts, StandardScaler())
-        for layer in range(pools.shape[1])
-    }
-    words = np.array([t.text for t in texts], dtype=object)
-    table["tf-idf words"] = probe_scores(words, texts, TfidfVectorizer(sublinear_tf=True))
+    table = {f"layer {layer}": probe_scores(pools[:, layer], texts) for layer in range(pools.shape[1])}
+    table["tf-idf words"] = probe_scores([t.text for t in texts], texts, words=True)
     return {"accuracy over 13 emotions and valence r, worlds held out": table}
 
 
 def directions(pools: Array, texts: Sequence[GeneratedText]) -> dict[str, Array]:
     """Return, from one layer's pools, the mean-difference and logistic directions (emotion, width) and valence's."""
-    emotions, centred = np.array([t.emotion for t in texts]), pools - pools.mean(0)
-    valence = RidgeCV(np.logspace(-1, 4, 6)).fit(centred, [t.valence for t in texts]).coef_[None]
-    logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(
-        centred, emotions
-    )[-1]
-    order = [list(logistic.classes_).index(name) for name in NAMES]
-    means = np.stack([centred[emotions == name].mean(0) for name in NAMES])
-    found = {"mean difference": means, "logistic": logistic.coef_[order], "ridge valence": valence}
+    emotions = np.array([t.emotion for t in texts])
+    classifier, regressor = estimators()
+    classifier.fit(pools, emotions)
+    regressor.fit(pools, [t.valence for t in texts])
+    order = [list(classifier.classes_).index(name) for name in NAMES]
+    found = {
+        "mean difference": np.stack([pools[emotions == name].mean(0) for name in NAMES]) - pools.mean(0),
+        "logistic": classifier[-1].coef_[order] / classifier[0].scale_,
+        "ridge valence": regressor[-1].coef_[None] / regressor[0].scale_,
+    }
     return {kind: d / np.linalg.norm(d, axis=-1, keepdims=True) for kind, d in found.items()}
 
 
@@ -221,18 +222,16 @@ def steering(bench: Bench, layer: int, n: int = 130) -> dict[str, Any]:
     unit = directions(pools[:, layer], texts)["mean difference"]
     noise = np.random.default_rng(0).standard_normal(unit.shape)
     noise /= np.linalg.norm(noise, axis=-1, keepdims=True)
+    contexts = generate(n, seed=7, forms=SINGLE)
     table = {}
     for kind, vectors in (("mean difference", unit), ("random", noise)):
-        edits = norms[layer] * np.multiply.outer(STRENGTHS, vectors).reshape(-1, vectors.shape[1])
-        gains = []
-        for text in generate(n, seed=7, forms=SINGLE):
-            with bench.editing(layer, torch.tensor(edits, dtype=torch.float32)):
-                scores = bench.log_probs(
-                    text.text, all_aftermaths(text.experiencer, text.intensity), len(edits)
-                )
-            each = scores.reshape(len(STRENGTHS), len(NAMES), len(NAMES), -1).mean(-1)
-            gains.append(np.diagonal(each, axis1=1, axis2=2))
-        curve = np.mean(gains, 0)  # (strength, emotion)
+        curve = np.zeros((len(STRENGTHS), len(NAMES)))
+        for i, name in enumerate(NAMES):
+            edits = torch.tensor(norms[layer] * np.outer(STRENGTHS, vectors[i]), dtype=torch.float32)
+            with bench.editing(layer, edits):
+                for text in contexts:
+                    tails = aftermaths(name, text.experiencer, intensity=text.intensity)
+                    curve[:, i] += bench.log_probs(text.text, tails, len(edits)).mean(1) / len(contexts)
         rising = [spearmanr(STRENGTHS, curve[:, i])[0] for i in range(len(NAMES))]
         change = (curve - curve[STRENGTHS.index(0.0)]).mean(1)
         table[kind] = {
