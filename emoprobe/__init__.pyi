@@ -1,22 +1,47 @@
-from . import corpora as corpora, models as models, probes as probes, report as report, steering as steering
-from . import study as study, valattn as valattn
-from .corpora import Corpus as Corpus, load_corpus as load_corpus
+from . import corpora as corpora
+from . import models as models
+from . import probes as probes
+from . import report as report
+from . import steering as steering
+from . import study as study
+from . import valattn as valattn
+from .corpora import Corpus as Corpus
+from .corpora import load_corpus as load_corpus
 from .errors import InputError as InputError
-from .interventions import AttentionBias as AttentionBias, ResidualEdit as ResidualEdit
-from .models import LiveModel as LiveModel, load_model as load_model, wrap as wrap
+from .interventions import AttentionBias as AttentionBias
+from .interventions import ResidualEdit as ResidualEdit
+from .models import LiveModel as LiveModel
+from .models import load_model as load_model
+from .models import wrap as wrap
 from .probes import (
     Direction as Direction,
+)
+from .probes import (
     ProbeSet as ProbeSet,
+)
+from .probes import (
     fit_probes as fit_probes,
+)
+from .probes import (
     load_probes as load_probes,
+)
+from .probes import (
     trace as trace,
 )
-from .steering import Sweep as Sweep, steer as steer, sweep as sweep
+from .steering import Sweep as Sweep
+from .steering import steer as steer
+from .steering import sweep as sweep
 from .study import run_study as run_study
 from .valattn import (
     Valuation as Valuation,
+)
+from .valattn import (
     compare_valuations as compare_valuations,
+)
+from .valattn import (
     inject as inject,
+)
+from .valattn import (
     learn_valuation as learn_valuation,
 )
 

@@ -87,15 +87,10 @@ class Comparison:
 
     def _draw_nll(self, axis: Axes) -> None:
         table = self.nll[self.nll["condition"] != "untouched"]
-        for row, item in enumerate(table.itertuples()):
-            colour = drawing.CONTROL if str(item.condition).startswith("random") else drawing.BLUE
-            axis.errorbar(
-                [item.delta],
-                [row],
-                xerr=[[item.delta - item.low], [item.high - item.delta]],
-                fmt="o",
-                color=colour,
-            )
+        columns = (table[name].tolist() for name in ("condition", "delta", "low", "high"))
+        for row, (condition, delta, low, high) in enumerate(zip(*columns, strict=True)):
+            colour = drawing.CONTROL if str(condition).startswith("random") else drawing.BLUE
+            axis.errorbar([delta], [row], xerr=[[delta - low], [high - delta]], fmt="o", color=colour)
         axis.set_yticks(range(len(table)), [str(name) for name in table["condition"]])
         axis.invert_yaxis()
         drawing.zero(axis, vertical=True)
