@@ -99,7 +99,8 @@ class Valuation:
         low, high = torch.tensor([self.ranges.get(name, (-1.0, 1.0)) for name in self.dimensions]).T.to(
             values
         )
-        return low + (values + 1) / 2 * (high - low)
+        read: Tensor = low + (values + 1) / 2 * (high - low)
+        return read
 
     def select(self, layers: Layers, n_layers: int) -> Valuation:
         """Return the valuation of some of its layers. Raises `InputError` for a layer it does not have."""

@@ -1,1 +1,0 @@
-../../emoprobe/__init__.py
