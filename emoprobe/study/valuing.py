@@ -34,7 +34,8 @@ def valuing(model: LiveModel, valuation: Valuation, held_out: Corpus, *, seed: i
     everyone = [valuation, *(valuation.random_like(seed + 1 + k) for k in range(CONTROLS))]
     means, moments, histogram = _valuations(model, everyone, corpus.texts)
     table = _table(valuation, corpus, means, moments, seed)
-    best = table.loc[table.groupby("dimension", sort=False)["r"].idxmax().dropna()]
+    known = table.dropna(subset="r")  # a rare label may be carried by none of these texts
+    best = table.loc[known.groupby("dimension", sort=False)["r"].idxmax()]
     main = (best[best.dimension == "valence"] if (best.dimension == "valence").any() else best).iloc[0]
     above = best[best.low > best.random_high].dimension.tolist()
     return Result(
