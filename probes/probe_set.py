@@ -22,6 +22,7 @@ from emoprobe.artefacts import read_artefact, write_artefact
 from emoprobe.errors import InputError
 from emoprobe.layers import resolve_layers
 from emoprobe.probes.direction import Direction
+from emoprobe.probes.tasks import LABELS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,7 +139,7 @@ class ProbeSet:
 
         Averages are over r for dimensions and 2·AUC - 1 for labels, which like r is 0 at chance and 1 at best.
         """
-        scores = self.scores[~self.scores.concept.str.startswith("(")]
+        scores = self.scores[self.scores.concept != LABELS]
         if concept is not None:
             scores = self.scores[self.scores.concept == concept]
             if not len(scores):

@@ -152,6 +152,7 @@ def _pairs(probes: ProbeSet, concepts: Sequence[str] | None, layers: Layers | No
     names = (
         [concepts] if isinstance(concepts, str) else list(probes.concepts if concepts is None else concepts)
     )
+    names = list(dict.fromkeys(names))
     for name in names:
         probes.concept_index(name)
     if layers is None:
@@ -172,7 +173,10 @@ def _values(probes: ProbeSet, stream: Tensor, concept: str, layer: int, kind: st
     if kind == "centred_cosine":
         return torch.cosine_similarity(x - mean, direction, dim=-1)
     if kind == "z":
-        return (x - mean) @ direction / probes.reference_std[row, column].to(x)
+        spread = probes.reference_std[row, column].to(x)
+        return (
+            (x - mean) @ direction / spread.clamp(min=torch.finfo(x.dtype).tiny)
+        )  # 0 where there is no direction
     along = x @ direction
     return (
         along if kind == "dot" else probes.scale[row, column].to(x) * along + probes.offset[row, column].to(x)

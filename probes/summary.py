@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
+from emoprobe.probes.tasks import LABELS
 
 if TYPE_CHECKING:
     from emoprobe.probes.probe_set import ProbeSet
@@ -56,7 +57,7 @@ def report(probes: ProbeSet) -> str:
 
 
 def _sentence(row: dict[Any, Any]) -> str:
-    name = "All labels" if row["concept"].startswith("(") else row["concept"]
+    name = "All labels" if row["concept"] == LABELS else row["concept"]
     shuffled = f"{_two(row['shuffled'])} [{_two(row['shuffled_low'])}, {_two(row['shuffled_high'])}]"
     failed = (
         f"Not supported: its interval does not lie above {_and(row['fails'])}"

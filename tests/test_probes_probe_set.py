@@ -227,13 +227,14 @@ def crafted(*rows: dict[str, Any], **other: Any) -> ProbeSet:
 
 def test_the_best_layer_is_the_shallowest_of_the_best() -> None:
     found = crafted(
-        {"layer": 0, "value": 0.1},
+        {"layer": 0, "value": 0.5},
         {"layer": 1, "value": 0.6},
         {"layer": 2, "value": 0.6},
         {"layer": 0, "concept": "high", "metric": "auc", "value": 0.6},
         {"layer": 1, "concept": "high", "metric": "auc", "value": 0.7},
         {"layer": 2, "concept": "high", "metric": "auc", "value": 0.9},
         {"layer": 0, "concept": "(labels)", "metric": "accuracy", "value": 1.0},
+        {"layer": 2, "concept": "(labels)", "metric": "accuracy", "value": 0.0},
     )
     assert found.best_layer("planted") == 1 and found.best_layer("high") == 2
     assert found.best_layer() == 2 and found.best_layer("(labels)") == 0

@@ -43,6 +43,20 @@ def test_each_kind_is_what_it_says(kind: str) -> None:
             assert np.allclose(part.value, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_probe_without_a_direction_reads_the_same_everywhere() -> None:
+    silent = replace(
+        probes(),
+        directions=torch.zeros_like(probes().directions),
+        scale=torch.zeros_like(probes().scale),
+        reference_std=torch.zeros_like(probes().reference_std),
+    )
+    for kind in UNITS:
+        found = trace(model(), silent, TEXTS[0], concepts=["high", "high"], layers=[1], kind=kind)
+        expected = float(probes().offset[1, 0]) if kind == "read_out" else 0.0
+        assert np.allclose(found.frame.value, expected) and len(found.frame) == found.frame.position.nunique()
+        assert "nan" not in found._repr_html_()
+
+
 def test_the_tokens_of_the_corpus_have_mean_0_and_spread_1_in_z() -> None:
     from small_probes import texts
 
@@ -123,6 +137,15 @@ def test_html_is_escaped_and_needs_nothing_from_elsewhere() -> None:
     assert set(re.findall(r"<(\w+)", html)) == {"div", "b", "span", "p", "small"}
     assert "src=" not in html and "href" not in html and "url(" not in html
     assert unescape(re.sub(r"<[^>]*>", "", html)).startswith(f"{script}, layer 1  {script}")
+
+
+def test_what_lies_between_tokens_is_shown_and_escaped_too() -> None:
+    """Some tokenizers leave characters out of every token."""
+    found = trace(model(), probes(), "a<b>c<i>", concepts="high", layers=[1])
+    frame = found.frame.iloc[:2].assign(token=["a", "c"], start=[0, 4], end=[1, 5])
+    html = replace(found, frame=frame)._repr_html_()
+    assert "<b>c" not in html and "<i>" not in html
+    assert shown(replace(found, frame=frame)) == ["a<b>c<i>"]
 
 
 def test_characters_of_several_tokens_and_special_tokens_are_shown_once() -> None:
