@@ -117,8 +117,9 @@ def compare_valuations(
 ) -> Comparison:
     """Set a probed beside a learned valuation, on texts that neither should have been fitted on.
 
-    The NLL is measured at the learned λ for all but a valuation learned from a random start, which has its own. At most `limit` texts of the
-    corpus are used, drawn with `seed`. Raises `InputError` if the two have no layer or not the same dimensions in common.
+    The NLL is measured at the learned λ for all but a valuation learned from a random start, which has its own. At most
+    `limit` texts of the corpus are used, drawn with `seed`. Raises `InputError` if the two have no layer or not the same
+    dimensions in common.
     """
     layers = [layer for layer in probed.layers if layer in learned.layers]
     if not layers or probed.dimensions != learned.dimensions:
