@@ -52,7 +52,7 @@ def read_artefact(path: str | Path, kind: str, version: int) -> tuple[dict[str, 
     if not path.is_file():
         raise InputError(f'no file "{path}": a {kind} was to be read from it')
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # it is no dict
         record = json.loads(metadata[KEY])

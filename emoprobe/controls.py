@@ -23,4 +23,5 @@ def turned_at_random(rows: Tensor, seed: int) -> Tensor:
     turned, triangle = torch.linalg.qr(noise)
     turned = turned * triangle.diagonal().sign()  # without this a QR's first coordinates are not random
     kind = torch.promote_types(rows.dtype, torch.float32)
-    return (turned @ coordinates).T.reshape(rows.shape).to(rows.device, kind)
+    result: Tensor = (turned @ coordinates).T.reshape(rows.shape).to(rows.device, kind)
+    return result
