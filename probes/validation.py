@@ -25,8 +25,7 @@ from emoprobe.probes.tasks import Task
 SHUFFLE_TEXTS = 5000
 """Shuffled labels are fitted on at most so many texts (whole groups); shuffled dimensions cost little and use all."""
 RIDGE_PENALTIES = (0.3, 1.0, 3.0, 10.0)
-LOGISTIC_C = 5.0
-"""Inverse penalty of the bag of words for labels: from 3 to 10 it hardly matters in corpora of 2,000 to 50,000 texts."""
+LOGISTIC_PENALTIES = (1.0, 10.0)
 
 
 def out_of_fold(fit: Fit, features: Floats, targets: Floats, group: Integers, fold: Integers) -> Floats:
@@ -105,8 +104,8 @@ def _expected_range(null: Floats, measures: int) -> Floats:
 def bag_of_words(task: Task, texts: Sequence[str], seed: int = 0) -> Floats:
     """Return the scores of TF-IDF words and pairs of words on the same folds, (measures,).
 
-    `texts` are those of the task. The model on top is linear: for labels logistic regression of each against the rest, for
-    dimensions ridge, whose penalty is chosen on a grouped split of the training folds.
+    `texts` are those of the task. The model on top is linear: ridge for dimensions, logistic regression of each label against
+    the rest for labels; its penalty is chosen on a grouped split of the training folds.
     """
     scores: Floats = task.score(words_out_of_fold(task, texts, seed), task.targets, task.plain)[0]
     return scores
@@ -120,37 +119,37 @@ def words_out_of_fold(task: Task, texts: Sequence[str], seed: int = 0) -> Floats
         test = task.fold == number
         vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
         train = vectoriser.fit_transform(words[~test])
-        if task.kind == "label":
-            model = _logistic_on_words(train, task.targets[~test])
-        else:
-            model = _ridge_on_words(train, task.targets[~test], task.group[~test], seed)
+        model = _tuned_on_words(task, train, task.targets[~test], task.group[~test], seed)
         predicted[test] = model(vectoriser.transform(words[test]))
     return predicted
 
 
-def _ridge_on_words(words: Any, values: Floats, group: Integers, seed: int) -> Callable[[Any], Floats]:
-    def fit(rows: Any, penalty: float) -> Callable[[Any], Floats]:
-        model = Ridge(penalty).fit(words[rows], values[rows])
-        return LinearReadOut(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))
-
-    everything = np.arange(len(group))
+def _tuned_on_words(
+    task: Task, train: Any, targets: Floats, group: Integers, seed: int
+) -> Callable[[Any], Floats]:
+    fit = _ridge_on_words if task.kind == "dimension" else _logistic_on_words
+    penalties = RIDGE_PENALTIES if task.kind == "dimension" else LOGISTIC_PENALTIES
     if len(np.unique(group)) < 2:  # nothing to choose by
-        return fit(everything, 1.0)
+        return fit(train, targets, 1.0)
     inner, outer = next(GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(group, groups=group))
-    error = [
-        ((fit(inner, penalty)(words[outer]) - values[outer]) ** 2).mean(0) for penalty in RIDGE_PENALTIES
-    ]
-    relative = np.array(error) / np.maximum(
-        values.var(0), np.finfo(float).tiny
-    )  # dimensions may differ in range
-    return fit(everything, RIDGE_PENALTIES[int(relative.mean(1).argmin())])
+    one_fold = metrics.weighting(np.zeros(len(outer), dtype=np.int64), np.zeros(len(outer), dtype=np.int64))
+    worth = []
+    for penalty in penalties:
+        predicted = fit(train[inner], targets[inner], penalty)(train[outer])
+        worth.append(np.nan_to_num(task.score(predicted, targets[outer], one_fold)).mean())
+    return fit(train, targets, penalties[int(np.argmax(worth))])
 
 
-def _logistic_on_words(words: Any, carried: Floats) -> Callable[[Any], Floats]:
+def _ridge_on_words(words: Any, values: Floats, penalty: float) -> LinearReadOut:
+    model = Ridge(penalty).fit(words, values)
+    return LinearReadOut(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))
+
+
+def _logistic_on_words(words: Any, carried: Floats, inverse_penalty: float) -> Callable[[Any], Floats]:
     def decide(column: Floats) -> Callable[[Any], Floats]:
         if column.min() == column.max():
             return lambda new: np.full(new.shape[0], -np.inf if column[0] == 0 else np.inf)
-        model = LogisticRegression(C=LOGISTIC_C, solver="liblinear", random_state=0).fit(words, column)
+        model = LogisticRegression(C=inverse_penalty, solver="liblinear", random_state=0).fit(words, column)
         decision: Callable[[Any], Floats] = model.decision_function
         return decision
 
