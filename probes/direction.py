@@ -6,7 +6,7 @@ control that every claim about a direction needs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,13 +20,15 @@ class Direction:
 
     `vectors` is (layers, d_model), of unit norm when it comes from a probe; sums and multiples are left as they fall.
     `residual_norms` (layers,) is the mean norm of the residual stream where the probe was fitted, the unit of steering
-    strengths, or None where nothing was measured. Raises `InputError` where the shapes do not agree.
+    strengths, or None where nothing was measured. `basis` names the coordinates of the residual stream that the vectors are
+    written in, see `LiveModel.basis`. Raises `InputError` where the shapes do not agree.
     """
 
     concept: str
     layers: tuple[int, ...]
     vectors: Tensor
     residual_norms: Tensor | None = None
+    basis: str = "raw"
 
     def __post_init__(self) -> None:
         if self.vectors.dim() != 2 or len(self.vectors) != len(self.layers):
@@ -77,11 +79,15 @@ class Direction:
                 f'"{self.concept}" (layers {list(self.layers)}, width {self.vectors.shape[1]}) and "{other.concept}" '
                 f"(layers {list(other.layers)}, width {other.vectors.shape[1]}) cannot be combined: they must agree in both"
             )
+        if self.basis != other.basis:
+            raise InputError(
+                f'"{self.concept}" ({self.basis} residual stream) and "{other.concept}" ({other.basis}) cannot be combined'
+            )
         name = f"{self.concept} {sign} {_bracketed(other.concept)}"
         return self._with(name, self.vectors + other.vectors if sign == "+" else self.vectors - other.vectors)
 
     def _with(self, concept: str, vectors: Tensor) -> Direction:
-        return Direction(concept, self.layers, vectors, self.residual_norms)
+        return replace(self, concept=concept, vectors=vectors)
 
     def __repr__(self) -> str:
         return f"<Direction {self.concept}: layers {list(self.layers)}, width {self.vectors.shape[1]}>"

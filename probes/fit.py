@@ -126,6 +126,7 @@ def fit_probes(
             "texts": len(texts),
             "versions": _versions(),
         },
+        basis=model.basis,
     )
 
 

@@ -64,10 +64,14 @@ class ProbeSet:
     """(layers,): mean L2 norm of the residual stream over the tokens of the corpus."""
     scores: pd.DataFrame
     """One row per layer, concept and metric: layer, concept, metric ("pearson_r", "auc", "accuracy", "macro_auc"), value, low,
-    high (95% interval over resampled groups), shuffled, shuffled_low, shuffled_high (mean and 95% range with shuffled
-    labels), layer0, bag_of_words, n (texts), groups. Scores over all labels have the concept "(labels)"."""
+    high (95% interval over resampled groups), chance, shuffled, shuffled_low, shuffled_high (mean and 95% range with shuffled
+    annotations), layer0, layer0_gain_low, layer0_gain_high (the embedding's score, and the 95% interval of value − layer0 on
+    the same resamples), bag_of_words and its gain likewise, n (texts), groups. Scores over all labels have the concept
+    "(labels)"."""
     metadata: Mapping[str, Any]
     """Estimator and options, corpus, package versions, seed."""
+    basis: str = "raw"
+    """Coordinates of the residual stream that the probes were fitted in, see `LiveModel.basis`."""
 
     def __post_init__(self) -> None:
         layers, concepts, width = len(self.layers), len(self.concepts), self.directions.shape[-1]
@@ -96,7 +100,7 @@ class ProbeSet:
     def __getitem__(self, concept: str) -> Direction:
         """Return a concept's direction at all layers. Raises `InputError` for a concept that was not probed for."""
         column = self.concept_index(concept)
-        return Direction(concept, self.layers, self.directions[:, column], self.residual_norms)
+        return Direction(concept, self.layers, self.directions[:, column], self.residual_norms, self.basis)
 
     def __contains__(self, concept: object) -> bool:
         return concept in self.concepts
@@ -149,12 +153,13 @@ class ProbeSet:
         return self.layers[int(means.to_numpy().argmax())]
 
     def check_model(self, model: LiveModel) -> None:
-        """Refuse a model of another shape with `InputError`, and warn of one with other weights or vocabulary."""
+        """Refuse a model of another shape or basis with `InputError`; warn of one with other weights or vocabulary."""
         if (model.d_model, model.n_layers) != (self.d_model, self.n_layers):
             raise InputError(
                 f"these probes were fitted on {self.model} (width {self.d_model}, {self.n_layers} blocks) and do not fit "
                 f"{model.name} (width {model.d_model}, {model.n_layers} blocks): fit new ones with fit_probes"
             )
+        model.check_basis(self.basis, "these probes")
         if model.fingerprint() != self.fingerprint:
             warnings.warn(
                 f"these probes were fitted on {self.model}, whose weights or vocabulary differ from those of {model.name}",
@@ -232,6 +237,7 @@ def load_probes(path: str | Path) -> ProbeSet:
             ranges={name: (low, high) for name, (low, high) in record["ranges"].items()},
             scores=_typed(pd.DataFrame(record["scores"]["rows"], columns=record["scores"]["columns"])),
             metadata=record["metadata"],
+            basis=record.get("basis", "raw"),
             **{name: tensors[name] for name in TENSORS},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -56,7 +56,7 @@ def add(
     With unit="norm" strength is a fraction of the mean residual norm at the layer, as the direction remembers it or else
     as `model.residual_norms()` measures it, and the length of the direction does not matter; with unit="raw" the vector is
     multiplied by strength as it is. At strength 0 there is nothing to edit. Raises `InputError` for a layer that the
-    direction does not have, another width than the model's, numbers that are not finite, and a zero vector with
+    direction does not have, another width or basis than the model's, numbers that are not finite, and a zero vector with
     unit="norm".
     """
     chosen = resolve_layers(layers, model.n_layers)
@@ -126,6 +126,8 @@ def _vectors(model: LiveModel, direction: Vector, layers: Sequence[int]) -> Tens
             f"{_name(direction)} has width {rows.shape[-1]}, but the residual stream of {model.name} has width "
             f"{model.d_model}: was it made for another model?"
         )
+    if not isinstance(direction, Tensor):
+        model.check_basis(direction.basis, _name(direction))
     if not bool(torch.isfinite(rows).all()):
         raise InputError(f"{_name(direction)} holds numbers that are not finite")
     return rows.to(torch.promote_types(rows.dtype, torch.float32))

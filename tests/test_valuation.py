@@ -61,6 +61,7 @@ def probes_like(width: int = 16, layers: tuple[int, ...] = (0, 1, 2, 3)) -> Simp
     return SimpleNamespace(
         model={"name": "m"},
         n_layers=3,
+        basis="raw",
         layers=layers,
         concepts=tuple(concepts),
         concept_index=concepts.index,

@@ -31,7 +31,7 @@ def inject(
     (batch, position, d_e) aligned with `model.tokenize(prompts)`, for valuations that read an emotion embedding and have no
     table of it; unannotated (NaN) and generated tokens count as zero. With λ = 0 the model is untouched to the last bit.
 
-    Raises `InputError` for a layer, width or shape that does not fit.
+    Raises `InputError` for a layer, width, shape or basis that does not fit.
     """
     with model.intervene(*biases(model, valuation, strength, layers, emotions=emotions)):
         yield model
@@ -49,6 +49,8 @@ def biases(
     if layers is not None:
         valuation = valuation.select(layers, model.n_layers)
     _check_width(model, valuation, emotions)
+    if valuation.basis is not None:
+        model.check_basis(valuation.basis, "this valuation")
     strengths = _per_layer(valuation.strength if strength is None else strength, valuation, model.n_heads)
     return [
         AttentionBias(layer, _valuer(valuation, layer, emotions), lam)

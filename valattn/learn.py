@@ -104,7 +104,7 @@ def learn_valuation(
         "losses": losses,
         **_held_out_nll(model, learned, [corpus.texts[row] for row in test]),
     }
-    return replace(learned, metadata=record)
+    return replace(learned, metadata=record, basis=model.basis)
 
 
 def _loss(

@@ -55,7 +55,8 @@ class Valuation:
     (vocab, d_e) gives each token its emotion embedding; without it e is what the user hands to `inject`, or nothing
     (d_e = 0). `strength` is a learned λ: shape (), (layers,) or (layers, heads). `ranges` says on which scale people read a
     dimension, by default [-1, 1]. `centre` (layers, d_model) is the mean residual vector that the bias takes away, where it is
-    known; random controls are centred there too.
+    known; random controls are centred there too. `basis` names the coordinates of the residual stream that it reads, see
+    `LiveModel.basis`; None, where it reads nothing off the stream, fits all.
     """
 
     weight: Tensor
@@ -67,6 +68,7 @@ class Valuation:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     centre: Tensor | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    basis: str | None = "raw"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dimensions", tuple(self.dimensions))
@@ -170,6 +172,7 @@ class Valuation:
             ranges=ranges,
             centre=centre,
             metadata={"source": "probes", "gain": gain, "model": probes.model},
+            basis=probes.basis,
         )
 
     @classmethod
@@ -187,7 +190,13 @@ class Valuation:
         weight = torch.cat([torch.zeros(m, d_model), gain * torch.eye(m)], dim=-1).repeat(len(layers), 1, 1)
         bias = torch.zeros(len(layers), m)
         return cls(
-            weight, bias, tuple(dimensions), tuple(layers), ranges=ranges, metadata={"source": "annotations"}
+            weight,
+            bias,
+            tuple(dimensions),
+            tuple(layers),
+            ranges=ranges,
+            metadata={"source": "annotations"},
+            basis=None,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -200,6 +209,7 @@ class Valuation:
             "layers": list(self.layers),
             "ranges": {name: list(span) for name, span in self.ranges.items()},
             "metadata": dict(self.metadata),
+            "basis": self.basis,
         }
         return write_artefact(path, "valuation", VERSION, tensors, record)
 
@@ -214,6 +224,7 @@ class Valuation:
                 layers=tuple(record["layers"]),
                 ranges={name: (float(low), float(high)) for name, (low, high) in record["ranges"].items()},
                 metadata=record["metadata"],
+                basis=record.get("basis", "raw"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f'"{path}" does not hold a whole valuation: {error}') from error

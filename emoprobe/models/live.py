@@ -273,9 +273,9 @@ class LiveModel(ABC):
         """
         if basis != self.basis:
             raise InputError(
-                f"{what} belong to the {basis} residual stream, but that of {self.name} is {self.basis}: TransformerLens's "
-                "weight processing (enable_compatibility_mode) takes the mean out of it; use a model without processing, or "
-                "fit anew on this one"
+                f"{what} cannot be used with {self.name}: made for the {basis} residual stream, and that of this model is "
+                f"{self.basis}. TransformerLens's weight processing (enable_compatibility_mode) takes the mean out of it: use "
+                "a model that was treated alike, or fit anew on this one"
             )
 
     def fingerprint(self) -> str:
