@@ -6,7 +6,7 @@ tokens spread along each direction. Everything is seeded: the same call gives th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -22,7 +22,7 @@ from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import LinearReadOut, fit_for
+from emoprobe.probes.estimators import Floats, LinearReadOut, fit_for
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.tasks import LABELS, Task, plan
 from emoprobe.probes.validation import SHUFFLE_TEXTS, bag_of_words, cross_validate
@@ -33,7 +33,10 @@ SMALL = 2**24
 SPREAD_TEXTS = 512
 """Texts on whose tokens the spread along each direction is measured."""
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
-MEASURED = ["value", "low", "high", "shuffled", "shuffled_low", "shuffled_high", "layer0", "bag_of_words"]
+MEASURED = ["value", "low", "high", "chance", "shuffled", "shuffled_low", "shuffled_high"]
+MEASURED += [
+    f"{control}{end}" for control in ("layer0", "bag_of_words") for end in ("", "_gain_low", "_gain_high")
+]
 
 
 def fit_probes(
@@ -145,15 +148,25 @@ def _probe(
     """
     bootstrap, permutations, seed = options
     fit = fit_for(estimator, task.kind, task.exclusive)
-    words = bag_of_words(task, texts, seed)
-    resamples = metrics.weighting(task.group, task.fold, bootstrap, seed)
+    weights = metrics.weighting(task.group, task.fold, bootstrap, seed)
+    controls = {"bag_of_words": bag_of_words(task, texts, weights, seed)}
     scores, read_outs = [], []
     for position, layer in enumerate(bar.track(layers, description=f"probing for {task.kind}s")):
         here = features[:, position].double().numpy()
-        scored = cross_validate(task, fit, here, resamples, permutations, seed)
-        scores.append(scored.assign(layer=layer, bag_of_words=words, n=len(texts), groups=task.groups))
+        scored, resampled = cross_validate(task, fit, here, weights, permutations, seed)
+        controls.setdefault("layer0", resampled)  # the first layer is the embedding
+        gains = {
+            name: value for name, other in controls.items() for name, value in _gain(name, resampled, other)
+        }
+        scores.append(scored.assign(layer=layer, n=len(texts), groups=task.groups, **gains))
         read_outs.append(fit(here, task.targets, task.group))
     return pd.concat(scores), read_outs
+
+
+def _gain(name: str, resampled: Floats, control: Floats) -> Iterator[tuple[str, Floats]]:
+    """Yield a control's score and the 95% interval of what a score is above it, resample by resample of the same groups."""
+    low, high = metrics.interval(resampled[1:] - control[1:])
+    yield from ((name, control[0]), (f"{name}_gain_low", low), (f"{name}_gain_high", high))
 
 
 def _stacked(
@@ -258,10 +271,7 @@ def _spread(
 
 
 def _tidy(scores: pd.DataFrame, layers: Sequence[int], concepts: Sequence[str]) -> pd.DataFrame:
-    """Put layer 0 beside each score, and keep the layers and concepts that were asked for, in order."""
-    embedding = scores[scores.layer == 0].set_index(["concept", "metric"]).value
-    keys = pd.MultiIndex.from_frame(scores[["concept", "metric"]])
-    scores = scores.assign(layer0=embedding.reindex(keys).to_numpy())
+    """Keep the layers and concepts that were asked for, in order."""
     scores = scores[scores.layer.isin(layers) & scores.concept.isin(concepts)]
     rank = {concept: place for place, concept in enumerate(concepts)}
     scores = scores.sort_values("concept", key=lambda names: names.map(rank), kind="stable")

@@ -56,6 +56,14 @@ class Task:
         overall = (LABELS, "accuracy" if self.exclusive else "macro_auc")
         return [overall, *((concept, "auc") for concept in self.concepts)]
 
+    @property
+    def chance(self) -> list[float]:
+        """What each measure gives where nothing is known; for accuracy, where the commonest label is always said."""
+        if self.kind == "dimension":
+            return [0.0] * len(self.concepts)
+        overall = float(self.targets.mean(0).max()) if self.exclusive else 0.5
+        return [overall] + [0.5] * len(self.concepts)
+
     @cached_property
     def plain(self) -> metrics.Weighting:
         """Weights that count each group once."""

@@ -1,8 +1,11 @@
 """Cross-validation that keeps groups whole, with the controls that a probe's score is worth nothing without.
 
 All that is fitted (scaling, penalties, vocabularies) is fitted inside the training folds. Beside the score stand: the same
-with labels shuffled over texts, where the score must fall to chance; and a bag of words, what the words alone give away. The
-third control, the embedding, is layer 0. This file knows features, targets and groups, nothing of models.
+with annotations shuffled, where the score must fall to chance; and a bag of words, what the words alone give away. The third
+control, the embedding, is layer 0. This file knows features, targets and groups, nothing of models.
+
+Annotations are handed on from group to group, each group's together and in random order: texts of a group are alike, and
+where their annotations are alike too, shuffling single texts would make chance look narrower than it is.
 """
 
 from __future__ import annotations
@@ -39,15 +42,16 @@ def out_of_fold(fit: Fit, features: Floats, targets: Floats, group: Integers, fo
 
 def cross_validate(
     task: Task, fit: Fit, features: Floats, weights: metrics.Weighting, permutations: int, seed: int
-) -> pd.DataFrame:
-    """Score one layer's features (texts, d_model) by cross-validation, with shuffled labels beside it.
+) -> tuple[pd.DataFrame, Floats]:
+    """Score one layer's features (texts, d_model) by cross-validation, with shuffled annotations beside it.
 
-    Returns one row per measure: concept, metric, value, low, high (95% over resampled groups), shuffled (mean), shuffled_low,
-    shuffled_high (the range in which 95% of shuffled scores are to be expected).
+    Returns one row per measure: concept, metric, value, low, high (95% over resampled groups), chance, shuffled (mean),
+    shuffled_low, shuffled_high (the range in which 95% of shuffled scores are to be expected); and the score in each resample
+    (1 + resamples, measures), to be paired with those of other layers.
     """
     order = np.random.default_rng(seed)
     if task.kind == "dimension":  # columns do not influence each other, so the shuffled ones are fitted along
-        shuffled = [task.targets[order.permutation(len(task.targets))] for _ in range(permutations)]
+        shuffled = [task.targets[shuffle(task.group, order)] for _ in range(permutations)]
         stacked = np.hstack([task.targets, *shuffled])
         predicted = np.split(out_of_fold(fit, features, stacked, task.group, task.fold), permutations + 1, 1)
         scores = task.score(predicted[0], task.targets, weights)
@@ -59,8 +63,21 @@ def cross_validate(
     low, high = metrics.interval(scores[1:])
     concepts, names = zip(*task.measures, strict=True)
     frame = pd.DataFrame({"concept": concepts, "metric": names, "value": scores[0], "low": low, "high": high})
+    frame["chance"] = task.chance
     frame[["shuffled", "shuffled_low", "shuffled_high"]] = _expected_range(np.array(null), len(concepts))
-    return frame
+    return frame, scores
+
+
+def shuffle(group: Integers, order: np.random.Generator) -> Integers:
+    """Return whose annotation each text gets, (texts,): groups in random order, and in random order within each.
+
+    Where every text is a group of its own this is a plain permutation; where groups are of equal size each gets the
+    annotations of one other.
+    """
+    dealt = np.lexsort((order.permutation(len(group)), order.permutation(int(group.max()) + 1)[group]))
+    giver = np.empty_like(dealt)
+    giver[np.argsort(group, kind="stable")] = dealt
+    return giver
 
 
 def _shuffled_labels(
@@ -69,9 +86,10 @@ def _shuffled_labels(
     part = subset(task, SHUFFLE_TEXTS, order)
     null = []
     for _ in range(permutations):
-        targets = task.targets[part][order.permutation(len(part))]
-        predicted = out_of_fold(fit, features[part], targets, task.group[part], task.fold[part])
-        weights = metrics.weighting(np.unique(task.group[part], return_inverse=True)[1], task.fold[part])
+        group = np.unique(task.group[part], return_inverse=True)[1]
+        targets = task.targets[part][shuffle(group, order)]
+        predicted = out_of_fold(fit, features[part], targets, group, task.fold[part])
+        weights = metrics.weighting(group, task.fold[part])
         null.append(task.score(predicted, targets, weights)[0])
     return null
 
@@ -101,14 +119,13 @@ def _expected_range(null: Floats, measures: int) -> Floats:
 # Bag of words --------------------------------------------------------------------------------------------------------
 
 
-def bag_of_words(task: Task, texts: Sequence[str], seed: int = 0) -> Floats:
-    """Return the scores of TF-IDF words and pairs of words on the same folds, (measures,).
+def bag_of_words(task: Task, texts: Sequence[str], weights: metrics.Weighting, seed: int = 0) -> Floats:
+    """Return the scores of TF-IDF words and pairs of words on the same folds, (1 + resamples, measures).
 
     `texts` are those of the task. The model on top is linear: ridge for dimensions, logistic regression of each label against
     the rest for labels; its penalty is chosen on a grouped split of the training folds.
     """
-    scores: Floats = task.score(words_out_of_fold(task, texts, seed), task.targets, task.plain)[0]
-    return scores
+    return task.score(words_out_of_fold(task, texts, seed), task.targets, weights)
 
 
 def words_out_of_fold(task: Task, texts: Sequence[str], seed: int = 0) -> Floats:

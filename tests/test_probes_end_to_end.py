@@ -20,9 +20,10 @@ def ground_truth() -> LiveModel:
 
 @pytest.fixture(scope="module")
 def known(ground_truth: LiveModel) -> list[ProbeSet]:
-    """Probes on two samples of generated texts, which share no draw; groups are worlds, whose wording is disjoint."""
-    options = {"permutations": 4, "bootstrap": 100, "progress": False}
-    corpora = [load_corpus("ground-truth", limit=800, seed=seed) for seed in (0, 1)]
+    """Probes on two samples of generated texts; groups are worlds, whose wording is disjoint."""
+    options = {"permutations": 8, "bootstrap": 100, "progress": False}
+    corpora = [load_corpus("ground-truth", limit=2400, seed=seed) for seed in (0, 1)]
+    assert len(set(corpora[0].texts) & set(corpora[1].texts)) < 0.02 * 2400
     return [fit_probes(ground_truth, corpus, [LAYER], **options) for corpus in corpora]  # type: ignore[arg-type]
 
 
@@ -31,38 +32,37 @@ def test_emotions_of_the_ground_truth_are_recovered_in_worlds_never_seen(known: 
     assert scores.value["(labels)"] >= 0.9 and scores.value["valence"] >= 0.9
     for concept in ("(labels)", *DIMENSIONS):
         row = scores.loc[concept]
-        assert row.groups == 10 and row.low > max(row.shuffled_high, row.bag_of_words)
-    assert (
-        scores.low["valence"] > scores.layer0["valence"]
-    )  # context has told more than the words' embeddings do
+        assert row.groups == 10 and row.low > row.shuffled_high and row.bag_of_words_gain_low > 0
+    # Context has told more than the words' embeddings do; of emotions these tell all, so that none can be gained.
+    assert (scores.layer0_gain_low[list(DIMENSIONS)] > 0).all() and scores.layer0["(labels)"] > 0.98
 
 
 def test_shuffled_annotations_of_the_ground_truth_score_at_chance(known: list[ProbeSet]) -> None:
     scores = known[0].scores.set_index("concept")
     labels = [name for name in known[0].concepts if known[0].kinds[name] == "label"]
-    assert scores.shuffled["(labels)"] < 2 / len(labels)
-    assert scores.shuffled[labels].mean() == pytest.approx(0.5, abs=0.03)
+    assert scores.shuffled["(labels)"] == pytest.approx(1 / len(labels), abs=0.02)
+    assert scores.shuffled[labels].mean() == pytest.approx(0.5, abs=0.02)
     for dimension in DIMENSIONS:
+        assert scores.shuffled[dimension] == pytest.approx(0, abs=0.05)
         assert scores.shuffled_low[dimension] < 0 < scores.shuffled_high[dimension]
 
 
 def test_other_texts_give_the_same_directions(known: list[ProbeSet]) -> None:
     first, second = known
     for concept in first.concepts:
-        cosine = float(first[concept].at(LAYER) @ second[concept].at(LAYER))
-        chance = float(first[concept].at(LAYER) @ second[concept].random_like(0).at(LAYER))
-        # Relevance is settled less by eight hundred texts, and intensity hardly is in this layer at all.
-        assert cosine >= {"relevance": 0.85, "intensity": 0.6}.get(concept, 0.95), concept
-        assert abs(chance) < 0.4
+        one, other = first[concept], second[concept]
+        chance = [abs(float(one.at(LAYER) @ other.random_like(seed).at(LAYER))) for seed in range(20)]
+        # Intensity is read at r 0.55, from what is left of the others.
+        assert float(one.at(LAYER) @ other.at(LAYER)) >= (0.9 if concept == "intensity" else 0.95), concept
+        assert max(chance) < 0.5, concept
 
 
 def test_the_ground_truth_is_read_aloud_rightly(ground_truth: LiveModel, known: list[ProbeSet]) -> None:
-    """Texts of a third sample, token by token: the read-out at the last token follows the annotation."""
+    """Texts of a third sample, token by token: the read-out averaged over a text's tokens follows its annotation."""
     corpus = load_corpus("ground-truth", limit=120, seed=2)
     frame = trace(ground_truth, known[0], corpus.texts, concepts=["valence"]).frame
-    last = frame[frame.position >= 1].groupby("text").value.mean().to_numpy()
-    annotated = corpus.values("valence")
-    assert np.corrcoef(last, annotated)[0, 1] > 0.9
+    read = frame[frame.position >= 1].groupby("text").value.mean().to_numpy()
+    assert np.corrcoef(read, corpus.values("valence"))[0, 1] > 0.9
 
 
 @pytest.mark.shared
@@ -75,7 +75,7 @@ def test_a_small_story_model_on_emobank(shared: Path, tmp_path: Path) -> None:
     assert (scores.shuffled.abs() < 0.08).all() and (scores.n == 1500).all()
     assert scores.low["arousal", 0] > scores.shuffled_high["arousal", 0]
     # A quarter of a million parameters know less of valence than the words do, and the report says so.
-    assert scores.high["valence", 4] < scores.bag_of_words["valence", 4] + 0.1
+    assert scores.bag_of_words_gain_high["valence", 4] < 0
     assert "a bag of words" in probes.report()
     again = load_probes(probes.save(tmp_path / "vad.safetensors"))
     again.check_model(model)

@@ -11,8 +11,11 @@ from tiny import tiny_model
 from emoprobe.activations import capture
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
-from emoprobe.probes import ProbeSet, fit_probes
+from emoprobe.probes import ProbeSet, fit_probes, metrics
+from emoprobe.probes.estimators import fit_for
 from emoprobe.probes.fit import _sample
+from emoprobe.probes.tasks import plan
+from emoprobe.probes.validation import out_of_fold
 
 QUICK: dict[str, Any] = {"permutations": 0, "bootstrap": 0, "progress": False}
 
@@ -47,6 +50,30 @@ def test_a_planted_direction_is_found_where_it_was_planted() -> None:
     assert noise.low < 0.15 and abs(noise.shuffled) < 0.2
 
 
+def test_gains_over_the_controls_are_those_of_the_same_resamples() -> None:
+    scores = probes().scores
+    layer0 = scores[scores.layer == 0]
+    assert (layer0.layer0_gain_low == 0).all() and (layer0.layer0_gain_high == 0).all()
+    for control in ("layer0", "bag_of_words"):
+        gain, low, high = (
+            scores.value - scores[control],
+            scores[f"{control}_gain_low"],
+            scores[f"{control}_gain_high"],
+        )
+        assert ((low - 0.02 <= gain) & (gain <= high + 0.02)).all() and (low <= high).all()
+    (task,) = plan(planted()[0], ["planted"])
+    features = model().capture(texts(), [0, PLANTED_LAYER]).double().numpy()
+    predicted = [
+        out_of_fold(fit_for("ridge", "dimension"), features[:, place], task.targets, task.group, task.fold)
+        for place in (0, 1)
+    ]
+    weights = metrics.weighting(task.group, task.fold, 100, 0)
+    shallow, deep = (metrics.correlation(part, task.targets, weights)[1:, 0] for part in predicted)
+    here = score(probes(), "planted", PLANTED_LAYER)
+    expected = np.quantile(deep - shallow, [0.025, 0.975])
+    assert [here.layer0_gain_low, here.layer0_gain_high] == pytest.approx(expected, abs=1e-6)
+
+
 def test_labels_are_found_and_counted() -> None:
     found = probes()
     accuracy = score(found, "(labels)", PLANTED_LAYER)
@@ -59,7 +86,9 @@ def test_labels_are_found_and_counted() -> None:
 def test_scores_are_tidy_and_hold_layer_0_beside_each() -> None:
     scores = probes().scores
     assert list(scores.columns) == (
-        "layer concept metric value low high shuffled shuffled_low shuffled_high layer0 bag_of_words n groups".split()
+        "layer concept metric value low high chance shuffled shuffled_low shuffled_high".split()
+        + "layer0 layer0_gain_low layer0_gain_high".split()
+        + "bag_of_words bag_of_words_gain_low bag_of_words_gain_high n groups".split()
     )
     assert len(scores) == 4 * (1 + 3 + 3) and not scores.isna().any().any()
     assert list(dict.fromkeys(scores.concept)) == [

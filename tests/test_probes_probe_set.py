@@ -213,8 +213,13 @@ def crafted(*rows: dict[str, Any], **other: Any) -> ProbeSet:
         "shuffled_high": 0.1,
     }
     base |= {
+        "chance": 0.0,
         "layer0": 0.2,
+        "layer0_gain_low": 0.3,
+        "layer0_gain_high": 0.5,
         "bag_of_words": 0.3,
+        "bag_of_words_gain_low": 0.2,
+        "bag_of_words_gain_high": 0.4,
         "n": 240,
         "groups": 40,
         "layer": 1,
@@ -245,10 +250,15 @@ def test_the_best_layer_is_the_shallowest_of_the_best() -> None:
     ("change", "fails"),
     [
         ({}, []),
-        ({"shuffled_high": 0.55}, ["shuffled labels"]),
-        ({"layer0": 0.5}, ["the embedding"]),
-        ({"bag_of_words": 0.65, "layer0": 0.9}, ["the embedding", "a bag of words"]),
-        ({"low": float("nan")}, ["shuffled labels", "the embedding", "a bag of words"]),
+        ({"shuffled_high": 0.55}, ["shuffled annotations"]),
+        ({"layer0_gain_low": 0.0}, ["the embedding"]),
+        # Paired differences decide, not where the intervals lie.
+        ({"layer0": 0.55, "bag_of_words": 0.55}, []),
+        ({"bag_of_words_gain_low": -0.1, "layer0_gain_low": -0.1}, ["the embedding", "a bag of words"]),
+        (
+            {"low": float("nan"), "layer0_gain_low": float("nan"), "bag_of_words_gain_low": float("nan")},
+            ["shuffled annotations", "the embedding", "a bag of words"],
+        ),
     ],
 )
 def test_evidence_has_to_stand_above_every_control(change: dict[str, float], fails: list[str]) -> None:

@@ -13,7 +13,14 @@ from emoprobe.errors import InputError
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import fit_for
 from emoprobe.probes.tasks import LABELS, Task, grouped_folds, plan
-from emoprobe.probes.validation import bag_of_words, cross_validate, out_of_fold, subset, words_out_of_fold
+from emoprobe.probes.validation import (
+    bag_of_words,
+    cross_validate,
+    out_of_fold,
+    shuffle,
+    subset,
+    words_out_of_fold,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -207,7 +214,7 @@ def test_labels_too_rare_to_be_scored_do_not_spoil_the_rest() -> None:
     weights = metrics.weighting(task.group, task.fold, 100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = cross_validate(task, fit_for("logistic", "label"), features, weights, 3, 0).set_index(
+        scores = cross_validate(task, fit_for("logistic", "label"), features, weights, 3, 0)[0].set_index(
             "concept"
         )
     assert list(scores.metric) == ["macro_auc", "auc", "auc"]
@@ -228,9 +235,9 @@ def test_what_identifies_a_group_gives_nothing() -> None:
     features = np.eye(40)[group] + 0.01 * generator.normal(size=(400, 40))
     task = made_task("label", np.eye(2)[label], group)
     fit = fit_for("logistic", "label", True)
-    honest = cross_validate(task, fit, features, task.plain, 3, 0).value
+    honest = cross_validate(task, fit, features, task.plain, 3, 0)[0].value
     cut = made_task("label", np.eye(2)[label], np.arange(400))
-    leaking = cross_validate(cut, fit, features, cut.plain, 3, 0).value
+    leaking = cross_validate(cut, fit, features, cut.plain, 3, 0)[0].value
     assert honest[0] < 0.6 and honest[1] < 0.65
     assert leaking[0] > 0.95 and leaking[1] > 0.95
 
@@ -248,7 +255,7 @@ def test_the_planted_is_found_and_its_shuffle_is_at_chance(estimator: str, kind:
     targets = np.eye(2)[(latent[:, 0] > 0).astype(int)] if kind == "label" else latent
     task = made_task(kind, targets, group)
     weights = metrics.weighting(group, task.fold, 200)
-    scores = cross_validate(task, fit_for(estimator, kind, True), features, weights, 20, 0)
+    scores, _ = cross_validate(task, fit_for(estimator, kind, True), features, weights, 20, 0)
     if kind == "label":
         assert list(scores.concept) == [LABELS, "concept 0", "concept 1"]
         assert list(scores.metric) == ["accuracy", "auc", "auc"]
@@ -259,6 +266,34 @@ def test_the_planted_is_found_and_its_shuffle_is_at_chance(estimator: str, kind:
     ).all()
     assert (abs(scores.shuffled - chance) < 0.05).all()
     assert ((scores.shuffled_low < chance) & (chance < scores.shuffled_high)).all()
+
+
+def test_shuffling_hands_annotations_on_from_group_to_group() -> None:
+    generator = np.random.default_rng(0)
+    group = generator.permutation(np.repeat(np.arange(12), 5))
+    givers = [shuffle(group, np.random.default_rng(seed)) for seed in range(200)]
+    for giver in givers:
+        assert np.array_equal(np.sort(giver), np.arange(60))  # every annotation is used once
+        # ... and a group of equal size gets those of one group only.
+        assert all(len(set(group[giver[group == g]])) == 1 for g in range(12))
+    assert len({tuple(giver) for giver in givers}) == 200
+    # Each giver is as likely as any other, also within its group.
+    received = np.bincount([giver[7] for giver in givers], minlength=60)
+    assert received.max() <= 12
+    alone = shuffle(np.arange(60), np.random.default_rng(0))
+    assert np.array_equal(np.sort(alone), np.arange(60)) and not np.array_equal(alone, np.arange(60))
+
+
+def test_shuffling_keeps_the_likeness_of_a_groups_texts_in_the_null() -> None:
+    """One label and one feature vector for each of 20 groups: 20 things are shuffled, not 400."""
+    generator = np.random.default_rng(0)
+    group = np.arange(400) // 20
+    features = generator.normal(size=(20, 3))[group]
+    targets = generator.normal(size=(20, 1))[group]
+    fit = fit_for("mean_difference", "dimension", True)
+    task = made_task("dimension", targets, group)
+    frame, _ = cross_validate(task, fit, features, task.plain, 40, 0)
+    assert frame.shuffled_high[0] - frame.shuffled_low[0] > 0.8  # shuffling texts would give about 0.2
 
 
 def test_shuffled_labels_are_fitted_on_a_sample_of_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,13 +322,13 @@ def test_a_bag_of_words_reads_words_and_only_within_its_folds() -> None:
     label = generator.integers(2, size=200)
     telling = [f"it was a {'glad' if one else 'sad'} day" for one in label]
     task = made_task("label", np.eye(2)[label], group)
-    assert (bag_of_words(task, telling) > 0.99).all()
+    assert (bag_of_words(task, telling, task.plain) > 0.99).all()
     # A word for each group, and one label for each group: only a fit that saw the group could tell.
     of_group = generator.permutation(np.arange(40) % 2)[group]
     task = made_task("label", np.eye(2)[of_group], group)
-    assert bag_of_words(task, [f"word{g}x" for g in group])[0] < 0.7
+    assert bag_of_words(task, [f"word{g}x" for g in group], task.plain)[0, 0] < 0.7
     cut = made_task("label", np.eye(2)[of_group], np.arange(200))
-    assert bag_of_words(cut, [f"word{g}x" for g in group])[0] > 0.95
+    assert bag_of_words(cut, [f"word{g}x" for g in group], cut.plain)[0, 0] > 0.95
 
 
 @pytest.mark.parametrize("kind", ["label", "dimension"])
@@ -323,7 +358,7 @@ def test_a_bag_of_words_reads_dimensions_signs_and_any_script() -> None:
     value = generator.integers(0, 4, 200)
     texts = ["😀" * v + " 好" + "!" * (3 - v) for v in value]
     task = made_task("dimension", value[:, None].astype(float), np.arange(200) // 2)
-    assert bag_of_words(task, texts)[0] > 0.9
+    assert bag_of_words(task, texts, task.plain)[0, 0] > 0.9
 
 
 # Tasks ---------------------------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_probes import probes
 from small_study import small_corpus, small_model
 
 from emoprobe import InputError
@@ -30,6 +32,7 @@ from emoprobe.study import (
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.geometry import _mantel
 from emoprobe.study.measures import KL, NLL, leaning, prediction, read_outs
+from emoprobe.study.probing import _shuffled_at_chance
 from emoprobe.study.texts import divide, readable, valuation_dimensions
 from emoprobe.study.wording import bootstrap, correlation, listed, number, span
 from emoprobe.valattn import Valuation
@@ -293,6 +296,31 @@ def test_measures_that_share_passes_equal_those_that_do_not(model: LiveModel, fi
             torch.testing.assert_close(next(iter(measure(model, texts).values())), values)
         sides = plain(model, texts[:2])
         torch.testing.assert_close(lean(model, texts)["joy"], sides["toward"] - sides["against"])
+
+
+def test_a_leak_in_shuffled_scores_is_noticed() -> None:
+    """Shuffled scores at chance pass; those that one permutation may reach, but the mean of ten may not, do not."""
+    found = probes()
+    chance = found.scores.chance
+
+    def at_chance(shift: float, names: slice | list[str] = slice(None)) -> bool:
+        scores = found.scores.copy()
+        moved = scores.metric.isin(names) if isinstance(names, list) else pd.Series(True, index=scores.index)
+        scores["shuffled"] = chance + shift * moved
+        scores["shuffled_low"], scores["shuffled_high"] = scores.shuffled - 0.1, scores.shuffled + 0.1
+        metadata = {**found.metadata, "permutations": 9}
+        return _shuffled_at_chance(replace(found, scores=scores, metadata=metadata))
+
+    assert at_chance(0) and at_chance(0.03) and at_chance(-0.03)
+    assert not at_chance(0.05) and not at_chance(-0.05)
+    assert at_chance(-0.2, ["accuracy"]) and at_chance(0.2, ["accuracy"])  # too few scores to tell
+    only = replace(found, scores=found.scores[found.scores.metric == "accuracy"])
+    assert not _shuffled_at_chance(
+        replace(only, scores=only.scores.assign(shuffled=0.9, shuffled_low=0.85, shuffled_high=0.95))
+    )
+    assert _shuffled_at_chance(
+        replace(only, scores=only.scores.assign(shuffled=0.1, shuffled_low=0.05, shuffled_high=0.15))
+    )
 
 
 def test_permuting_names_tells_a_planted_geometry_from_none() -> None:
