@@ -23,10 +23,13 @@ RESERVED = {*FIXED, "start", "end", "words"}
 
 
 def bad_cell(name: str, row: int, column: str, value: object, problem: str, remedy: str) -> InputError:
-    """Compose the one line that says where in a corpus something is wrong and what to do."""
-    shown = repr(value)
+    """Compose the one line that says where in a corpus something is wrong and what to do; `row` counts from 0."""
+    shown = "the cell" if value is None else repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return InputError(f"{name}: row {row} (counted from 0), column {column!r}: {shown} {problem}; {remedy}")
+    where = (
+        f"row {row + 1} (the first text is row 1), column {column!r}"  # as people count, whatever the header
+    )
+    return InputError(f"{name}: {where}: {shown} {problem}; {remedy}")
 
 
 def check_names(name: str, labels: Sequence[str], dimensions: Mapping[str, tuple[float, float]]) -> None:
@@ -42,7 +45,10 @@ def check_names(name: str, labels: Sequence[str], dimensions: Mapping[str, tuple
         if dimension in RESERVED:
             raise InputError(f"{name}: a dimension cannot be called {dimension!r}; choose another name")
         if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not bounds[0] < bounds[1]:
-            raise InputError(f"{name}: the range {bounds} of {dimension!r} is none; give (lowest, highest)")
+            shown = " to ".join(f"{bound:g}" for bound in bounds)
+            raise InputError(
+                f"{name}: the range {shown} of {dimension!r} is none; give the lowest value, then the highest"
+            )
 
 
 def check_columns(name: str, columns: Mapping[str, Sequence[object]], expected: Sequence[str]) -> None:
@@ -79,7 +85,7 @@ def check_texts(name: str, texts: Sequence[str | None]) -> None:
     """Refuse texts with nothing to read in them: empty, blank, or nothing but NUL characters."""
     for row, text in enumerate(texts):
         if text is None or not text.replace("\0", "").strip():
-            raise bad_cell(name, row, "text", text, "is empty", "leave the row out")
+            raise bad_cell(name, row, "text", (text or "").strip() or None, "is empty", "leave the row out")
 
 
 def check_labels(name: str, rows: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> None:

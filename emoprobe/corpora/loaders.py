@@ -95,7 +95,7 @@ def _open(source: object, folder: object, split: str | None, limit: int | None, 
     if known in PUBLISHED:
         return _published(known, _folder_of(known, folder))
     if path.is_file() or path.suffix.lower() in SUFFIXES:
-        return Source(path.stem, read_table(path))
+        return Source(path.name, read_table(path))
     if path.is_dir():
         raise InputError(f"{path}: holds none of {', '.join(PUBLISHED)}; give a file of the folder instead")
     return _hub(os.fspath(source), split)
@@ -153,7 +153,7 @@ def _hub(name: str, split: str | None) -> Source:
     except Exception as error:  # whatever the hub's clients raise; their classes change with their versions
         raise InputError(
             f"{name}: is no file here, none of {', '.join((*PUBLISHED, 'ground-truth'))}, and could not be loaded "
-            f"from the hub ({first_line(error)}); give a path, or a datasets.Dataset"
+            f"from the hub ({first_line(error)}); check the name or the path"
         ) from error
     table = from_dataset(data)
     return Source(name, table if split is None else Table(table.frame.assign(split=split), table.classes))
@@ -200,7 +200,8 @@ def _tidy(source: Source, columns: Columns, ranges: Ranges, name: str) -> Corpus
     for dimension in ranges:
         if dimension not in dimensions:
             raise InputError(
-                f"{name}: ranges names {dimension!r}, which is no dimension; {_there_are(dimensions)}"
+                f"{name}: {dimension!r} has a range but is no dimension ({_there_are(dimensions)}); "
+                f"say which column it is, columns={{{dimension!r}: ...}}"
             )
     labels = mapping.get("labels")
     vocabulary = labels if isinstance(labels, list | tuple) else source.table.classes.get(str(labels))

@@ -49,7 +49,7 @@ def features(dimensions: Sequence[str]) -> Features:
 class Corpus:
     """Hold labelled texts in one schema; `Corpus.from_columns` and `load_corpus` make one.
 
-    Raises InputError, with the row (counted from 0), the column and the value, for an empty text, an
+    Raises InputError, with the row (counted from 1), the column and the value, for an empty text, an
     annotation that is infinite or outside its range, a label outside the vocabulary and a span outside its
     text. Texts that are the same but for case and spacing come to share a group, and so do their groups: a
     text seen in training must not be tested on.

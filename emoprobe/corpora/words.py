@@ -32,7 +32,7 @@ def annotated_sentence(
     if not words:
         raise InputError("a sentence without words; give one (word, value, ...) for each word")
     spans, start = [], 0
-    for position, (word, *values) in enumerate(words):
+    for position, (word, *values) in enumerate(words, start=1):
         if not isinstance(word, str) or not word.strip():
             raise InputError(f"word {position} is {word!r}; give a word that is not empty")
         if len(values) != len(dimensions):
