@@ -32,14 +32,15 @@ def resolve_layers(layers: Layers, n_layers: int, *, blocks: bool = False) -> tu
         chosen = tuple(range(count))[layers]
     else:
         items = layers if isinstance(layers, Sequence) or hasattr(layers, "__iter__") else [layers]
-        chosen = tuple(dict.fromkeys(_resolve_one(item, n_layers, count) for item in items))
+        chosen = tuple(dict.fromkeys(_resolve_one(item, n_layers, blocks) for item in items))
     if not chosen:
-        raise InputError(f"layers={layers!r} names no layer: this model has layers 0 to {count - 1}")
+        raise InputError(f"{_written(layers)} names none: {_existing(n_layers, blocks)}")
     return chosen
 
 
-def _resolve_one(layer: object, n_layers: int, count: int) -> int:
+def _resolve_one(layer: object, n_layers: int, blocks: bool) -> int:
     # A whole number is an index and any other real a fraction: 1 is layer 1, 1.0 is the full depth.
+    count, what = (n_layers, "block") if blocks else (n_layers + 1, "layer")
     if isinstance(layer, Integral) and not isinstance(layer, bool):
         index = int(layer)
         if -count <= index < count:
@@ -47,7 +48,22 @@ def _resolve_one(layer: object, n_layers: int, count: int) -> int:
     elif isinstance(layer, Real) and not isinstance(layer, bool):
         if 0.0 <= float(layer) <= 1.0:
             return min(round(float(layer) * n_layers), count - 1)
-        raise InputError(f"layer {layer} is not a fraction of the depth: fractions lie between 0.0 and 1.0")
+        raise InputError(f"{what} {layer} is not a fraction of the depth: fractions lie between 0.0 and 1.0")
     raise InputError(
-        f"layer {layer!r} does not exist: this model has layers 0 to {count - 1}, or fractions 0.0 to 1.0"
+        f"{what} {layer!r} does not exist: {_existing(n_layers, blocks)}, or fractions 0.0 to 1.0"
     )
+
+
+def _existing(n_layers: int, blocks: bool) -> str:
+    """Say which there are; the two kinds differ by one, so the message has to say which kind is meant."""
+    if blocks:
+        return f"this model has attention blocks 0 to {n_layers - 1}"
+    return f"this model has layers 0 to {n_layers} (residual streams; 0 is the embedding)"
+
+
+def _written(layers: object) -> str:
+    """Write a selection as people type it: the slice 3:3, the list []."""
+    if not isinstance(layers, slice):
+        return f"layers={layers!r}"
+    parts = (layers.start, layers.stop) + (() if layers.step is None else (layers.step,))
+    return f"layers {':'.join('' if part is None else str(part) for part in parts)}"

@@ -338,11 +338,19 @@ def test_bad_input_is_named() -> None:
         pass
     with pytest.raises(InputError, match="has no layer 1"), inject(model, valuation, 1.0, layers=1):
         pass
-    with pytest.raises(InputError, match="layer 7 does not exist"), inject(model, valuation, 1.0, layers=7):
+    with (
+        pytest.raises(InputError, match=r"block 7 does not exist: .*attention blocks 0 to 2"),
+        inject(model, valuation, 1.0, layers=7),
+    ):
         pass
     with pytest.raises(InputError, match=r"reads 16 numbers per token, .* width 32"):
         with inject(model, Valuation(torch.zeros(1, 3, 16), torch.zeros(1, 3), ("a", "b", "c"), (0,)), 1.0):
             pass
+    wide = Valuation(
+        torch.zeros(1, 1, 64), torch.zeros(1, 1), ("a",), (9,), centre=torch.zeros(1, 64)
+    )  # of a model twice as wide: else the first half of each row would be read, as if the rest were for emotions
+    with pytest.raises(InputError, match=r"width 64, .* width 32"), inject(model, wide, 1.0):
+        pass
     with pytest.raises(InputError, match="not a finite number"), inject(model, valuation, float("nan")):
         pass
     with pytest.raises(InputError, match=r"blocks \[8\]"):

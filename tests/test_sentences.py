@@ -436,7 +436,7 @@ def test_bad_input_is_answered_in_one_line() -> None:
     model = tiny_model("gpt2")
     with pytest.raises(InputError, match="controls=0"):
         compare_sentences(model, controls=0)
-    with pytest.raises(InputError, match="layer 3 does not exist"):
+    with pytest.raises(InputError, match="block 3 does not exist"):
         compare_sentences(model, layers=3)
     with pytest.raises(InputError, match=r"none of the layers asked for: it has \[0, 2\]"):
         compare_sentences(model, make_valuation(model), layers=1)

@@ -46,9 +46,10 @@ def biases(
     emotions: Tensor | None = None,
 ) -> list[AttentionBias]:
     """Return the interventions that `inject` places, one per block. See `inject`."""
+    _check_width(model, valuation, emotions)
     if layers is not None:
         valuation = valuation.select(layers, model.n_layers)
-    _check_width(model, valuation, emotions)
+    _check_depth(model, valuation)
     if valuation.basis is not None:
         model.check_basis(valuation.basis, "this valuation")
     strengths = _per_layer(valuation.strength if strength is None else strength, valuation, model.n_heads)
@@ -100,11 +101,20 @@ def _check_width(model: LiveModel, valuation: Valuation, emotions: Tensor | None
     extra = emotions.shape[-1] if emotions is not None else 0
     if valuation.embedding is not None:
         extra = valuation.embedding.shape[-1]
+    made_for = model.d_model if valuation.centre is None else valuation.centre.shape[-1]
+    if made_for != model.d_model:
+        raise InputError(
+            f"this valuation was made for a residual stream of width {made_for}, but that of {model.name} has width "
+            f"{model.d_model}: make one for this model"
+        )
     if width < model.d_model or (extra and width != model.d_model + extra):
         raise InputError(
             f"this valuation reads {width} numbers per token, but {model.name} has a residual stream of width "
             f"{model.d_model}" + (f" and emotion embeddings of width {extra}" if extra else "")
         )
+
+
+def _check_depth(model: LiveModel, valuation: Valuation) -> None:
     too_deep = [layer for layer in valuation.layers if not 0 <= layer < model.n_layers]
     if too_deep:
         raise InputError(
