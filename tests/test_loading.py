@@ -48,6 +48,54 @@ def test_encoders_are_loaded_with_the_head_they_have(tmp_path: Path) -> None:
             call()
 
 
+def test_a_path_that_leads_to_no_model_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise OSError("the hub was asked")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", asked)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"")
+    for name in (
+        "./models/foo",
+        "../foo",
+        "~/foo",
+        "runs/x/model",
+        "runs/",
+        str(tmp_path / "foo"),
+        Path("foo"),
+    ):
+        with pytest.raises(InputError, match=f'^no folder "{name}": check the path'):
+            load_model(name)
+    with pytest.raises(InputError, match=r'"weights\.bin" is a file: give the folder'):
+        load_model("weights.bin")
+    for name in ("runs/x", "foo"):  # names that the hub may have
+        with pytest.raises(
+            InputError, match=f'"{name}": there is no folder of that name here.*the hub was asked'
+        ):
+            load_model(name)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_bundled_model_loads_without_a_bar_and_leaves_others_theirs(
+    wanted: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if wanted else logging.disable_progress_bar)()
+    try:
+        folder = saved(tiny_model("llama"), tmp_path)
+        capfd.readouterr()
+        load_model("bundled")
+        assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled() == wanted
+        load_model(folder)
+        assert ("Loading weights" in capfd.readouterr().err) == wanted
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+
+
 def test_dtype_attention_and_device_map_are_passed_through(tmp_path: Path) -> None:
     model = tiny_model("llama", dtype=torch.float32)
     folder = saved(model, tmp_path)

@@ -160,8 +160,8 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     model = tiny_model()
     long = "The dog was happy. " * 100
     for call, words in [
-        (lambda: load_model(tmp_path / "nothing"), r'no model ".*nothing": it is neither a folder'),
-        (lambda: load_model(tmp_path), "cannot load a model from the folder"),
+        (lambda: load_model(tmp_path / "nothing"), r'no folder ".*nothing": check the path'),
+        (lambda: load_model(tmp_path), r"holds no model, for there is no config\.json in it"),
         (lambda: load_model("bundled", backend="jax"), 'backend="jax"'),
         (lambda: wrap(object()), "cannot wrap a object"),
         (lambda: wrap(model.underlying), "tokenizer"),

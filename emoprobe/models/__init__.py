@@ -1,7 +1,10 @@
 """Live models: load one by name, or wrap one that is already there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +47,11 @@ def load_model(
             "give device= or device_map=, not both: the map says where the parts of the model go"
         )
     _check_backend(backend, attn_implementation)
+    folder = Path(__file__).parent / BUNDLED[str(name)] if str(name) in BUNDLED else None
+    if folder is None:
+        _check_place(name)
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = Path(__file__).parent / BUNDLED[str(name)] if str(name) in BUNDLED else None
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     chosen = {
         "dtype": dtype,
@@ -58,9 +63,10 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         auto = _auto_class(AutoConfig.from_pretrained(source, **options))
-        model = auto.from_pretrained(
-            source, **options, **{key: value for key, value in chosen.items() if value is not None}
-        )
+        with nullcontext() if folder is None else _without_bars():  # a model this small is there at once
+            model = auto.from_pretrained(
+                source, **options, **{key: value for key, value in chosen.items() if value is not None}
+            )
     except ImportError as error:  # device_map and quantization_config need libraries of their own
         raise InputError(f'"{name}" cannot be loaded in this way: {_first_line(error)}') from error
     except (OSError, ValueError) as error:
@@ -152,13 +158,43 @@ def _check_backend(backend: str, attn_implementation: str | None) -> None:
         )
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the progress bars of transformers off the screen, and leave them afterwards as they were."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled() and not are_progress_bars_disabled()  # it switches both at once
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _check_place(name: str | Path) -> None:
+    """Refuse a file, and a path that leads nowhere: the hub would only say that it is not a name."""
+    path = Path(name)
+    if path.is_file():
+        raise InputError(f'"{name}" is a file: give the folder that the model lies in')
+    path_like = (
+        isinstance(name, PathLike) or name.startswith((".", "~")) or "\\" in name or name.endswith("/")
+    )
+    if not path.exists() and (path_like or path.is_absolute() or len(path.parts) > 2):
+        raise InputError(f'no folder "{name}": check the path to the model, or give a hub name or "bundled"')
+
+
 def _why_not(name: str, error: Exception) -> str:
     first_line = _first_line(error)
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        return f'the folder "{name}" holds no model, for there is no config.json in it: give the folder that one was saved to'
     if Path(name).exists():
         return f'cannot load a model from the folder "{name}": {first_line}'
     return (
-        f'no model "{name}": it is neither a folder here nor could it be had from the hub ({first_line}); check the name or '
-        'the network, or use "bundled"'
+        f'no model "{name}": there is no folder of that name here, nor could it be had from the hub ({first_line}); check the '
+        'path, the name or the network, or use "bundled"'
     )
 
 
