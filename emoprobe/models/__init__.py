@@ -161,7 +161,7 @@ def _check_backend(backend: str, attn_implementation: str | None) -> None:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Keep the progress bars of transformers off the screen, and leave them afterwards as they were."""
-    from huggingface_hub.utils import are_progress_bars_disabled
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled() and not are_progress_bars_disabled()  # it switches both at once
