@@ -50,7 +50,7 @@ def read_artefact(path: str | Path, kind: str, version: int) -> tuple[dict[str, 
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f'no file "{path}": a {kind} was to be read from it')
+        raise InputError(f'no file "{path}": a {kind} was to be read from it; check the path')
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -58,7 +58,8 @@ def read_artefact(path: str | Path, kind: str, version: int) -> tuple[dict[str, 
         record = json.loads(metadata[KEY])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(
-            f'"{path}" is damaged or was not written by emoprobe ({type(error).__name__}: {error})'
+            f'"{path}" is damaged or was not written by emoprobe ({type(error).__name__}: {error}): write it again, or give '
+            f"another file that holds a {kind}"
         ) from error
     if record.get("kind") != kind:
         raise InputError(f'"{path}" holds a {record.get("kind")}, not a {kind}')

@@ -7,21 +7,43 @@ one line and an exit status: 0 done, 1 a study whose checks failed, 2 bad input,
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emoprobe.errors import InputError
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from emoprobe.probes import Trace
+
 FAILED, BAD_INPUT, FAULT, INTERRUPTED = 1, 2, 70, 130
 # Newer releases of typer carry click inside themselves, and older ones do not.
 _BadUsage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+_UNBOUNDED = 10_000  # columns: wider than any table
+_OPTIONS = (
+    (r"\branges=\{'(.+?)': \(lowest, highest\)\}", r"--ranges \1=LOWEST:HIGHEST"),
+    (r"\bleave one out, as in columns=\{'words': None\}", "remove one of them from the file"),
+    (r"\bcolumns=\{'(.+?)': \.\.\.\}", r"--columns \1=COLUMN"),
+    (r"\bfolder=", "--folder"),
+    (r"\b(estimator|folds|layers|positions|strengths?)=", r"--\1 "),
+    (r", a boolean mask or character spans", ""),
+    (r"\bfit_probes\b", "`emoprobe fit`"),
+    (
+        r"\bmake it with learn_valuation, or set its strength",
+        "`emoprobe study` writes one, valuation-learned.safetensors",
+    ),
+)
+"""What messages say of Python, as regular expressions, and what a command line has in its place."""
 
 app = typer.Typer(
     name="emoprobe",
@@ -43,7 +65,12 @@ DType = Annotated[
     str | None, typer.Option(help="Type of the weights, for example bfloat16.", show_default="the model's")
 ]
 Seed = Annotated[int, typer.Option(help="Everything that is drawn is drawn with it.")]
-LayersOption = Annotated[str, typer.Option(help='An index, a fraction, a list 2,4, a slice 2:5, or "all".')]
+LayersOption = Annotated[
+    str,
+    typer.Option(
+        help='Residual streams (0 is the embedding): an index, a fraction, a list 2,4, a slice 2:5, or "all".'
+    ),
+]
 Columns = Annotated[
     str | None,
     typer.Option(
@@ -137,6 +164,7 @@ def fit(
     folder: Data = None,
     columns: Columns = None,
     ranges: Ranges = None,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
     limit: Limit = None,
     seed: Seed = 0,
     device: Device = None,
@@ -147,10 +175,14 @@ def fit(
     from emoprobe.probes import fit_probes
 
     texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
+    if not texts.concepts:
+        raise InputError(
+            f"{texts.name}: no column is read as labels or as a dimension; say which is, for example "
+            "--columns labels=COLUMN or --columns valence=COLUMN"
+        )
     typed.writable(output)
-    probes = fit_probes(
-        typed.model(model, device, dtype), texts, typed.layers(layers), estimator=estimator, seed=seed
-    )
+    live = typed.model(model, device, dtype)
+    probes = fit_probes(live, texts, typed.layers(layers), estimator=estimator, folds=folds, seed=seed)
     probes.save(output)
     typer.echo(probes.report())
     typer.echo(f"written: {output}")
@@ -167,34 +199,39 @@ def trace(
     layers: Annotated[
         str | None, typer.Option(help="Layers to read at.", show_default="each concept's best")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write every number to a CSV file.")
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Read probes out at every token of a text."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
+    """Read probes out at every token of a text.
+
+    A terminal shows as many concepts as its width holds, those that lie furthest from the mean token of the probes' corpus; a
+    file or another program gets them all, each token on one line.
+    """
+    from functools import partial
 
     from emoprobe import typed
+    from emoprobe.artefacts import write_bytes
     from emoprobe.probes import load_probes
     from emoprobe.probes import trace as traced
 
+    typed.not_empty(text)
+    if output is not None:
+        typed.writable(output)
     loaded = load_probes(probes)
-    found = traced(
+    read = partial(
+        traced,
         typed.model(model, device),
         loaded,
         text,
         concepts=typed.split(concepts),
         layers=None if layers is None else typed.layers(layers),
-    ).coloured()
-    pairs = list(dict.fromkeys(zip(found.concept, found.layer, strict=True)))
-    table = Table("token", *(escape(f"{concept} @{layer}") for concept, layer in pairs), box=None)
-    for _, rows in found.groupby("position", sort=True):
-        records: list[dict[Any, Any]] = rows.to_dict("records")
-        by_pair = {(row["concept"], row["layer"]): row for row in records}
-        cells = [Text(f"{by_pair[p]['value']:.2f}", style=_shade(by_pair[p]["colour"])) for p in pairs]
-        table.add_row(Text(repr(rows.token.iloc[0].replace(" ", "␣"))[1:-1]), *cells)
-    Console().print(table)
+    )
+    found = read()
+    if output is not None:
+        write_bytes(output, found.frame.to_csv(index=False).encode())
+    _show_trace(found, lambda: read(kind="z"))
 
 
 @app.command(
@@ -214,15 +251,16 @@ def steer(
     device: Device = None,
     dtype: DType = None,
 ) -> None:
-    """Continue a prompt with and without a concept's direction."""
+    """Continue a prompt with and without a concept's direction, each time with the likeliest token."""
     from emoprobe import typed
     from emoprobe.probes import load_probes
     from emoprobe.steering import steer as steered
 
+    typed.not_empty(prompt)
     loaded = load_probes(probes)
+    direction = loaded[concept]
     live = typed.model(model, device, dtype)
     loaded.check_model(live)
-    direction = loaded[concept]
     with steered(live, direction, strength, typed.layers(layers), positions):
         after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
@@ -237,16 +275,19 @@ def inject(
     probes: Annotated[Path, typer.Argument(help="A probe set or a valuation.", show_default=False)],
     prompt: Prompt,
     strength: Annotated[float | None, typer.Option(help="λ.", show_default="learned, else 0.5")] = None,
-    layers: Annotated[str | None, typer.Option(help="Blocks to inject into.", show_default="all")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Attention blocks to inject into, from 0.", show_default="all")
+    ] = None,
     concepts: Annotated[str | None, typer.Option(help="Dimensions to value by.", show_default="all")] = None,
     max_new_tokens: NewTokens = 40,
     device: Device = None,
     dtype: DType = None,
 ) -> None:
-    """Continue a prompt with and without a valuation in attention."""
+    """Continue a prompt with and without a valuation in attention, each time with the likeliest token."""
     from emoprobe import typed
     from emoprobe.valattn import inject as injected
 
+    typed.not_empty(prompt)
     valuation = typed.valuation(probes, typed.split(concepts))
     lam = 0.5 if strength is None and valuation.strength is None else strength
     live = typed.model(model, device, dtype)
@@ -268,7 +309,10 @@ def sweep(
     strengths: Annotated[
         str | None, typer.Option(help="A list of s or λ.", show_default="−0.1 … 0.1 for s, −1 … 1 for λ")
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Where.", show_default="0.66 for s, all for λ")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Residual streams for s, blocks for λ.", show_default="0.66 for s, all for λ"),
+    ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="Texts to measure on, one a line.", show_default="built-in passages")
     ] = None,
@@ -297,8 +341,9 @@ def sweep(
     lines = typed.lines(texts)
     live = typed.model(model, device, dtype)
     measures = [nll(lines), kl(lines)]
-    if loaded is not None and live.n_layers in loaded.layers:
+    if loaded is not None:
         loaded.check_model(live)
+    if loaded is not None and live.n_layers in loaded.layers:
         names = list(loaded.concepts[:3]) if concept is None else [concept]
         measures += [read_out(loaded, name, live.n_layers) for name in names]
     where = None if layers is None else typed.layers(layers)
@@ -366,7 +411,8 @@ def info(model: Model = "bundled", device: Device = None, dtype: DType = None) -
     rows = {
         "model": live.name,
         "kind": f"{type(live.underlying).__name__} on {live.backend}, {str(live.dtype).removeprefix('torch.')}, {live.device}",
-        "blocks": f"{live.n_layers} (layers 0 to {live.n_layers})",
+        "blocks": f"{live.n_layers} (0 to {live.n_layers - 1})",
+        "layers": f"0 (the embedding) to {live.n_layers}, the residual streams around the blocks",
         "width": live.d_model,
         "heads": live.n_heads,
         "parameters": f"{weights:,}",
@@ -381,6 +427,48 @@ def info(model: Model = "bundled", device: Device = None, dtype: DType = None) -
 # Showing and running --------------------------------------------------------------------------------------------------
 
 
+def _show_trace(found: Trace, standardised: Callable[[], Trace]) -> None:
+    """Print a trace: in a terminal the concepts that fit, the furthest from their mean token first to stay; else all."""
+    from rich.console import Console
+
+    console, shown = Console(), list(found.centres)
+    table = _trace_table(found, shown)
+    if not console.is_terminal:
+        Console(width=_UNBOUNDED).print(table)
+        return
+    wide = console.options.update(width=_UNBOUNDED)
+    if console.measure(table, options=wide).maximum > console.width:
+        scores = standardised()
+        counted = scores.frame[scores.frame.position >= scores.start]
+        away = counted.groupby(["concept", "layer"]).value.mean().abs().to_dict()
+        while len(shown) > 1 and console.measure(table, options=wide).maximum > console.width:
+            shown.remove(min(shown, key=lambda pair: away.get(pair, 0.0)))
+            table = _trace_table(found, shown)
+    console.print(table)
+    if len(shown) < len(found.centres):
+        console.print(
+            f"{len(shown)} of {len(found.centres)} columns, those furthest from the mean token of the probes' corpus; "
+            "--concepts chooses others, --output writes all",
+            style="dim",
+            highlight=False,
+        )
+
+
+def _trace_table(found: Trace, pairs: Sequence[tuple[str, int]]) -> Table:
+    """Set out one line per token and one column per concept and layer; none is ever cut or wrapped."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    names = [Text(f"{concept} @{layer}") for concept, layer in pairs]
+    table = Table("token", *(Column(name, no_wrap=True) for name in names), box=None)
+    for _, rows in found.coloured().groupby("position", sort=True):
+        records: list[dict[Any, Any]] = rows.to_dict("records")
+        by_pair = {(row["concept"], row["layer"]): row for row in records}
+        cells = [Text(f"{by_pair[p]['value']:.2f}", style=_shade(by_pair[p]["colour"])) for p in pairs]
+        table.add_row(Text(repr(rows.token.iloc[0].replace(" ", "␣"))[1:-1]), *cells)
+    return table
+
+
 def _shade(colour: float) -> str:
     # Too faint a colour is none.
     return (
@@ -391,7 +479,8 @@ def _shade(colour: float) -> str:
 
 
 def _side_by_side(prompt: str, before: object, name: str, after: object) -> None:
-    typer.echo(f"untouched\n  {prompt}{before}\n\n{name}\n  {prompt}{after}")
+    same = " (no difference)" if after == before else ""
+    typer.echo(f"untouched\n  {prompt}{before}\n\n{name}{same}\n  {prompt}{after}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -406,7 +495,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = getattr(getattr(error, "ctx", None), "command_path", "emoprobe")
             return _refuse(f"{error.format_message().rstrip('.')}; see {where} --help")
         except InputError as error:
-            return _refuse(str(error))
+            return _refuse(_in_options(str(error)))
         except BrokenPipeError:  # whoever reads our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
@@ -430,6 +519,13 @@ def _run(given: list[str]) -> int:
         kept = "what is done is kept, and the same command resumes" if study else "nothing was written"
         sys.stderr.write(f"\nemoprobe: interrupted; {kept}\n")
     return status if isinstance(status, int) else 0
+
+
+def _in_options(message: str) -> str:
+    """Say what the package says of its Python arguments in the options of the command line."""
+    for in_python, typed_in in _OPTIONS:
+        message = re.sub(in_python, typed_in, message)
+    return message
 
 
 def _refuse(message: str) -> int:

@@ -61,7 +61,15 @@ def _pairs(option: str, given: str | None, example: str) -> dict[str, str]:
 
 
 def split(given: str | None) -> list[str] | None:
-    return None if given is None else [part.strip() for part in given.split(",") if part.strip()]
+    parts = None if given is None else [part.strip() for part in given.split(",") if part.strip()]
+    if parts == []:
+        raise InputError(f'--concepts "{given}" names none: write --concepts valence,arousal')
+    return parts
+
+
+def not_empty(text: str) -> None:
+    if not text.strip():
+        raise InputError("the text is empty: give some words to read")
 
 
 def numbers(given: str, separator: str = ",") -> list[float]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -108,6 +109,80 @@ def test_trace_shows_every_token(call: Call) -> None:
     assert "".join(line.split()[0] for line in out.splitlines()[2:]) == "the␣sun␣came␣up"
 
 
+def _values(out: str) -> tuple[list[str], list[list[float]]]:
+    """Read a trace's table: its columns, and a row of numbers for each token."""
+    columns = re.findall(r"\w+ @\d", out.splitlines()[0])
+    rows = [
+        [float(cell) for cell in line.split()[1:]] for line in out.splitlines()[1:] if "columns" not in line
+    ]
+    return columns, rows
+
+
+def test_a_trace_that_goes_to_a_file_is_whole(call: Call, files: Path) -> None:
+    import pandas as pd
+
+    from emoprobe import load_model, load_probes
+    from emoprobe.probes import trace
+
+    found = trace(load_model("model"), load_probes("probes.safetensors"), "the sun", layers="all").frame
+    given = ("trace", "model", "probes.safetensors", "the sun", "--layers", "all")
+    status, out, err = call(*given, "-o", "numbers.csv")
+    columns, rows = _values(out)
+    assert status == 0 and not err and "\x1b" not in out and "…" not in out
+    assert len(columns) == 8 and max(map(len, out.splitlines())) > 80  # more than a terminal would hold
+    for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+        concept, layer = column.split(" @")
+        truth = found[(found.concept == concept) & (found.layer == int(layer))].sort_values("position").value
+        assert list(values) == pytest.approx(truth.tolist(), abs=0.0051)
+    written = pd.read_csv(files / "numbers.csv")
+    assert written.token.tolist() == found.token.tolist() and written.value.tolist() == pytest.approx(
+        found.value.tolist()
+    )
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_a_terminal_shows_the_columns_that_fit_uncut(
+    width: int, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.text import Text
+
+    from emoprobe import load_model, load_probes
+    from emoprobe.probes import trace
+
+    given = ("trace", "model", "probes.safetensors", "the sun", "--layers", "all")
+    every, _ = _values(call(*given)[1])
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = Text.from_ansi(call(*given)[1]).plain
+    assert "…" not in out and max(map(len, out.splitlines())) <= width
+    table = "\n".join(line for line in out.splitlines() if line.startswith(" "))
+    columns, rows = _values(table)
+    assert all(len(row) == len(columns) for row in rows)
+    z = trace(load_model("model"), load_probes("probes.safetensors"), "the sun", layers="all", kind="z").frame
+    away = z[z.position > 0].groupby(["concept", "layer"]).value.mean().abs().sort_values(ascending=False)
+    furthest = {f"{concept} @{layer}" for concept, layer in away.index[: len(columns)]}
+    assert columns == [column for column in every if column in furthest]
+    assert (f"{len(columns)} of 8" in out) == (len(columns) < 8) == (width < 200)
+
+
+def test_the_untouched_continuation_is_the_models_own(call: Call) -> None:
+    from emoprobe import load_model
+
+    own = load_model("model").generate("the sun", max_new_tokens=5, do_sample=False)
+    for arguments in (
+        ("steer", "model", "probes.safetensors", "valence", "the sun", "--strength", "4", "--layers", "1"),
+        ("inject", "model", "probes.safetensors", "the sun", "--strength", "40", "--concepts", "valence"),
+    ):
+        _, out, _ = call(*arguments, "--max-new-tokens", "5")
+        assert out.startswith(f"untouched\n  the sun{own}\n\n") and "no difference" not in out
+        zero = [
+            *arguments[: arguments.index("--strength") + 1],
+            "0",
+            *arguments[arguments.index("--strength") + 2 :],
+        ]
+        assert call(*zero, "--max-new-tokens", "5")[1].endswith(f" (no difference)\n  the sun{own}\n")
+
+
 def test_steer_and_inject_write_two_continuations(call: Call) -> None:
     for arguments in (
         ("steer", "model", "probes.safetensors", "valence", "the sun", "--strength", "4", "--layers", "1"),
@@ -160,7 +235,12 @@ def test_compare_sets_two_valuations_side_by_side(call: Call, files: Path) -> No
 
 def test_info_says_what_a_model_is(call: Call) -> None:
     status, out, _ = call("info", "model")
-    assert status == 0 and "3 (layers 0 to 3)" in out and small_model().fingerprint() in out
+    assert (
+        status == 0
+        and "3 (0 to 2)" in out
+        and "0 (the embedding) to 3" in out
+        and small_model().fingerprint() in out
+    )
 
 
 def test_study_and_report(call: Call, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +314,9 @@ BAD = {
     "no number": (["study", "--limit", "many"], "--limit"),
     "no such model": (
         ["study", "./nowhere", "--corpus", "days.csv", "--columns", "text=sentence,valence=V"],
-        "./nowhere",
+        'no folder "./nowhere": check the path',
     ),
+    "a file for a model": (["info", "days.csv"], '"days.csv" is a file'),
     "no such corpus": (["study", "model", "--corpus", "nowhere.csv"], "nowhere.csv"),
     "no such column": (
         ["fit", "model", "days.csv", "-o", "x", "--columns", "text=sentence,valence=mood"],
@@ -245,21 +326,75 @@ BAD = {
         ["fit", "model", "days.csv", "-o", "x", "--columns", "text:sentence"],
         "text:sentence",
     ),
-    "out of range": (["fit", "model", "wild.csv", "-o", "x"], "column 'valence': 7.0"),
+    "no such column at all": (
+        ["fit", "model", "days.csv", "-o", "x"],
+        "days.csv: say which column holds the texts, --columns text=",
+    ),
+    "no number in a column": (
+        ["fit", "model", "days.csv", "-o", "x", "--columns", "text=sentence,arousal=group"],
+        "days.csv: row 1 (the first text is row 1), column 'group'",
+    ),
+    "no labels": (["fit", "model", "plain.csv", "-o", "x"], "--columns labels=COLUMN"),
+    "a range unknown": (
+        ["fit", "model", "plain.csv", "-o", "x", "--columns", "stars=stars"],
+        "--ranges stars=LOWEST:HIGHEST",
+    ),
+    "a range of nothing": (
+        ["fit", "model", "plain.csv", "-o", "x", "--ranges", "stras=1:5"],
+        "--columns stras=COLUMN",
+    ),
+    "a folder for a file": (
+        ["fit", "model", "wild.csv", "-o", "x", "--folder", "model"],
+        "--folder is for published corpora",
+    ),
+    "no such estimator": (
+        ["fit", "model", "rated.csv", "-o", "x", "--estimator", "lasso"],
+        '--estimator "lasso"',
+    ),
+    "out of range": (
+        ["fit", "model", "wild.csv", "-o", "x"],
+        "wild.csv: row 2 (the first text is row 1), column 'valence': 7.0",
+    ),
+    "out of range, and what to do": (
+        ["fit", "model", "wild.csv", "-o", "x"],
+        "--ranges valence=LOWEST:HIGHEST",
+    ),
     "ranges not understood": (["fit", "model", "wild.csv", "-o", "x", "--ranges", "valence=1"], "valence=1"),
-    "an empty text": (["fit", "model", "empty.csv", "-o", "x"], "column 'text'"),
-    "an empty prompt": (["trace", "model", "probes.safetensors", " "], "text 0 is empty"),
+    "an empty text": (
+        ["fit", "model", "empty.csv", "-o", "x"],
+        "empty.csv: row 2 (the first text is row 1), column 'text': the cell is empty",
+    ),
+    "an empty line of JSON": (
+        ["fit", "model", "empty.jsonl", "-o", "x"],
+        "empty.jsonl: row 2 (the first text is row 1), column 'text': the cell is empty",
+    ),
+    "too few groups": (["fit", "model", "rated.csv", "-o", "x"], "give --folds 3"),
+    "an empty prompt": (["trace", "model", "probes.safetensors", " "], "the text is empty"),
+    "no concept": (["trace", "model", "probes.safetensors", "the sun", "--concepts", ","], "--concepts"),
+    "no such position": (
+        ["steer", "model", "probes.safetensors", "valence", "the sun", "--positions", "top"],
+        '--positions "top"',
+    ),
+    "no finite strength": (
+        ["inject", "model", "probes.safetensors", "the sun", "--strength", "nan"],
+        "--strength nan",
+    ),
     "no such layer": (
         ["steer", "model", "probes.safetensors", "valence", "the sun", "--layers", "9"],
-        "layer 9",
+        "layer 9 does not exist: this model has layers 0 to 3 (residual streams",
     ),
     "layers not understood": (
         ["fit", "model", "days.csv", "-o", "x", "--layers", "top", *["--columns", "text=sentence"]],
         "top",
     ),
     "no such concept": (["steer", "model", "probes.safetensors", "ennui", "the sun"], "ennui"),
-    "no such block": (["inject", "model", "probes.safetensors", "the sun", "--layers", "3"], "layer 3"),
+    "no such block": (
+        ["inject", "model", "probes.safetensors", "the sun", "--layers", "3"],
+        "block 3 does not exist: this model has attention blocks 0 to 2",
+    ),
     "probes of another width": (["trace", "wide", "probes.safetensors", "the sun"], "width 32"),
+    "a valuation of another width": (["inject", "wide", "probes.safetensors", "the sun"], "width 32"),
+    "a sweep of another width": (["sweep", "wide", "probes.safetensors"], "width 32"),
     "no probe set": (["trace", "model", "days.csv", "the sun"], "days.csv"),
     "a probe set missing": (["trace", "model", "nowhere.safetensors", "the sun"], "nowhere.safetensors"),
     "strengths not understood": (
@@ -299,7 +434,12 @@ BAD = {
 def test_bad_input_is_one_line_that_names_it(case: str, call: Call, files: Path) -> None:
     (files / "wild.csv").write_text("text,valence\na fine day,0.5\na wild one,7\n")
     (files / "empty.csv").write_text("text,valence\na fine day,0.5\n  ,0.5\n")
-    if case == "probes of another width":
+    (files / "empty.jsonl").write_text(
+        '{"text": "a fine day", "valence": 0.5}\n{"text": null, "valence": 0.5}\n'
+    )
+    (files / "plain.csv").write_text("text,stars\na fine day,3\n")
+    _rated(files / "rated.csv")
+    if "wide" in BAD[case][0]:
         _wide(files / "wide")
     arguments, named = BAD[case]
     before = {path: path.stat().st_mtime_ns for path in files.iterdir() if path.suffix != ".csv"}
@@ -308,7 +448,30 @@ def test_bad_input_is_one_line_that_names_it(case: str, call: Call, files: Path)
     assert status == 2, err
     assert not out and len(lines) == 1 and named in lines[0]
     assert "Traceback" not in err
+    python = (
+        r"\b(ranges|columns|folder|folds|estimator|layers|positions|strengths?)=|_probes|_valuation|\bNone\b"
+    )
+    assert not re.search(python, lines[0])
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_advice_can_be_followed(call: Call, files: Path) -> None:
+    _rated(files / "rated.csv")
+    given = ("fit", "model", "rated.csv", "-o", "rated.safetensors")
+    status, _, err = call(*given)
+    (advice,) = re.findall(r"give (--folds \d)", err)
+    assert status == 2 and call(*given, *advice.split())[0] == 0
+    (files / "wild.csv").write_text((files / "rated.csv").read_text().replace(",0.5,", ",7,"))
+    status, _, err = call("fit", "model", "wild.csv", *given[3:], *advice.split())
+    (advice,) = re.findall(r"(--ranges .*)", err)
+    options = ("--folds", "3", *advice.replace("LOWEST:HIGHEST", "-1:9").split())
+    assert status == 2 and call("fit", "model", "wild.csv", *given[3:], *options)[0] == 0
+
+
+def _rated(path: Path) -> None:
+    """Write texts of three groups with their valence."""
+    rows = [f"day {number},{(-1) ** number * 0.5},{number % 3}" for number in range(18)]
+    path.write_text("\n".join(["text,valence,group", *rows]))
 
 
 def test_warnings_are_one_line_each(call: Call, files: Path) -> None:
