@@ -16,7 +16,7 @@ from emoprobe import InputError
 from emoprobe.corpora import Corpus
 from emoprobe.models import LiveModel
 from emoprobe.probes import load_probes
-from emoprobe.steering import add, continuation, kl, nll, read_out
+from emoprobe.steering import Sweep, add, continuation, kl, nll, read_out
 from emoprobe.study import (
     Result,
     Study,
@@ -31,11 +31,14 @@ from emoprobe.study import (
 )
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.geometry import _mantel
+from emoprobe.study.learning import _alignment
 from emoprobe.study.measures import KL, NLL, leaning, prediction, read_outs
 from emoprobe.study.probing import _shuffled_at_chance
+from emoprobe.study.steering import Steered, _crossed
 from emoprobe.study.texts import divide, readable, valuation_dimensions
 from emoprobe.study.wording import bootstrap, correlation, listed, number, span
-from emoprobe.valattn import Valuation
+from emoprobe.valattn import Comparison, Valuation
+from emoprobe.valattn.compare import CONTROLS as COMPARED
 
 STEPS = ("probing", "reading", "geometry", "valuing", "injecting", "steering", "learning", "sentences")
 EXPERIMENTS = (*STEPS, "fit_probes")
@@ -321,6 +324,62 @@ def test_a_leak_in_shuffled_scores_is_noticed() -> None:
     assert _shuffled_at_chance(
         replace(only, scores=only.scores.assign(shuffled=0.1, shuffled_low=0.05, shuffled_high=0.15))
     )
+
+
+def made_up(rise: float, random: list[float], others: list[float], bend: float = 0.0) -> Steered:
+    """Return a concept whose outcome, over eight texts, goes up by `rise` per unit of strength, and `bend` at the highest."""
+    rows = []
+    for strength in (-1.0, 0.0, 1.0):
+        for text in range(8):
+            value = rise * strength + bend * (strength > 0) + 0.1 * (text - 3.5) * (1 + 0.1 * strength)
+            rows.append((strength, "steered", None, "log P", text, value))
+            rows += [(strength, "random", seed, "log P", text, r * strength) for seed, r in enumerate(random)]
+    columns = ["strength", "condition", "seed", "measure", "text", "value"]
+    raw = pd.DataFrame(rows, columns=columns).astype({"seed": "Int64"})
+    return Steered("joy", "log P", Sweep(raw, "joy", "made up"), pd.Series(others, dtype=float))
+
+
+def test_what_counts_as_steering() -> None:
+    quiet = [-0.2, -0.1, 0.0, 0.1, 0.2]
+    good = made_up(2.0, quiet, [0.5, 1.9])
+    assert good.monotone and good.specific and good.own
+    assert not made_up(2.0, [-3.0, -1.0, 0.0, 1.0, 3.0], []).specific  # random directions may do as much
+    assert not made_up(2.0, quiet, [2.1]).own  # another concept does more
+    assert not made_up(2.0, quiet, [], bend=-3.0).monotone
+    falls = made_up(-2.0, quiet, [])
+    assert not (falls.monotone or falls.specific) and falls.own
+    # A slope that other texts might not show is no effect, however quiet the controls.
+    assert not made_up(0.005, [0.0, 0.0], []).specific
+
+
+def test_other_concepts_are_steered_with_as_well(model: LiveModel, finished: Study) -> None:
+    probes = load_probes(finished.folder / "probes.safetensors")
+    names, texts = list(probes.concepts), small_corpus().texts[:4]
+    found = _crossed(model, probes, names, [read_outs(probes, names, 3)], texts, 1, 0.1)
+    assert list(found.index) == names and list(found.columns) == [f"{name} read-out" for name in names]
+    with model.intervene(*add(model, probes[names[1]], 0.1, 1)):
+        steered = read_out(probes, names[0], 3)(model, texts)
+    untouched = read_out(probes, names[0], 3)(model, texts)
+    ((measure, after),) = steered.items()
+    assert found.loc[names[1], f"{names[0]} read-out"] == pytest.approx(
+        float((after - untouched[measure]).mean()), abs=1e-5
+    )
+
+
+def test_a_random_start_is_judged_by_chance() -> None:
+    def verdict(nearer: int) -> str:
+        low = 70.0
+        records = [
+            ("principal angle", block, "1", 5.0, 80.0, low, 85.0, 60.0 if block < nearer else 80.0, low, 85.0)
+            for block in range(6)
+        ]
+        records += [("row cosine", 0, "valence", 0.9, 0.0, -0.1, 0.1, 0.0, -0.1, 0.1)]
+        columns = ["quantity", "layer", "dimension", "value", *COMPARED]
+        return _alignment(Comparison(pd.DataFrame(records, columns=columns), pd.DataFrame(), "made up"))
+
+    assert "in 0 of 6 blocks" in verdict(0) and "no more than chance" in verdict(0)
+    assert "no more than chance" in verdict(1)
+    assert ": more than chance, though from one start only" in verdict(4)
 
 
 def test_permuting_names_tells_a_planted_geometry_from_none() -> None:

@@ -322,6 +322,9 @@ def test_comparison_of_a_valuation_with_itself_and_with_another() -> None:
         table.loc["principal angle", "control_low"] > 10
     ).all()
     assert table["from_random"].notna().all()
+    # Where the learned is the probed one, random ones are as far from both.
+    assert np.allclose(table["control_low"], table["from_random_low"])
+    assert np.allclose(table["control_high"], table["from_random_high"])
     nll = same.nll.set_index("condition")
     assert nll.loc["probed", "nll"] == pytest.approx(nll.loc["learned", "nll"])
     assert nll.loc["probed", "lambda"] == pytest.approx(0.6)
@@ -336,6 +339,8 @@ def test_comparison_of_a_valuation_with_itself_and_with_another() -> None:
         compare_valuations(model, make(layers=(0,)), make(layers=(1,), strength=torch.tensor([1.0])), corpus)
     with pytest.raises(InputError, match="no λ"):
         compare_valuations(model, probed, probed, corpus)
+    with pytest.raises(InputError, match="no λ"):
+        compare_valuations(model, probed, learned, corpus, learned_from_random=probed)
 
 
 def test_principal_angles_see_the_space_and_row_cosines_the_rows() -> None:

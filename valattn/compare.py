@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
+RANDOM_START = "learned from random"
+CONTROLS = ["control", "control_low", "control_high", "from_random", "from_random_low", "from_random_high"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,8 @@ class Comparison:
 
     `alignment` has one row per quantity ("row cosine", "principal angle" in degrees, "token correlation"), layer and
     dimension: `value` is probed against learned, `control`, `control_low`, `control_high` the mean and the range of random
-    valuations against the learned one, `from_random` probed against the one learned from a random start (NaN without one).
+    valuations against the learned one; `from_random` is probed against the one learned from a random start (NaN without one),
+    `from_random_low`, `from_random_high` the range of random valuations against the probed one, where it would be by chance.
     `nll` has one row per condition: mean |λ|, NLL in nats per token, and its difference from the untouched model with a 95 %
     interval (paired bootstrap over texts).
     """
@@ -53,7 +56,7 @@ class Comparison:
 
     def summary(self) -> pd.DataFrame:
         """Return the alignment averaged over layers, one row per quantity and dimension."""
-        columns = ["value", "control", "control_low", "control_high", "from_random"]
+        columns = ["value", *CONTROLS]
         return self.alignment.groupby(["quantity", "dimension"], sort=False)[columns].mean().reset_index()
 
     def plot(self) -> Figure:
@@ -118,8 +121,9 @@ def compare_valuations(
     """Set a probed beside a learned valuation, on texts that neither should have been fitted on.
 
     The NLL is measured at the learned λ for all but a valuation learned from a random start, which has its own. At most
-    `limit` texts of the corpus are used, drawn with `seed`. Raises `InputError` if the two have no layer or not the same
-    dimensions in common.
+    `limit` texts of the corpus are used, drawn with `seed`; random valuations are `probed.random_like` of the seeds that
+    follow it, so that a random start of `probed.random_like(seed)` is none of them. Raises `InputError` if the two have no
+    layer or not the same dimensions in common.
     """
     layers = [layer for layer in probed.layers if layer in learned.layers]
     if not layers or probed.dimensions != learned.dimensions:
@@ -127,8 +131,10 @@ def compare_valuations(
             f"the valuations cannot be compared: {list(probed.dimensions)} in blocks {list(probed.layers)} against "
             f"{list(learned.dimensions)} in blocks {list(learned.layers)}"
         )
-    if learned.strength is None:
-        raise InputError("the learned valuation has no λ: make it with learn_valuation, or set its strength")
+    for item in (learned, learned_from_random):
+        if item is not None and item.strength is None:
+            raise InputError("a learned valuation has no λ: make it with learn_valuation, or set its strength")
+    assert learned.strength is not None
     rows = np.random.default_rng(seed).permutation(len(corpus))[:limit]
     texts = [corpus.texts[row] for row in rows]
     randoms = [probed.random_like(seed + 1 + k) for k in range(controls)]
@@ -138,7 +144,7 @@ def compare_valuations(
         **{f"random {k}": item for k, item in enumerate(randoms)},
     }
     if learned_from_random is not None:
-        everyone["learned from random"] = learned_from_random
+        everyone[RANDOM_START] = learned_from_random
     values = _token_valuations(model, everyone, layers, texts)
     alignment = _alignment(everyone, values, layers, model.d_model)
     return Comparison(
@@ -182,40 +188,19 @@ def _alignment(
         }
         for quantity, (measure, of) in measures.items():
             value = measure(of["probed"], of["learned"])
-            control = np.array([measure(of[name], of["learned"]) for name in randoms] or [value * np.nan])
-            other = (
-                measure(of["probed"], of["learned from random"])
-                if "learned from random" in of
-                else value * np.nan
-            )
+            unknown = value * np.nan
+            control = np.array([measure(of[name], of["learned"]) for name in randoms] or [unknown])
+            chance = np.array([measure(of[name], of["probed"]) for name in randoms] or [unknown])
+            other = measure(of["probed"], of[RANDOM_START]) if RANDOM_START in of else unknown
             names = (
                 everyone["probed"].dimensions if quantity != "principal angle" else range(1, len(value) + 1)
             )
             for k, dimension in enumerate(names):
-                column = control[:, k]
-                records.append(
-                    (
-                        quantity,
-                        layer,
-                        str(dimension),
-                        value[k],
-                        column.mean(),
-                        column.min(),
-                        column.max(),
-                        other[k],
-                    )
-                )
-    columns = [
-        "quantity",
-        "layer",
-        "dimension",
-        "value",
-        "control",
-        "control_low",
-        "control_high",
-        "from_random",
-    ]
-    return pd.DataFrame.from_records(records, columns=columns)
+                against, by_chance = control[:, k], chance[:, k]
+                found = (value[k], against.mean(), against.min(), against.max())
+                found += (other[k], by_chance.min(), by_chance.max())
+                records.append((quantity, layer, str(dimension), *found))
+    return pd.DataFrame.from_records(records, columns=["quantity", "layer", "dimension", "value", *CONTROLS])
 
 
 def _row_cosines(a: Floats, b: Floats) -> Floats:
@@ -240,7 +225,7 @@ def _nll(
 ) -> pd.DataFrame:
     """Return the NLL per token of each condition at the same λ, and its difference from the untouched model."""
     untouched, count = text_nll(model, texts)
-    own = {"learned", "learned from random"}
+    own = {"learned", RANDOM_START}
     records: list[tuple[str, float, float, float, float, float]] = []
     records.append(("untouched", 0.0, float(untouched.sum() / count.sum()), 0.0, 0.0, 0.0))
     for name, valuation in everyone.items():

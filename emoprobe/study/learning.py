@@ -1,7 +1,8 @@
 """Left to itself, what does a valuation become, and is it what the probes found?
 
-Two are learned with the model frozen: one that starts at the probes and one that starts at random directions of equal norm.
-Only if the second, too, ends up near the probes has learning found what probing found; the first may just have stayed there.
+Two are learned with the model frozen: one that starts at the probes, and one that starts at random directions of equal norm
+and sees no annotation. Only if the second, too, ends up near the probes has learning found what probing found: the first may
+just have stayed there, and annotations would lead any start to where they led the probes.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from typing import Literal
 
 import pandas as pd
 import torch
+from scipy.stats import binomtest
 
 from emoprobe.corpora import Corpus
 from emoprobe.models.live import LiveModel
 from emoprobe.study.result import Result
+from emoprobe.study.texts import readable
 from emoprobe.study.wording import listed, number, ranged, span
 from emoprobe.valattn import Comparison, Valuation, compare_valuations, learn_valuation
 
 STEPS, BATCH = 60, 12
 TEXTS = 150
-CONTROLS = 5
+CONTROLS = 12
 
 
 def learning(
@@ -36,14 +39,14 @@ def learning(
 ) -> Result:
     """Learn W, b and λ on `corpus` from the probed valuation and from a random one, and compare on `held_out`.
 
-    `keep` names the file that the learned valuation is written to. The objective is next-token loss, with the squared error of
-    annotated dimensions where the valuation has any.
+    `keep` names the file that the learned valuation is written to. The objective is next-token loss; from the probes, the
+    squared error of annotated dimensions is added where there are any.
     """
     annotated = any(name in corpus.dimensions for name in probed.dimensions)
-    objective: Literal["both", "next_token"] = "both" if annotated else "next_token"
-    before = model.logits(held_out.texts[0])
+    (text,) = readable(model, held_out.texts, 1, seed)
+    before = model.logits(text)
 
-    def learn(start: Valuation) -> Valuation:
+    def learn(start: Valuation, objective: Literal["both", "next_token"]) -> Valuation:
         return learn_valuation(
             model,
             corpus,
@@ -55,7 +58,8 @@ def learning(
             progress=False,
         )
 
-    learned, from_random = learn(probed), learn(probed.random_like(seed + 1))
+    learned = learn(probed, "both" if annotated else "next_token")
+    from_random = learn(probed.random_like(seed), "next_token")
     if keep is not None:
         learned.save(keep)
     found = compare_valuations(
@@ -75,9 +79,10 @@ def learning(
         title="Learning a valuation",
         question="Does a valuation that is learned help to predict text, and does it turn into what the probes found?",
         method=(
-            f"W, b and one λ per block trained for {steps} steps of {batch_size} texts with the model frozen, on next-token "
-            f"loss{' and annotations' if annotated else ''}, from the probes and from random directions. Compared on "
-            f"{min(TEXTS, len(held_out))} texts of groups that neither was trained or fitted on; all at the learned λ."
+            f"W, b and one λ per block trained for {steps} steps of {batch_size} texts with the model frozen: from the probes "
+            f"on next-token loss{' and annotations' if annotated else ''}, from random directions on next-token loss alone. "
+            f"Compared on {min(TEXTS, len(held_out))} texts of groups that neither was trained or fitted on, at the λ learned "
+            f"from the probes; the one from random directions has its own. Beside them {CONTROLS} random valuations."
         ),
         table=_table(found),
         finding=f"ΔNLL {_delta(nll, 'learned')} nats per token",
@@ -87,7 +92,7 @@ def learning(
         ),
         verdict=f"{_prediction(nll)} {_alignment(found)}",
         checks={
-            "the model comes out as it went in": torch.equal(before, model.logits(held_out.texts[0])),
+            "the model comes out as it went in": torch.equal(before, model.logits(text)),
         },
         figure=found.plot(),
         alt=(
@@ -129,14 +134,23 @@ def _prediction(nll: pd.DataFrame) -> str:
 
 
 def _alignment(found: Comparison) -> str:
-    """Say whether the two meet, and whether the one from a random start gets there as well."""
+    """Say whether the two meet, and in how many blocks the one from a random start has come nearer to the probes than chance.
+
+    A row's sign and the order of rows leave the bias as it is, so that a random start is judged by the spaces that rows span.
+    """
     summary = found.summary()
-    cosines = summary[summary.quantity == "row cosine"].set_index("dimension")
-    stayed = listed([f"{name} {number(value)}" for name, value in cosines.value.items()], 4)
-    chance = cosines[["control_low", "control_high"]].abs().max(axis=1)
-    arrived = cosines.index[cosines.from_random.abs() > chance].tolist()
-    other = "The one that started at random has come nearer to the probes than random directions lie"
-    reached = (
-        f"{other} for {listed(arrived)}." if arrived else f"{other.replace('has come', 'has not come')}."
+    cosines = summary[summary.quantity == "row cosine"].set_index("dimension").value
+    stayed = listed([f"{name} {number(value)}" for name, value in cosines.items()], 4)
+    angles = found.alignment[
+        (found.alignment.quantity == "principal angle") & (found.alignment.dimension == "1")
+    ]
+    nearer = int((angles.from_random < angles.from_random_low).sum())
+    chance = 1 / (CONTROLS + 1)
+    led = binomtest(nearer, len(angles), chance, alternative="greater").pvalue < 0.01
+    return (
+        f"Cosines of probed and learned rows, averaged over blocks: {stayed}. The rows of the one that started at random and "
+        f"saw no annotation come within {number(angles.from_random.mean(), 0)}° of the probes' (smallest principal angle, mean "
+        f"over blocks; random ones {ranged([angles.from_random_low.mean(), angles.from_random_high.mean()], 0)}°), nearer than "
+        f"all random ones in {nearer} of {len(angles)} blocks with {number(len(angles) * chance, 1)} expected by chance: "
+        f"{'more than chance, though from one start only' if led else 'no more than chance'}."
     )
-    return f"Cosines of probed and learned rows, averaged over blocks: {stayed}. {reached}"

@@ -1,8 +1,8 @@
 """Does adding an emotion's direction to the residual stream make the model go on as that emotion would?
 
 On generated texts what an emotion leads to is known: its aftermaths. Elsewhere plain feeling words after a neutral beginning
-have to do, and where there are none, the read-out of the last layer. Random directions of equal norm are steered with as well,
-the same ones for all concepts.
+have to do, and where there are none, the read-out of the last layer. Two controls stand beside: random directions of equal
+norm, the same ones for all concepts, and the other concepts' directions, since any emotion might do what one does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from emoprobe.study.texts import readable, targets
 from emoprobe.study.wording import bootstrap, listed, number, plain, ranged, span
 
 STRENGTHS = (-0.1, -0.05, 0.0, 0.05, 0.1)
-CONTROLS = 4
+CONTROLS = 10
 MOST = 12
 """Concepts that are steered at most."""
 AFTERMATHS = 3
@@ -41,11 +41,15 @@ AFTERMATH, WORDS, READ_OUT = "its aftermaths", "words for it", "its read-out"
 
 @dataclass(frozen=True, eq=False)
 class Steered:
-    """One concept's dose–response; `outcome` is the measure that says whether the model goes on as the concept would."""
+    """One concept's dose–response; `outcome` is the measure that says whether the model goes on as the concept would.
+
+    `others` holds by how much other concepts' directions change that outcome at the highest strength.
+    """
 
     concept: str
     outcome: str
     found: Sweep
+    others: pd.Series[float]
 
     @cached_property
     def changes(self) -> Sweep:
@@ -70,6 +74,12 @@ class Steered:
         """Whether it rises, and by more than one more random direction may be expected to."""
         judged = self.judged
         return bool(judged.low > 0 and judged.slope > judged.random_high)
+
+    @property
+    def own(self) -> bool:
+        """Whether no other concept's direction raises the outcome as much."""
+        (change_by_own, _, _), _ = change(self.changes, self.outcome, self.found.raw.strength.max())
+        return bool((change_by_own > self.others).all())
 
 
 def steering(
@@ -97,15 +107,17 @@ def steering(
     chance = np.array([random for _, random in changes]).mean(0)
     monotone = [part.concept for part in steered if part.monotone]
     specific = [part.concept for part in steered if part.specific]
+    own = [part.concept for part in steered if part.own]
+    others = np.concatenate([part.others for part in steered])
     checks = _checks(model, probes, steered[0].concept, layer, texts[0])
     if recovery:
         wanted = len(steered) - 2
         checks[f"{what} become likelier monotonically, for {wanted} emotions or more"] = (
             len(monotone) >= wanted
         )
-        # Whether a slope is specific (see `Sweep`) leans on four controls' spread; whether all are beaten does not.
         beaten = [low > max(random) for (_, low, _), random in changes]
         checks[f"and by more than with any random direction, for {wanted} or more"] = sum(beaten) >= wanted
+        checks[f"and by more than with any other emotion's, for {wanted} or more"] = len(own) >= wanted
     unit = "" if what == READ_OUT else " nats"
     cost = float(np.mean([change(part.changes, NLL, highest)[0][0] for part in steered]))
     return Result(
@@ -115,23 +127,28 @@ def steering(
         method=(
             f"Each direction added at layer {layer} at {listed([plain(s) for s in strengths])} of the mean "
             f"residual norm: {MEASURED[what]}, read-outs at layer {model.n_layers}, NLL and KL on {len(texts)} held-out texts; "
-            f"beside it {controls} random directions of equal norm."
+            f"beside it {controls} random directions of equal norm and, at s = {plain(highest)}, other concepts' directions."
         ),
         table=pd.concat(
             [part.found.frame.assign(concept=part.concept) for part in steered], ignore_index=True
         ),
         finding=f"{span(*effect, sign=True)}{unit} at s = {highest:g}, mean of {len(steered)} concepts",
-        controls=f"random directions {ranged(chance, sign=True)}{unit}",
+        controls=f"random directions {ranged(chance, sign=True)}, other concepts' {ranged(others, sign=True)}{unit}",
         verdict=(
             f"At s = {highest:g} {MEASURED[what]} changes by {span(*effect, sign=True)}{unit} on average over "
             f"{len(steered)} concepts, with random directions by {ranged(chance, sign=True)}. "
             f"{_counted(steered, monotone, f'rises monotonically with s from {plain(min(strengths))} to {plain(highest)}')} "
-            f"{_counted(steered, specific, 'does so by more than random directions')} The price at s = {highest:g} is "
+            f"{_counted(steered, specific, 'does so by more than random directions')} "
+            f"Other concepts' directions change it by {ranged(others, sign=True)}; "
+            f"{_raised_most(steered, own)} The price at s = {highest:g} is "
             f"{number(cost, 3, True)} nats of NLL per token."
         ),
         checks=checks,
         figure=_figure(steered),
-        alt=f"How much {MEASURED[what]} changes with strength for each concept, beside the range of random directions.",
+        alt=(
+            f"How much {MEASURED[what]} changes with strength for each concept, beside the range of random directions and what "
+            "other concepts' directions do."
+        ),
     )
 
 
@@ -147,6 +164,10 @@ def _counted(steered: Sequence[Steered], concepts: Sequence[str], does: str) -> 
         return f"It {does} for none of them."
     which = "all" if len(concepts) == len(steered) else f"{len(concepts)} of {len(steered)}"
     return f"It {does} for {which}" + (f" ({listed(concepts, 12)})." if which != "all" else ".")
+
+
+def _raised_most(steered: Sequence[Steered], own: Sequence[str]) -> str:
+    return f"the concept's own raises it most for {len(own)} of {len(steered)}."
 
 
 # What follows --------------------------------------------------------------------------------------------------------
@@ -215,6 +236,8 @@ def _sweeps(
 
     everything = run(names[0], list(outcomes.values()), controls)
     random = everything[everything.condition == "random"]
+    asked = [shared[1], *(measure for measure in outcomes.values() if measure is not None)]
+    crossed = _crossed(model, probes, names, asked, texts, layer, max(strengths))
     result = []
     for name, measure in outcomes.items():
         own = run(name, [measure], 0) if name != names[0] else everything[everything.condition == "steered"]
@@ -222,8 +245,30 @@ def _sweeps(
         outcome = read_out if measure is None else called(name)
         raw = pd.concat([own, random], ignore_index=True)
         raw = raw[raw.measure.isin([outcome, read_out]) | raw.measure.str.contains("nats per token")]
-        result.append(Steered(name, outcome, Sweep(raw, name, model.name)))
+        result.append(Steered(name, outcome, Sweep(raw, name, model.name), crossed[outcome].drop(name)))
     return result
+
+
+def _crossed(
+    model: LiveModel,
+    probes: ProbeSet,
+    concepts: Sequence[str],
+    measures: Sequence[Measure],
+    texts: Sequence[str],
+    layer: int,
+    strength: float,
+) -> pd.DataFrame:
+    """Return by how much each concept's direction (rows) changes each outcome (columns), on average over prompts."""
+
+    def means() -> pd.Series[float]:
+        found = {name: values for measure in measures for name, values in measure(model, texts).items()}
+        return pd.Series({name: float(values.mean()) for name, values in found.items()})
+
+    untouched, changes = means(), {}
+    for name in concepts:
+        with steer(model, probes[name], strength, layers=layer):
+            changes[name] = means() - untouched
+    return pd.DataFrame.from_dict(changes, orient="index")
 
 
 def _checks(model: LiveModel, probes: ProbeSet, concept: str, layer: int, text: str) -> dict[str, bool]:
@@ -248,6 +293,9 @@ def _figure(steered: Sequence[Steered]) -> Any:
     for axis, part in zip(axes.flat, steered, strict=False):
         frame = part.changes.frame
         draw_dose(axis, frame[frame.measure == part.outcome], label="steered, 95 % interval")
+        if len(part.others):
+            highest = [frame.strength.max()] * len(part.others)
+            axis.plot(highest, part.others, "_", color=drawing.CONTROL, label="other concepts' directions")
         axis.set_title(part.concept)
     for axis in axes.flat[len(steered) :]:
         axis.remove()
