@@ -30,7 +30,8 @@ FAILED, BAD_INPUT, FAULT, INTERRUPTED = 1, 2, 70, 130
 _BadUsage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 _UNBOUNDED = 10_000  # columns: wider than any table
-_OPTIONS = (
+_OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^text (\d+)\b", lambda found: f"text {int(found[1]) + 1}"),  # people count from 1
     (r"\branges=\{'(.+?)': \(lowest, highest\)\}", r"--ranges \1=LOWEST:HIGHEST"),
     (r"\bleave one out, as in columns=\{'words': None\}", "remove one of them from the file"),
     (r"\bcolumns=\{'(.+?)': \.\.\.\}", r"--columns \1=COLUMN"),

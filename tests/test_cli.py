@@ -370,6 +370,10 @@ BAD = {
     ),
     "too few groups": (["fit", "model", "rated.csv", "-o", "x"], "give --folds 3"),
     "an empty prompt": (["trace", "model", "probes.safetensors", " "], "the text is empty"),
+    "a prompt too long": (
+        ["steer", "model", "probes.safetensors", "valence", "the sun " * 600],
+        "text 1 has",
+    ),
     "no concept": (["trace", "model", "probes.safetensors", "the sun", "--concepts", ","], "--concepts"),
     "no such position": (
         ["steer", "model", "probes.safetensors", "valence", "the sun", "--positions", "top"],
