@@ -50,6 +50,22 @@ def test_static_caches_and_prompt_lookup_change_nothing(name: str) -> None:
             assert model.generate(prompt, max_new_tokens=10, do_sample=False, **options) == greedy
 
 
+@pytest.mark.parametrize("name", ["Llama", "GPT-J", "DeepSeek-V3"])
+def test_assisted_generation_is_that_without_an_assistant(name: str) -> None:
+    """An assistant proposes tokens; those that the model refuses are cropped off its cache."""
+    model, assistant = family_model(name), family_model("Qwen2", seed=1).underlying
+    refused = []
+    assistant.generation_config.num_assistant_tokens = 3
+    with inject(model, valuation_for(model), LAM):
+        uncached = model.generate(TEXTS[0], max_new_tokens=10, do_sample=False, use_cache=False)
+        with pytest.MonkeyPatch.context() as patch:
+            crop = DynamicCache.crop
+            patch.setattr(DynamicCache, "crop", lambda self, n: (refused.append(n), crop(self, n))[1])
+            assisted = model.generate(TEXTS[0], max_new_tokens=10, do_sample=False, assistant_model=assistant)
+    assert assisted == uncached and refused
+    assert uncached != model.generate(TEXTS[0], max_new_tokens=10, do_sample=False)
+
+
 @pytest.mark.parametrize("name", ["Llama", "GPT-J", "BLOOM", "MPT", "DeepSeek-V3"])
 def test_a_cache_that_is_cropped_repeated_and_selected_keeps_its_valuations(name: str) -> None:
     """Two texts; the last two tokens are cropped, rows doubled and put into another order, and the texts go on."""

@@ -128,6 +128,10 @@ def _recognise(underlying: Any) -> tuple[str, str]:
             "HookedTransformer left TransformerLens in 4.0, and emoprobe needs 4.0 or newer: pip install -U transformer-lens, "
             "then wrap TransformerBridge.boot_transformers(name)"
         )
+    if ("torch", "OptimizedModule") in origins:
+        raise InputError(
+            "torch.compile(model) puts another module around the model: compile it in place, model.compile(), and wrap that"
+        )
     raise InputError(
         f"cannot wrap a {type(underlying).__name__}: give a transformers PreTrainedModel, a "
         "TransformerLens TransformerBridge or an nnsight TransformersModel"
@@ -188,6 +192,8 @@ def _check_place(name: str | Path) -> None:
 
 def _why_not(name: str, error: Exception) -> str:
     first_line = _first_line(error)
+    if "trust_remote_code" in str(error):
+        return f'"{name}" brings code of its own: read it, and give trust_remote_code=True if it may run here'
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
         return f'the folder "{name}" holds no model, for there is no config.json in it: give the folder that one was saved to'
     if Path(name).exists():

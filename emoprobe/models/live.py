@@ -285,7 +285,10 @@ class LiveModel(ABC):
         """
         digest = hashlib.sha256()
         for name, weight in self.named_weights():
-            flat = weight.detach().reshape(-1)
+            weight = weight.detach()
+            if type(weight) is not Tensor:  # quantised, of a type that may not be cut into pieces
+                weight = weight.dequantize()
+            flat = weight.reshape(-1)
             sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
             digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.tobytes())
         digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())

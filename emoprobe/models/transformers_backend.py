@@ -14,12 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from emoprobe.errors import InputError
-from emoprobe.interventions import AttentionBias, Forward, Intervention, ResidualEdit
+from emoprobe.interventions import AttentionBias, Forward, Intervention
 from emoprobe.models.live import Batch, LiveModel
+from emoprobe.models.passes import act_on, describe_pass
 from emoprobe.models.transformers_attention import ROUTES, Route, eager, routed
 from emoprobe.models.transformers_structure import (
     AttentionSite,
@@ -69,7 +71,10 @@ class TransformersModel(LiveModel):
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.underlying.device)
+        # Where accelerate keeps weights elsewhere between passes, they lie on no device, but run on one.
+        hook = getattr(self.underlying.get_input_embeddings(), "_hf_hook", None)
+        runs_on = getattr(hook, "execution_device", None)
+        return torch.device(self.underlying.device if runs_on is None else runs_on)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,8 +111,8 @@ class TransformersModel(LiveModel):
             for layer in set(layers):
                 stack.enter_context(self._watch(layer, keep(layer)))
             self._run_until_stopped(batch)
-        place = found[layers[0]].device  # with a device_map, layers lie on several
-        return torch.stack([found[layer].to(place) for layer in layers])
+        # With a device_map, layers lie on several devices; the batch and its mask lie on one.
+        return torch.stack([found[layer].to(batch.real.device) for layer in layers])
 
     def attention(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return attention outputs (layers, batch, position, d_model) and weights (layers, batch, heads, queries, keys)."""
@@ -139,8 +144,10 @@ class TransformersModel(LiveModel):
             for layer in set(layers):
                 stack.enter_context(self._site(layer).module.register_forward_hook(keep(layer)))
             self._run_until_stopped(batch)
-        outputs, weights = zip(*(found[layer] for layer in layers), strict=True)
-        return torch.stack(outputs), torch.stack(weights)
+        outputs, weights = (
+            torch.stack([found[layer][part].to(batch.real.device) for layer in layers]) for part in (0, 1)
+        )
+        return outputs, weights
 
     def _run_until_stopped(self, batch: Batch) -> None:
         with self._given(batch):
@@ -214,17 +221,24 @@ class TransformersModel(LiveModel):
                 else "it has no language-model head"
             )
             raise InputError(f"no logit lens for {self.name}: {why}")
-        gain = gain_of(find_final_norm(self.underlying, self._blocks), self.d_model)
-        vectors = vectors.to(head.weight.device, torch.float32)
-        with torch.no_grad():
-            logits: Tensor = (vectors * gain.to(vectors.device)) @ head.weight.float().T
+        norm = find_final_norm(self.underlying, self._blocks)
+        with torch.no_grad(), align_module_device(norm), align_module_device(head):
+            vectors = vectors.to(head.weight.device, torch.float32)
+            gain = gain_of(norm, self.d_model).to(vectors.device)
+            logits: Tensor = (vectors * gain) @ head.weight.float().T
         return logits
 
     def _head(self) -> Any:
         return self.underlying.get_output_embeddings()
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.underlying.named_parameters()
+        # Tied weights are one, which shows only where they are loaded.
+        tied = getattr(self.underlying, "all_tied_weights_keys", {})
+        named = self.underlying.named_parameters()
+        once = {name for name, weight in named if not (weight.is_meta and name in tied)}
+        for path, module in self.underlying.named_modules():
+            with align_module_device(module):  # brings offloaded weights here
+                yield from (pair for pair in module.named_parameters(path, recurse=False) if pair[0] in once)
 
     def _found(self) -> dict[str, object]:
         """Return architecture, how each block takes a bias, and what can and cannot be done."""
@@ -275,22 +289,8 @@ class TransformersModel(LiveModel):
 
     def _before_pass(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(parameters_of(type(trunk)), args, strict=False)) | kwargs
-        inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-        assert inputs is not None, "a model is called with input_ids or inputs_embeds"
-        batch, length = inputs.shape[:2]
-        past = given.get("past_key_values")
-        start = int(past.get_seq_length()) if past is not None else 0
-        mask = given.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            real = mask[:, start : start + length].bool()
-        else:  # none, or one that the model's generation has already expanded
-            real = torch.ones(batch, length, dtype=torch.bool, device=inputs.device)
-        if self._prompt_length is not None:
-            prompt = self._prompt_length
-        else:  # called by the user: what fills an empty cache is the prompt
-            prompt = length if start == 0 or self._forward is None else self._forward.prompt_length
         offsets = self._batch.offsets if self._batch is not None else None
-        self._forward = Forward(real, given.get("input_ids"), start, prompt, offsets)
+        self._forward = describe_pass(given, self._forward, self._prompt_length, offsets)
         for route in self._routes():
             route.queries = route.keys = None  # what a pass that broke off has left
 
@@ -308,18 +308,9 @@ class TransformersModel(LiveModel):
         def act(stream: Tensor) -> Tensor:
             here = [item for item in self._interventions if item.layer == layer]
             forward = _beside(self._forward, stream.device)
-            for item in here:
-                if isinstance(item, ResidualEdit):
-                    stream = item.apply(stream, forward)
-            biases = [item for item in here if isinstance(item, AttentionBias)]
-            if biases:
-                values = [bias.valuation(stream, forward) for bias in biases]
-                queries = [
-                    bias.query_side(v).expand(-1, self.n_heads, -1, -1)
-                    for bias, v in zip(biases, values, strict=True)
-                ]
-                route = ROUTES[self._site(layer).module]
-                route.give(torch.cat(queries, -1), torch.cat(values, -1), stream.dtype)
+            stream, valuations = act_on(stream, here, forward, self.n_heads)
+            if valuations is not None:
+                ROUTES[self._site(layer).module].give(*valuations, stream.dtype)
             return stream
 
         return act
