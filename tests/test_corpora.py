@@ -176,7 +176,7 @@ def test_a_text_never_straddles_groups(seed: int):
     rng = np.random.default_rng(seed)
     words = rng.integers(0, 30, size=24)
     given = rng.integers(0, 8, size=24)
-    shapes = ["Word {}", "word  {}", " WORD\n{} "]  # the same but for case and spacing
+    shapes = ["The word {}", "the word  {}", " THE WORD\n{} "]  # the same but for case and spacing
     texts = [shapes[i % 3].format(word) for i, word in enumerate(words)]
     corpus = plain(texts, group=[f"g{g}" for g in given])
     by_text, by_group = words[:, None] == words[None, :], given[:, None] == given[None, :]
@@ -185,6 +185,23 @@ def test_a_text_never_straddles_groups(seed: int):
     assert set(corpus.groups) <= {f"g{g}" for g in given}
     again = plain(texts, group=corpus.groups.tolist())
     assert again.groups.tolist() == corpus.groups.tolist()
+
+
+def test_stock_phrases_do_not_join_documents():
+    texts = [
+        "Sincerely, Jo",
+        "We met in May.",
+        "sincerely,  jo",
+        "We met in June.",
+        "Sincerely, Jo",
+        "Sincerely, jo",
+    ]
+    found = plain(texts, group=["letter", "letter", "reply", "reply", "note", "other note"])
+    # ... but texts that stand alone are one text, however short.
+    assert found.groups.tolist() == ["letter", "letter", "reply", "reply", "note", "note"]
+    assert plain(found.texts, group=found.groups.tolist()).groups.tolist() == found.groups.tolist()
+    longer = [text.replace(",", ", your") for text in texts]
+    assert plain(longer, group=list("aabbcd")).groups.tolist() == list("aaaaaa")
 
 
 def test_different_texts_keep_their_groups():
@@ -621,7 +638,8 @@ def test_published_corpora_are_read_whole(real: dict[str, Corpus], name: str):
         values = corpus.values(dimension)
         assert np.isfinite(values).mean() > 0.97 and low <= np.nanmin(values) < np.nanmax(values) <= high
     texts = pd.Series(corpus.texts).str.casefold().str.split().str.join(" ")
-    assert texts.duplicated().any() and pd.Series(corpus.groups).groupby(texts).nunique().max() == 1
+    straddles = pd.Series(corpus.groups).groupby(texts).nunique() > 1
+    assert texts.duplicated().any() and all(len(text.split()) <= 2 for text in straddles[straddles].index)
 
 
 @pytest.mark.shared

@@ -133,7 +133,9 @@ def compare_valuations(
         )
     for item in (learned, learned_from_random):
         if item is not None and item.strength is None:
-            raise InputError("a learned valuation has no λ: make it with learn_valuation, or set its strength")
+            raise InputError(
+                "a learned valuation has no λ: make it with learn_valuation, or set its strength"
+            )
     assert learned.strength is not None
     rows = np.random.default_rng(seed).permutation(len(corpus))[:limit]
     texts = [corpus.texts[row] for row in rows]

@@ -172,18 +172,26 @@ def arrow_column(name: str, column: str, values: Sequence[object], kind: pa.Data
         raise
 
 
+STOCK_PHRASE = 2
+"""Words up to which a text may recur by itself, without its document's being a copy."""
+
+
 def merge_groups(texts: Sequence[str], groups: Sequence[str]) -> list[str]:
     """Give rows of one text one group, and with it all rows of the groups so joined; names by first
     appearance.
 
     A text that occurs in two documents would be learnt from one and recognised in the other, however
     carefully the documents are kept apart. The smallest change that rules this out joins the groups: the
-    connected components of the graph between texts (but for case and spacing) and groups.
+    connected components of the graph between texts (but for case and spacing) and groups. Stock phrases of
+    one or two words ("Sincerely,") do not join groups of several rows: all letters would become one.
     """
-    text = pd.factorize(np.asarray([" ".join(t.casefold().split()) for t in texts], dtype=object))[0]
+    words = [t.casefold().split() for t in texts]
+    text = pd.factorize(np.asarray([" ".join(found) for found in words], dtype=object))[0]
     group, names = pd.factorize(np.asarray(groups, dtype=object))
+    alone = np.bincount(group)[group] == 1
+    joins = np.flatnonzero((np.array([len(found) for found in words]) > STOCK_PHRASE) | alone)
     size = len(texts) + len(names)
-    links = coo_matrix((np.ones(len(texts)), (text, len(texts) + group)), shape=(size, size))
+    links = coo_matrix((np.ones(len(joins)), (text[joins], len(texts) + group[joins])), shape=(size, size))
     component = connected_components(links, directed=False)[1][len(texts) + group]
     _, first, which = np.unique(component, return_index=True, return_inverse=True)
     return [groups[first[c]] for c in which]
