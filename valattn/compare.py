@@ -199,9 +199,9 @@ def _alignment(
             )
             for k, dimension in enumerate(names):
                 against, by_chance = control[:, k], chance[:, k]
-                found = (value[k], against.mean(), against.min(), against.max())
-                found += (other[k], by_chance.min(), by_chance.max())
-                records.append((quantity, layer, str(dimension), *found))
+                learned = (value[k], against.mean(), against.min(), against.max())
+                from_random = (other[k], by_chance.min(), by_chance.max())
+                records.append((quantity, layer, str(dimension), *learned, *from_random))
     return pd.DataFrame.from_records(records, columns=["quantity", "layer", "dimension", "value", *CONTROLS])
 
 
