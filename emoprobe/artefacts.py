@@ -3,7 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,17 @@ from torch import Tensor
 from emoprobe.errors import InputError
 
 KEY = "emoprobe"  # one metadata entry only: safetensors keeps several in no fixed order
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the installed version of each package, for the record."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a checkout that is not installed
+            found[package] = "not installed"
+    return found
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:

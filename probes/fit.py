@@ -7,7 +7,6 @@ tokens spread along each direction. Everything is seeded: the same call gives th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from emoprobe.activations import Pool, pooling, stream_residuals
+from emoprobe.artefacts import versions
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
@@ -127,7 +127,7 @@ def fit_probes(
             "corpus": corpus.name,
             "corpus_fingerprint": corpus.fingerprint,
             "texts": len(texts),
-            "versions": _versions(),
+            "versions": versions(PACKAGES),
         },
         basis=model.basis,
     )
@@ -277,13 +277,3 @@ def _tidy(scores: pd.DataFrame, layers: Sequence[int], concepts: Sequence[str]) 
     scores = scores.sort_values("concept", key=lambda names: names.map(rank), kind="stable")
     columns = ["layer", "concept", "metric", *MEASURED, "n", "groups"]
     return scores.sort_values("layer", kind="stable")[columns].reset_index(drop=True)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a checkout that is not installed
-            found[package] = "not installed"
-    return found

@@ -171,9 +171,10 @@ def grouped_folds(group: Integers, folds: int, classes: Integers | None = None, 
     if folds < 2:
         raise InputError(f"folds={folds}: cross-validation needs at least 2")
     if groups < folds:
-        raise InputError(
-            f"{groups} groups of texts cannot be dealt into {folds} folds: give folds={groups}, or more groups"
+        fewer = (
+            f"give folds={groups}, or more groups" if groups > 1 else "probes need two groups at the least"
         )
+        raise InputError(f"{groups} groups of texts cannot be dealt into {folds} folds: {fewer}")
     fold = np.empty(len(group), dtype=np.int64)
     splitter: Any = GroupKFold(folds)
     if classes is not None and np.bincount(classes).max() >= folds:

@@ -57,6 +57,8 @@ def test_fewer_groups_than_folds_are_refused() -> None:
         grouped_folds(np.arange(40) % 4, 5)
     with pytest.raises(InputError, match="at least 2"):
         grouped_folds(np.arange(40), 1)
+    with pytest.raises(InputError, match=r"1 groups of texts .*: probes need two groups"):
+        grouped_folds(np.zeros(40, dtype=int), 5)
     assert set(grouped_folds(np.arange(40) % 4, 4)) == set(range(4))
 
 

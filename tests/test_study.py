@@ -16,7 +16,7 @@ from emoprobe import InputError
 from emoprobe.corpora import Corpus
 from emoprobe.models import LiveModel
 from emoprobe.probes import load_probes
-from emoprobe.steering import Sweep, add, continuation, kl, nll, read_out
+from emoprobe.steering import Sweep, add, continuation, read_out
 from emoprobe.study import (
     Result,
     Study,
@@ -32,9 +32,8 @@ from emoprobe.study import (
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.geometry import _mantel
 from emoprobe.study.learning import _alignment
-from emoprobe.study.measures import KL, NLL, leaning, prediction, read_outs
 from emoprobe.study.probing import _shuffled_at_chance
-from emoprobe.study.steering import Steered, _crossed
+from emoprobe.study.steering import Steered, _crossed, leaning
 from emoprobe.study.texts import divide, readable, valuation_dimensions
 from emoprobe.study.wording import bootstrap, correlation, listed, number, span
 from emoprobe.valattn import Comparison, Valuation
@@ -278,27 +277,14 @@ def test_only_texts_that_can_be_read_whole(model: LiveModel) -> None:
         readable(model, texts[2:], 3)
 
 
-def test_measures_that_share_passes_equal_those_that_do_not(model: LiveModel, finished: Study) -> None:
-    texts = ["The sun came up and the old man was happy to see it.", "It was dark.", "She was sad."]
-    probes = load_probes(finished.folder / "probes.safetensors")
-    both, one, other = prediction(texts, 2), nll(texts, batch_size=2), kl(texts, batch_size=2)
-    alone = [read_out(probes, name, 3) for name in ("valence", "arousal")]
-    together = read_outs(probes, ["valence", "arousal"], 3)
+def test_leaning_is_the_difference_of_two_sides(model: LiveModel) -> None:
+    texts = ["The sun came up and the old man was", "It was dark and she was"]
     words = {"toward": [" happy", " glad"], "against": [" sad"]}
-    lean, plain = leaning("joy", words["toward"], words["against"], texts[:2]), continuation(words)
-    untouched = both(model, texts)
-    assert torch.equal(untouched[KL], torch.zeros(3, dtype=torch.float64))
-    other(model, texts)
-    with model.intervene(*add(model, probes["valence"], 0.5, layers=1)):
-        found = both(model, texts)
-        torch.testing.assert_close(found[NLL], one(model, texts)["nll"])
-        torch.testing.assert_close(found[KL], other(model, texts)["kl"], rtol=1e-4, atol=1e-6)
-        assert found[KL].min() > 1e-4
-        for measure, (name, values) in zip(alone, together(model, texts).items(), strict=True):
-            assert name.endswith("read-out")
-            torch.testing.assert_close(next(iter(measure(model, texts).values())), values)
-        sides = plain(model, texts[:2])
-        torch.testing.assert_close(lean(model, texts)["joy"], sides["toward"] - sides["against"])
+    sides = continuation(words)(model, texts)
+    found = leaning("joy", words["toward"], words["against"], texts)(model, [])
+    torch.testing.assert_close(found["joy"], sides["toward"] - sides["against"])
+    found = leaning("joy", words["toward"], (), texts)(model, [])
+    torch.testing.assert_close(found["joy"], sides["toward"])
 
 
 def test_a_leak_in_shuffled_scores_is_noticed() -> None:
@@ -355,7 +341,7 @@ def test_what_counts_as_steering() -> None:
 def test_other_concepts_are_steered_with_as_well(model: LiveModel, finished: Study) -> None:
     probes = load_probes(finished.folder / "probes.safetensors")
     names, texts = list(probes.concepts), small_corpus().texts[:4]
-    found = _crossed(model, probes, names, [read_outs(probes, names, 3)], texts, 1, 0.1)
+    found = _crossed(model, probes, names, [read_out(probes, names, 3, name="read-out")], texts, 1, 0.1)
     assert list(found.index) == names and list(found.columns) == [f"{name} read-out" for name in names]
     with model.intervene(*add(model, probes[names[1]], 0.1, 1)):
         steered = read_out(probes, names[0], 3)(model, texts)

@@ -1,16 +1,52 @@
-"""What dose–response experiments share: changes from the untouched model, and one panel of the picture.
+"""What dose–response experiments share: measures, changes from the untouched model, checks, one panel of the picture.
 
 Texts differ far more from each other than strengths do, so that everything is shown as each text's own change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pandas as pd
+import torch
 
 from emoprobe import drawing
-from emoprobe.steering import Sweep
+from emoprobe.models.live import LiveModel
+from emoprobe.probes import ProbeSet
+from emoprobe.steering import Measure, Sweep, coherence, read_out
+
+NLL, KL = "NLL, nats per token", "KL, nats per token"
+
+
+def shared_measures(probes: ProbeSet, concepts: Sequence[str], texts: Sequence[str]) -> list[Measure]:
+    """Return what every dose–response measures: NLL and KL of held-out texts, and concepts' read-outs at the last layer."""
+    return [
+        coherence(texts, names=(NLL, KL)),
+        read_out(probes, concepts, probes.n_layers, name="read-out"),
+    ]
+
+
+def checks(
+    model: LiveModel,
+    text: str,
+    apply: Callable[[float], AbstractContextManager[object]],
+    symbol: str,
+    strength: float,
+) -> dict[str, bool]:
+    """Try what must hold exactly: strength 0 changes no bit, another changes something, and nothing stays behind."""
+    before = model.logits(text)
+    with apply(0.0):
+        at_zero = model.logits(text)
+    with apply(strength):
+        changed = model.logits(text)
+    after = model.logits(text)
+    return {
+        f"{symbol} = 0 leaves every logit as it was, to the last bit": torch.equal(before, at_zero),
+        f"{symbol} = {strength:g} changes the logits": not torch.equal(before, changed),
+        "afterwards the model is the one it was": torch.equal(before, after),
+    }
 
 
 def from_untouched(found: Sweep) -> Sweep:

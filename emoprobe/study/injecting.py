@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from emoprobe import drawing
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Sweep, sweep
-from emoprobe.study.dose import change, draw_dose, from_untouched
-from emoprobe.study.measures import NLL, prediction, read_outs
+from emoprobe.study.dose import NLL, change, checks, draw_dose, from_untouched, shared_measures
 from emoprobe.study.result import Result
 from emoprobe.study.wording import listed, plain, ranged, span
 from emoprobe.valattn import Valuation, inject
@@ -34,7 +31,7 @@ def injecting(
     seed: int = 0,
 ) -> Result:
     """Add λ·V_Q·V_Kᵀ to the attention of every block that the valuation has, and measure on held-out `texts`."""
-    measures = [prediction(texts), read_outs(probes, valuation.dimensions[:READ], model.n_layers)]
+    measures = shared_measures(probes, valuation.dimensions[:READ], texts)
     found = sweep(
         model, valuation, strengths, texts, measures, controls=controls, seed=seed + 1, progress=False
     )
@@ -67,7 +64,7 @@ def injecting(
                 else "No measure has a trend with λ that random valuations do not show as well: a null result."
             )
         ),
-        checks=_checks(model, valuation, texts[0]),
+        checks=checks(model, texts[0], lambda strength: inject(model, valuation, strength), "λ", 1.0),
         figure=_figure(changes),
         alt="How NLL, KL and read-outs change from the untouched model as λ changes, for the probed valuation and random ones.",
     )
@@ -77,21 +74,6 @@ def _compared(value: float, chance: Sequence[float]) -> str:
     if value < min(chance):
         return "less than any of these"
     return "more than any of these" if value > max(chance) else "no more than these"
-
-
-def _checks(model: LiveModel, valuation: Valuation, text: str) -> dict[str, bool]:
-    """Try what must hold exactly: λ = 0 changes no bit, λ = 1 changes something, and nothing stays behind."""
-    before = model.logits(text)
-    with inject(model, valuation, 0.0):
-        at_zero = model.logits(text)
-    with inject(model, valuation, 1.0):
-        at_one = model.logits(text)
-    after = model.logits(text)
-    return {
-        "λ = 0 leaves every logit as it was, to the last bit": torch.equal(before, at_zero),
-        "λ = 1 changes the logits": not torch.equal(before, at_one),
-        "afterwards the model is the one it was": torch.equal(before, after),
-    }
 
 
 @drawing.styled()

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,9 @@ from rich.text import Text
 from threadpoolctl import threadpool_limits
 
 import emoprobe
-from emoprobe.artefacts import write_bytes
+from emoprobe.artefacts import versions, write_bytes
 from emoprobe.corpora import Corpus, load_corpus
+from emoprobe.corpora.tables import SUFFIXES
 from emoprobe.models import LiveModel, load_model
 from emoprobe.probes import fit_probes, load_probes
 from emoprobe.report import render
@@ -220,7 +220,8 @@ def _corpus(source: str | Path, limit: int | None, seed: int) -> Corpus:
 
 
 def _folder_name(model: LiveModel, corpus: Corpus) -> Path:
-    parts = [model.name] if corpus.name == "ground-truth" else [model.name, corpus.name]
+    name = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", corpus.name)
+    parts = [model.name] if name == "ground-truth" else [model.name, name]
     return Path("runs") / "-".join(
         re.sub(r"[^\w.-]+", "-", Path(part).name).strip("-.") or "model" for part in parts
     )
@@ -265,7 +266,11 @@ def _about(
             "labels": list(corpus.labels),
             "dimensions": {name: list(bounds) for name, bounds in corpus.dimensions.items()},
         },
-        "versions": {"python": platform.python_version(), "emoprobe": emoprobe.__version__, **_versions()},
+        "versions": {
+            "python": platform.python_version(),
+            "emoprobe": emoprobe.__version__,
+            **versions(PACKAGES),
+        },
         "hardware": {
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),
@@ -278,16 +283,6 @@ def _about(
 
 def _parameters(model: LiveModel) -> int:
     return sum(weight.numel() for _, weight in model.named_weights())
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _call(model: object, corpus: object, out: object, limit: int | None, seed: int) -> str:

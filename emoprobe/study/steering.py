@@ -7,24 +7,23 @@ norm, the same ones for all concepts, and the other concepts' directions, since 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+from torch import Tensor
 
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.corpora.generator import EMOTIONS, aftermaths
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
-from emoprobe.steering import Measure, Sweep, steer, sweep
+from emoprobe.steering import Measure, Sweep, continuation, steer, sweep
 from emoprobe.study import feelings
-from emoprobe.study.dose import change, draw_dose, from_untouched
-from emoprobe.study.measures import NLL, leaning, prediction, read_outs
+from emoprobe.study.dose import NLL, change, checks, draw_dose, from_untouched, shared_measures
 from emoprobe.study.result import Result
 from emoprobe.study.texts import readable, targets
 from emoprobe.study.wording import bootstrap, listed, number, plain, ranged, span
@@ -109,15 +108,14 @@ def steering(
     specific = [part.concept for part in steered if part.specific]
     own = [part.concept for part in steered if part.own]
     others = np.concatenate([part.others for part in steered])
-    checks = _checks(model, probes, steered[0].concept, layer, texts[0])
+    first = probes[steered[0].concept]
+    held = checks(model, texts[0], lambda strength: steer(model, first, strength, layers=layer), "s", 0.1)
     if recovery:
         wanted = len(steered) - 2
-        checks[f"{what} become likelier monotonically, for {wanted} emotions or more"] = (
-            len(monotone) >= wanted
-        )
+        held[f"{what} become likelier monotonically, for {wanted} emotions or more"] = len(monotone) >= wanted
         beaten = [low > max(random) for (_, low, _), random in changes]
-        checks[f"and by more than with any random direction, for {wanted} or more"] = sum(beaten) >= wanted
-        checks[f"and by more than with any other emotion's, for {wanted} or more"] = len(own) >= wanted
+        held[f"and by more than with any random direction, for {wanted} or more"] = sum(beaten) >= wanted
+        held[f"and by more than with any other emotion's, for {wanted} or more"] = len(own) >= wanted
     unit = "" if what == READ_OUT else " nats"
     cost = float(np.mean([change(part.changes, NLL, highest)[0][0] for part in steered]))
     return Result(
@@ -143,7 +141,7 @@ def steering(
             f"{_raised_most(steered, own)} The price at s = {highest:g} is "
             f"{number(cost, 3, True)} nats of NLL per token."
         ),
-        checks=checks,
+        checks=held,
         figure=_figure(steered),
         alt=(
             f"How much {MEASURED[what]} changes with strength for each concept, beside the range of random directions and what "
@@ -199,6 +197,18 @@ def _outcomes(
     }
 
 
+def leaning(name: str, toward: Sequence[str], against: Sequence[str], prompts: Sequence[str]) -> Measure:
+    """Measure log P of any of `toward` after each prompt, less that of `against` where there are any: nats."""
+    sides: Mapping[str, Sequence[str]] = {"toward": toward, **({"against": against} if against else {})}
+    inner = continuation(sides)
+
+    def measure(model: LiveModel, ignored: Sequence[str]) -> dict[str, Tensor]:
+        found = inner(model, prompts)
+        return {name: found["toward"] - found["against"] if against else found["toward"]}
+
+    return measure
+
+
 def called(concept: str) -> str:
     """Name the outcome of a concept."""
     return f"log P of {concept}"
@@ -227,7 +237,7 @@ def _sweeps(
 ) -> list[Steered]:
     """Steer with each concept, and with random directions once for all of them."""
     names = list(outcomes)
-    shared = [prediction(texts), read_outs(probes, names, model.n_layers)]
+    shared = shared_measures(probes, names, texts)
 
     def run(concept: str, measures: Sequence[Measure | None], controls: int) -> pd.DataFrame:
         asked = [*shared, *(measure for measure in measures if measure is not None)]
@@ -269,20 +279,6 @@ def _crossed(
         with steer(model, probes[name], strength, layers=layer):
             changes[name] = means() - untouched
     return pd.DataFrame.from_dict(changes, orient="index")
-
-
-def _checks(model: LiveModel, probes: ProbeSet, concept: str, layer: int, text: str) -> dict[str, bool]:
-    before = model.logits(text)
-    with steer(model, probes[concept], 0.0, layers=layer):
-        at_zero = model.logits(text)
-    with steer(model, probes[concept], 0.1, layers=layer):
-        steered = model.logits(text)
-    after = model.logits(text)
-    return {
-        "s = 0 leaves every logit as it was, to the last bit": torch.equal(before, at_zero),
-        "s = 0.1 changes the logits": not torch.equal(before, steered),
-        "afterwards the model is the one it was": torch.equal(before, after),
-    }
 
 
 @drawing.styled()
