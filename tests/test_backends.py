@@ -1,5 +1,6 @@
 """The same call does the same thing to a model of transformers, TransformerLens or nnsight."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,25 @@ def test_attention_and_logit_lens_agree(family: str, backend: str) -> None:
         assert (ours - theirs)[:, real].abs().max() < 1e-4
     vectors = torch.randn(2, reference.d_model, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(reference.logit_lens(vectors), other.logit_lens(vectors), atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["transformers", *OTHERS])
+def test_what_follows_a_prompt_counts_as_generated(backend: str) -> None:
+    """In a batch that holds prompts together with what follows them."""
+    model = load(saved("gpt2"), backend)
+    batch = replace(model.tokenize(TEXTS[2]), prompt_length=6)
+    edit = ResidualEdit(model.n_layers, lambda x: x + 1.0, positions="generated")
+    with torch.no_grad():
+        plain = model.streams(batch, [model.n_layers])
+        with model.intervene(edit):
+            edited = model.streams(batch, [model.n_layers])
+            changed = (
+                (model.forward(batch) - model.forward(replace(batch, prompt_length=None))).abs().amax(-1)
+            )
+    assert changed[0, :6].max() == 0 and changed[0, 6:].min() > 0
+    assert torch.allclose(
+        (edited - plain)[0, 0, :, 0], (torch.arange(plain.shape[2]) >= 6).float(), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -155,4 +155,5 @@ def test_info_says_what_holds_and_why_not() -> None:
     assert found["inject, blocks 1"].startswith("yes, folded")
     found = family_model("BERT").info().set_index("what")["found"]
     assert found["generate"] == "no: an encoder" and found["logits"] == "yes"
+    assert found["logit lens"] == "no: its head transforms the stream first"
     assert tiny_tokenizer().chat_template is None and found["chat template"] == "no"

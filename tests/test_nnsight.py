@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from backends import FAMILIES, GREEDY, LAM, TEXTS, difference, load, make_edits, make_valuation, saved
+from families import family_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from emoprobe.errors import InputError
-from emoprobe.interventions import ResidualEdit
+from emoprobe.interventions import AttentionBias, ResidualEdit
 from emoprobe.models import wrap
 from emoprobe.valattn import biases, inject
 
@@ -104,6 +105,18 @@ def test_edits_are_made_without_weights() -> None:
         assert difference(local, TEXTS, logits, local.logits(TEXTS)) < 1e-5
     model.dispatch()
     assert difference(local, TEXTS, live.logits(TEXTS), local.logits(TEXTS)) < 1e-5
+
+
+def test_info_says_which_blocks_take_edits() -> None:
+    found = load(saved("llama"), "nnsight").info().set_index("what")["found"]
+    assert found["inject as nnsight edits, blocks 0-2"].startswith("yes, at attention_interface")
+    other = family_model("GPT-J")
+    model = nnsight.TransformersModel(other.underlying, tokenizer=other.tokenizer, task="text-generation")
+    found = wrap(model).info().set_index("what")["found"]
+    assert found["inject, blocks 0-2"].startswith("yes, at the softmax")
+    assert found["inject as nnsight edits, blocks 0-2"].startswith("no: it computes attention outside")
+    with pytest.raises(InputError, match="block 1 of GPTJForCausalLM computes attention outside"):
+        wrap(model).edited(AttentionBias(1, lambda x, _: x[..., :2], 1.0))
 
 
 def test_the_deprecated_language_model_is_one_too() -> None:

@@ -124,6 +124,7 @@ def test_processed_weights_are_known_by_their_basis(family: str) -> None:
     streams = live.streams(batch, range(4))
     if family == "gpt2":
         assert live.basis == "centred"
+        assert live.info().set_index("what")["found"]["residual stream"] == "centred"
         assert difference(live, TEXTS, streams, raw - raw.mean(-1, keepdim=True)) < 1e-4
         assert difference(live, TEXTS, streams, raw) > 0.1
         with pytest.raises(InputError, match=r"these probes .* raw residual stream.*centred"):
@@ -156,7 +157,9 @@ def test_attention_that_discards_edits_is_refused(config: PretrainedConfig) -> N
     )
     untouched = live.logits(TEXTS)
     bias = AttentionBias(0, lambda x, forward: torch.ones(*x.shape[:2], 1), 1.0)
-    with pytest.raises(InputError, match=r"throws away.*wrap the transformers model"):
+    found = live.info().set_index("what")["found"]
+    assert "throws away" in found["inject, blocks 0-1"] and found["inject, blocks 0-1"].startswith("no: ")
+    with pytest.raises(InputError, match=r"throws away.*block 0 of .*wrap the transformers model"):
         with live.intervene(bias):
             pass
     with live.intervene(ResidualEdit(1, lambda x: 2 * x)):  # steering and reading do work

@@ -26,6 +26,7 @@ from emoprobe.interventions import AttentionBias, Forward, Intervention
 from emoprobe.models.live import Batch, LiveModel, check_interventions
 from emoprobe.models.passes import Valuations, act_on, describe_pass
 from emoprobe.models.transformers_backend import TransformersModel
+from emoprobe.models.transformers_structure import by_ranges
 
 
 class NnsightModel(LiveModel):
@@ -87,6 +88,14 @@ class NnsightModel(LiveModel):
         """Map residual vectors (…, d_model) to the logits they promote (…, vocab), the final norm's gain folded in."""
         return self._local.logit_lens(vectors)
 
+    def _found(self) -> dict[str, object]:
+        """Return what the transformers backend has to say, and which blocks take a bias as an nnsight edit."""
+        edits = by_ranges("inject as nnsight edits", self.n_layers, self._way_of_editing)
+        return {**self._local._found(), **edits}
+
+    def _way_of_editing(self, layer: int) -> str:
+        return f"yes, at {self._attention_path(layer, 'it')[1]}"
+
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._local.named_weights()
 
@@ -110,7 +119,9 @@ class NnsightModel(LiveModel):
         check_interventions(interventions, self.n_layers)
         active = [item for item in interventions if not (isinstance(item, AttentionBias) and item.is_zero)]
         sites = {
-            item.layer: self._attention_path(item.layer) for item in active if isinstance(item, AttentionBias)
+            item.layer: self._attention_path(item.layer, f"block {item.layer} of {self.name}")
+            for item in active
+            if isinstance(item, AttentionBias)
         }
         paths = self._paths()
         nnsight.register("emoprobe")  # a server need not have it installed: its functions are sent along
@@ -126,7 +137,7 @@ class NnsightModel(LiveModel):
             names[child] = name
         return names[module.base_model], names[self._inner._blocks]
 
-    def _attention_path(self, layer: int) -> tuple[str, str]:
+    def _attention_path(self, layer: int, where: str) -> tuple[str, str]:
         """Return where in a block its attention module lies, and the name of the call of its attention function."""
         for name, child in self._inner._blocks[layer].named_modules():
             if "Attention" in type(child).__name__ and hasattr(child, "layer_idx"):
@@ -138,7 +149,7 @@ class NnsightModel(LiveModel):
                 if calls:
                     return name, calls[-1]  # the first ones bind the name, the last one calls it
         raise InputError(
-            f"block {layer} of {self.name} computes attention outside transformers' attention interface, so a bias cannot be "
+            f"{where} computes attention outside transformers' attention interface, so a bias cannot be "
             "written as an nnsight edit: use live.intervene, which works on this machine only"
         )
 

@@ -28,6 +28,7 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Forward, Intervention
 from emoprobe.models.live import Batch, LiveModel
 from emoprobe.models.passes import Valuations, act_on, add_bias, describe_pass
+from emoprobe.models.transformers_structure import by_ranges
 
 
 class TransformerLensModel(LiveModel):
@@ -121,7 +122,7 @@ class TransformerLensModel(LiveModel):
 
         with ExitStack() as stack:
             for layer in set(layers):
-                attention = self._attention(layer)
+                attention = self._attention(layer, f"block {layer} of {self.name}")
                 for point, read in zip(
                     (attention.hook_pattern, attention.hook_out), keep(layer), strict=True
                 ):
@@ -149,7 +150,8 @@ class TransformerLensModel(LiveModel):
     def _given(self, batch: Batch, generating: bool = False) -> Iterator[None]:
         """Let interventions know the text, and in generation where the prompt ends."""
         before = self._batch, self._prompt_length
-        self._batch, self._prompt_length = batch, batch.input_ids.shape[1] if generating else None
+        self._batch = batch
+        self._prompt_length = batch.input_ids.shape[1] if generating else batch.prompt_length
         try:
             yield
         finally:
@@ -161,10 +163,10 @@ class TransformerLensModel(LiveModel):
         blocks = self.underlying.blocks
         return blocks[-1].hook_out if layer == self.n_layers else blocks[layer].hook_in
 
-    def _attention(self, layer: int) -> Any:
+    def _attention(self, layer: int, where: str) -> Any:
         attention = getattr(self.underlying.blocks[layer], "attn", None)
         if not isinstance(attention, AttentionBridge):
-            raise InputError(f"block {layer} of {self.name} has no attention: it is of another kind")
+            raise InputError(f"{where} has no attention: it is of another kind")
         return attention
 
     def logit_lens(self, vectors: Tensor) -> Tensor:
@@ -183,6 +185,21 @@ class TransformerLensModel(LiveModel):
             for name, weight in model.named_parameters(remove_duplicate=False)
         }
         yield from ((name, weights[name]) for name in names if name in weights)
+
+    def _found(self) -> dict[str, object]:
+        """Return architecture, basis, which blocks take a bias, and what can be done."""
+        return {
+            "architecture": type(self.underlying.original_model).__name__,
+            "attention": "eager, computed by TransformerLens",
+            "residual stream": self.basis,
+            "capture and steer": f"yes, layers 0 to {self.n_layers}",
+            **by_ranges("inject", self.n_layers, self._way_of_injection),
+            "logits": "yes",
+            "generate": "yes",
+        }
+
+    def _way_of_injection(self, layer: int) -> str:
+        return f"yes, at hook_attn_scores: {type(self._biasable(layer, 'it')).__name__}"
 
     # Intervening -----------------------------------------------------------------------------------------------------
 
@@ -208,14 +225,19 @@ class TransformerLensModel(LiveModel):
         self._hooked, self._biased, self._forward = hooked, biased, forward
         self._pending.clear()
 
-    def _place_bias(self, layer: int, stack: ExitStack) -> None:
-        attention = self._attention(layer)
+    def _biasable(self, layer: int, where: str) -> Any:
+        """Return the attention of a block. Raises `InputError` where a bias would have no effect on it."""
+        attention = self._attention(layer, where)
         if type(attention).forward is AttentionBridge.forward:
             raise InputError(
                 f"TransformerLens lets {type(attention.original_component).__name__} compute its own attention and throws "
-                f"away what is added to hook_attn_scores, so no bias can go into block {layer} of {self.name}: wrap the "
+                f"away what is added to hook_attn_scores, so no bias can go into {where}: wrap the "
                 "transformers model instead"
             )
+        return attention
+
+    def _place_bias(self, layer: int, stack: ExitStack) -> None:
+        attention = self._biasable(layer, f"block {layer} of {self.name}")
         stack.enter_context(attention.register_forward_pre_hook(self._prepare_cache(layer), with_kwargs=True))
         stack.enter_context(_hooked(attention.hook_attn_scores, self._biasing(layer)))
 

@@ -213,13 +213,8 @@ class TransformersModel(LiveModel):
 
     def logit_lens(self, vectors: Tensor) -> Tensor:
         """Map residual vectors (…, d_model) to the logits they promote (…, vocab), the final norm's gain folded in."""
-        head = self._head()
-        if head is None or self.is_encoder or head.weight.shape[-1] != self.d_model:
-            why = (
-                "its head transforms the stream first"
-                if head is not None
-                else "it has no language-model head"
-            )
+        head, why = self._head(), self._why_no_lens()
+        if why:
             raise InputError(f"no logit lens for {self.name}: {why}")
         norm = find_final_norm(self.underlying, self._blocks)
         with torch.no_grad(), align_module_device(norm), align_module_device(head):
@@ -227,6 +222,14 @@ class TransformersModel(LiveModel):
             gain = gain_of(norm, self.d_model).to(vectors.device)
             logits: Tensor = (vectors * gain) @ head.weight.float().T
         return logits
+
+    def _why_no_lens(self) -> str:
+        head = self._head()
+        if head is None:
+            return "there is no language-model head"
+        if self.is_encoder or head.weight.shape[-1] != self.d_model:
+            return "its head transforms the stream first"
+        return ""
 
     def _head(self) -> Any:
         return self.underlying.get_output_embeddings()
@@ -253,6 +256,7 @@ class TransformersModel(LiveModel):
             **ways_of_injection(self._blocks, self._config),
             "logits": "yes" if self._head() is not None else no_head,
             "generate": "yes" if writes else no_text,
+            "logit lens": f"no: {self._why_no_lens()}" if self._why_no_lens() else "yes",
         }
 
     # Intervening -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ itself attention. Nothing here runs a model or changes one.
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,15 +116,24 @@ def gives_its_whole_output(block: nn.Module, attention: nn.Module) -> bool:
 
 def ways_of_injection(blocks: nn.ModuleList, config: Any) -> dict[str, str]:
     """Return, for each range of blocks that are alike ("inject, blocks 0-11"), how a bias gets into them, or why not."""
+
+    def way(layer: int) -> str:
+        site = find_attention(blocks[layer], layer, config, "it")
+        return f"yes, {'folded' if site.folds else 'at the softmax (quadratic memory)'}: {site.kind}"
+
+    return by_ranges("inject", len(blocks), way)
+
+
+def by_ranges(what: str, n_layers: int, way: Callable[[int], str]) -> dict[str, str]:
+    """Return what `way` says of each block, or "no" and the reason where it raises, once for each range of blocks."""
     ways: dict[str, list[int]] = {}
-    for layer, block in enumerate(blocks):
+    for layer in range(n_layers):
         try:
-            site = find_attention(block, layer, config, "it")
-            way = f"yes, {'folded' if site.folds else 'at the softmax (quadratic memory)'}: {site.kind}"
+            said = way(layer)
         except InputError as error:
-            way = f"no: {error}"
-        ways.setdefault(way, []).append(layer)
-    return {f"inject, blocks {_ranges(layers)}": way for way, layers in ways.items()}
+            said = f"no: {error}"
+        ways.setdefault(said, []).append(layer)
+    return {f"{what}, blocks {_ranges(layers)}": said for said, layers in ways.items()}
 
 
 def _ranges(layers: Sequence[int]) -> str:
