@@ -67,12 +67,11 @@ def report(probes: ProbeSet) -> str:
 def _sentence(row: dict[Any, Any]) -> str:
     name = "All labels" if row["concept"] == LABELS else row["concept"]
     shuffled = f"{_two(row['shuffled'])} [{_two(row['shuffled_low'])}, {_two(row['shuffled_high'])}]"
-    failed = (
-        f"Not supported: it is not shown to be above {_and(row['fails'])}" if row["fails"] else "Supported"
-    )
+    found = "Not supported" if CONTROLS["shuffled"] in row["fails"] else "Readable"
+    verdict = f"{found}: not shown to be above {_and(row['fails'])}" if row["fails"] else "Supported"
     return (
         f"{name}: {METRICS[row['metric']]} {_span(row)} at layer {row['layer']} ({row['n']} texts, {row['groups']} groups); "
-        f"shuffled {shuffled}, embedding {_two(row['layer0'])}, bag of words {_two(row['bag_of_words'])}. {failed}."
+        f"shuffled {shuffled}, embedding {_two(row['layer0'])}, bag of words {_two(row['bag_of_words'])}. {verdict}."
     )
 
 

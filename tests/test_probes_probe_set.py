@@ -268,7 +268,8 @@ def test_evidence_has_to_stand_above_every_control(change: dict[str, float], fai
     sentence = next(line for line in found.report().splitlines() if line.startswith("planted"))
     assert ("Supported" in sentence) == (not fails)
     for name in fails:
-        assert name in sentence.split("Not supported")[1]
+        assert name in sentence.split("not shown to be above")[1]
+    assert ("Not supported" in sentence) == ("shuffled annotations" in fails)
 
 
 def test_the_report_states_the_numbers() -> None:
