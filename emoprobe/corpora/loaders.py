@@ -25,6 +25,7 @@ from emoprobe.errors import InputError
 
 GROUND_TRUTH = ("ground_truth", "bundled")
 GROUND_TRUTH_TEXTS = 2000
+PASSAGES = Path(__file__).parent / "passages"
 Columns = Mapping[str, str | Sequence[str] | None]
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -52,7 +53,8 @@ def load_corpus(
 ) -> Corpus:
     """Load labelled texts, wherever they are, in one schema.
 
-    `source` is "emobank", "goemotions", "carer", "isear", "crowd_envent" or "ground-truth" (generated; also
+    `source` is "emobank", "goemotions", "carer", "isear", "crowd_envent", "passages" (624 short texts written
+    for this package: 13 emotions × 12 topics × 4 forms) or "ground-truth" (generated; also
     "bundled"); a CSV, TSV, JSON, JSON lines or Parquet file; a table in memory; or a data set of the hub. A
     published corpus is read from `folder` if given, from a sub-folder of the environment variable
     EMOPROBE_DATA that has it, or else downloaded.
@@ -88,6 +90,8 @@ def _open(source: object, folder: object, split: str | None, limit: int | None, 
     path, known = Path(source), canonical(os.fspath(source))
     if folder is not None and known not in PUBLISHED:
         raise InputError(f"{source}: folder= is for published corpora ({', '.join(PUBLISHED)}); leave it out")
+    if known == PASSAGES.name:
+        return _passages()
     if known in GROUND_TRUTH:
         return _ground_truth(GROUND_TRUTH_TEXTS if limit is None else limit, seed)
     if folder is None and path.is_dir() and (found := _recognised(path)):
@@ -152,7 +156,7 @@ def _hub(name: str, split: str | None) -> Source:
         data = datasets.load_dataset(name) if split is None else datasets.load_dataset(name, split=split)
     except Exception as error:  # whatever the hub's clients raise; their classes change with their versions
         raise InputError(
-            f"{name}: is no file here, none of {', '.join((*PUBLISHED, 'ground-truth'))}, and could not be loaded "
+            f"{name}: is no file here, none of {', '.join((*PUBLISHED, 'passages', 'ground-truth'))}, and could not be loaded "
             f"from the hub ({first_line(error)}); check the name or the path"
         ) from error
     table = from_dataset(data)
@@ -180,6 +184,15 @@ def _ground_truth(n: int, seed: int) -> Source:
     return Source(
         "ground-truth", Table(frame), columns | {d: d for d in dimensions}, {"intensity": (0.0, 1.0)}
     )
+
+
+def _passages() -> Source:
+    """Read the passages, one file per topic; each was written and rated singly, by one writer."""
+    frame = pd.concat(
+        [read_table(path).frame for path in sorted(PASSAGES.glob("*.jsonl"))], ignore_index=True
+    )
+    columns = {"text": "text", "labels": "label", "group": "topic", "source": "form"}
+    return Source(PASSAGES.name, Table(frame), columns | {dimension: dimension for dimension in VALUATION})
 
 
 def _tidy(source: Source, columns: Columns, ranges: Ranges, name: str) -> Corpus:
