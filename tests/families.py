@@ -26,6 +26,9 @@ class Family:
     sizes: bool = True  # whether the configuration goes by the usual names
     encoder: bool = False
     eager: bool = False
+    coarse: bool = (
+        False  # the untouched random model itself rounds by more than the tolerance in half precision
+    )
     auto: type = AutoModelForCausalLM
 
 
@@ -97,6 +100,52 @@ FAMILIES: dict[str, Family] = {
             "qk_nope_head_dim": 8, "v_head_dim": 12, "first_k_dense_replace": BLOCKS,
         },
     ),
+    "DeepSeek-V2": Family(
+        "deepseek_v2",
+        options={
+            "num_key_value_heads": HEADS, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8, "v_head_dim": 12, "first_k_dense_replace": BLOCKS,
+        },
+    ),
+    "StarCoder (GPT-BigCode)": Family(
+        "gpt_bigcode", "transformer.h", "attn", "transformer.ln_f",
+        {"n_positions": CONTEXT, "n_layer": BLOCKS, "n_head": HEADS},
+    ),
+    "OLMo 3": Family("olmo3", options={**GROUPED, "sliding_window": 6, "layer_types": MIXED}),
+    "OLMoE": Family("olmoe", options={**GROUPED, "num_experts": 2, "num_experts_per_tok": 2}),
+    "Llama 4 (text)": Family(
+        "llama4_text",
+        options={**GROUPED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 2, "intermediate_size_mlp": 64,
+                 "attention_chunk_size": 6},
+    ),
+    "Gemma 4 (text)": Family(
+        "gemma4_text",
+        options={
+            **GROUPED, "head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention", "sliding_attention",
+            "full_attention"], "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
+        },
+        coarse=True,  # queries and keys are normalised, and their products not scaled
+    ),
+    "Qwen3-MoE": Family(
+        "qwen3_moe",
+        options={**GROUPED, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
+    "Phi-3.5-MoE": Family("phimoe", options={**GROUPED, "num_local_experts": 2, "num_experts_per_tok": 2}),
+    "Cohere 2": Family("cohere2", options={**GROUPED, "sliding_window": 6, "layer_types": MIXED}),
+    "GLM-4": Family("glm4", options={**GROUPED, "head_dim": 8}),
+    "EXAONE 4": Family("exaone4", options={**GROUPED, "sliding_window": 6, "layer_types": MIXED}),
+    "ERNIE 4.5": Family("ernie4_5", options={**GROUPED, "head_dim": 8}),
+    "Nemotron": Family("nemotron", options={**GROUPED, "head_dim": 8}),
+    "Apertus": Family("apertus", options=GROUPED),
+    "LFM2": Family(
+        "lfm2", attention="self_attn", norm="model.embedding_norm",
+        options={**GROUPED, "layer_types": ["full_attention"] * BLOCKS},
+    ),
+    "DiffLlama": Family("diffllama", options=GROUPED),
+    "JetMoE": Family(
+        "jetmoe", attention="self_attention",
+        options={"num_key_value_heads": 2, "kv_channels": 8, "num_local_experts": 2, "num_experts_per_tok": 2},
+    ),
     "BERT": Family("bert", "bert.encoder.layer", **_BERT),
     "RoBERTa": Family("roberta", "roberta.encoder.layer", options={"pad_token_id": 2}, **_BERT),
     "ELECTRA": Family("electra", "electra.encoder.layer", options={"embedding_size": WIDTH}, **_BERT),
@@ -121,6 +170,13 @@ REFUSED: dict[str, Family] = {
             **GROUPED, "head_dim": 16, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
             "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
             "num_experts": 0,
+        },
+    ),
+    "Gemma 3n (text)": Family(
+        "gemma3n_text",
+        options={
+            **GROUPED, "head_dim": 8, "layer_types": MIXED, "sliding_window": 6, "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512, "laurel_rank": 4,
         },
     ),
     "T5": Family("t5", options={"d_model": WIDTH, "num_layers": BLOCKS, "num_heads": HEADS, "d_kv": 8, "d_ff": 64},

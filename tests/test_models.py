@@ -8,10 +8,12 @@ import torch
 from oracle import Oracle
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 
 import emoprobe
 from emoprobe.activations import WINDOW, capture, stream_residuals
 from emoprobe.errors import InputError
+from emoprobe.interventions import AttentionBias, ResidualEdit
 from emoprobe.layers import resolve_layers
 from emoprobe.models import LiveModel, load_model, wrap
 from emoprobe.models.reference import PASSAGES
@@ -55,6 +57,20 @@ def test_padding_batching_and_order_change_nothing(family: str) -> None:
         assert torch.allclose(capture(model, TEXTS)[row, :-1], kept.mean(1).float(), atol=1e-5)
         late = own[:, min(5, own.shape[1] - 1) :].mean(1)
         assert torch.allclose(capture(model, TEXTS, start=5)[row, :-1], late.float(), atol=1e-5)
+
+
+def test_blocks_may_return_lists() -> None:
+    sizes = dict(vocab_size=330, n_positions=64, n_embd=32, n_layer=3, n_head=4, initializer_range=0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = wrap(AutoModelForCausalLM.from_config(OpenAIGPTConfig(**sizes)).eval(), tiny_tokenizer())
+    own, logits = hidden_states(model, TEXTS[0]), model.logits(TEXTS[0])
+    streams = next(stream_residuals(model, TEXTS[:1])).stream[:, 0]
+    assert torch.allclose(streams, torch.stack(own)[:, 0], atol=1e-5)
+    with model.intervene(ResidualEdit(3, lambda x: 2 * x)):  # there is no final norm
+        assert torch.allclose(model.logits(TEXTS[0]), 2 * logits, atol=1e-4)
+    with model.intervene(AttentionBias(1, lambda x, _: x[..., :2], 1.0)):
+        assert not torch.allclose(model.logits(TEXTS[0]), logits, atol=1e-2)
 
 
 def test_the_pass_stops_at_the_deepest_layer_asked_for() -> None:

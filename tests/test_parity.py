@@ -17,6 +17,7 @@ def test_parity(name: str, check: str) -> None:
         ("Mamba", "block 0 of Mamba is of type linear_attention"),
         ("Qwen3-Next", "block 0 of Qwen3-Next is of type linear_attention"),
         ("T5", "an encoder and a decoder"),
+        ("Gemma 3n (text)", "not one residual stream"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(name: str, reason: str) -> None:

@@ -100,6 +100,15 @@ def test_both_routes_agree(name: str) -> None:
     assert not torch.equal(texts[1], texts[0])  # two routes indeed
 
 
+def test_two_softmaxes_both_get_the_bias_where_it_is_folded_and_are_refused_where_they_are_watched() -> None:
+    model = at_softmax(family_model("DiffLlama"))  # its parity is tested on the folded route
+    untouched = model.logits(TEXTS)
+    with pytest.raises(InputError, match="block 0 takes several softmaxes"):
+        with inject(model, valuation_for(model), LAM):
+            model.logits(TEXTS)
+    assert torch.equal(model.logits(TEXTS), untouched)
+
+
 @pytest.mark.parametrize("name", ["Llama", "GPT-J", "Gemma 2", "Falcon"])
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     model = family_model(name, dtype=torch.float64)

@@ -36,8 +36,8 @@ AttentionFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
 class Route:
     """What is known of one biased attention module during a pass.
 
-    `queries` holds λ·v of the queries (batch, heads, queries, m) and is emptied when the attention asks for it; `keys` holds v
-    of the keys (batch, keys, m). `config` is the module's own configuration.
+    `queries` holds λ·v of the queries (batch, heads, queries, m), `keys` v of the keys (batch, keys, m); `asked` says whether
+    the attention has asked for them. `config` is the module's own configuration.
     """
 
     def __init__(self, site: AttentionSite, layer: int) -> None:
@@ -46,11 +46,17 @@ class Route:
         self.config: Any = getattr(site.module, "config", None)
         self.queries: Tensor | None = None
         self.keys: Tensor | None = None
+        self.asked = False
         self.masked = -torch.inf  # scores below it belong to masked keys
 
     def give(self, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> None:
         """Set what the pass under way adds to the scores; `dtype` is that of the model."""
         self.queries, self.keys, self.masked = queries, keys, torch.finfo(dtype).min / 2
+        self.asked = False
+
+    def clear(self) -> None:
+        """Forget what has been given: the pass is over, or has broken off."""
+        self.queries = self.keys = None
 
     def own_attention(self, module: nn.Module) -> AttentionFunction:
         """Return the attention function that the model itself would have called."""
@@ -129,16 +135,16 @@ def _valuation_attention(
             f"block {route.layer} caps its attention scores unannounced, and a folded bias would be capped too"
         )
     assert route.keys is not None, "queries and keys are given together"
-    queries, route.queries = route.queries, None
+    route.asked = True  # possibly more than once, as in differential attention
     width, value_width = query.shape[-1], value.shape[-1]
     scale = width**-0.5 if scaling is None else scaling
     if key.shape[-1] == width:  # no cache, or none that has widened them
         key, value = fold_keys(key, value, route.keys)
     else:
         value_width -= key.shape[-1] - width
-    query = fold_queries(query, queries, scale)
+    query = fold_queries(query, route.queries, scale)
     output, weights = own(module, query, key, value, attention_mask, scaling=scale, **kwargs)
-    return output[..., :value_width], weights
+    return output[..., :value_width].contiguous(), weights  # some models take a view of it
 
 
 AttentionInterface.register(ATTENTION, _valuation_attention)
@@ -185,6 +191,13 @@ class _AtSoftmax(TorchFunctionMode):
                 args, kwargs = self._masked(*args, **kwargs)
         return function(*args, **kwargs)
 
+    def _ask(self) -> None:
+        if self.route.asked:
+            raise InputError(
+                f"block {self.route.layer} takes several softmaxes over its keys: it is not clear which one a bias is meant for"
+            )
+        self.route.asked = True
+
     def _bias(self) -> Tensor:
         assert self.route.queries is not None and self.route.keys is not None, "given together"
         return self.route.queries @ self.route.keys.mT[:, None]
@@ -193,7 +206,7 @@ class _AtSoftmax(TorchFunctionMode):
         bias = self._bias()
         if scores.numel() != bias.numel() or scores.shape[-2:] != bias.shape[-2:]:
             return scores  # another softmax, such as that of a router
-        self.route.queries = None
+        self._ask()
         summed = (scores + bias.reshape(scores.shape)).to(scores.dtype)
         return torch.where(scores <= self.route.masked, scores, summed)
 
@@ -208,7 +221,7 @@ class _AtSoftmax(TorchFunctionMode):
         **kwargs: Any,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         bias = self._bias().to(query.dtype)
-        self.route.queries = None
+        self._ask()
         if is_causal:
             attn_mask = torch.ones(
                 query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device

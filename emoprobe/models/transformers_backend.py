@@ -195,21 +195,28 @@ class TransformersModel(LiveModel):
         if layer == self.n_layers:
 
             def leave(module: nn.Module, args: Any, output: Any) -> Any:
-                stream = output[0] if isinstance(output, tuple) else output
-                result = read(stream)
-                if replace:
-                    return (result, *output[1:]) if isinstance(output, tuple) else result
-                return None
+                result = read(self._checked(_first(output)))
+                if not replace:
+                    return None
+                return result if isinstance(output, Tensor) else type(output)((result, *output[1:]))
 
             return self._blocks[-1].register_forward_hook(leave)
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            result = read(args[0] if args else kwargs["hidden_states"])
+            result = read(self._checked(args[0] if args else kwargs["hidden_states"]))
             if not replace:
                 return None
             return ((result, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": result})
 
         return self._blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
+
+    def _checked(self, stream: Tensor) -> Tensor:
+        if stream.dim() != 3:
+            raise InputError(
+                f"the blocks of {self.name} hand on {tuple(stream.shape)} numbers, not one residual stream (batch, position, "
+                "width): not supported"
+            )
+        return stream
 
     def logit_lens(self, vectors: Tensor) -> Tensor:
         """Map residual vectors (…, d_model) to the logits they promote (…, vocab), the final norm's gain folded in."""
@@ -296,15 +303,16 @@ class TransformersModel(LiveModel):
         offsets = self._batch.offsets if self._batch is not None else None
         self._forward = describe_pass(given, self._forward, self._prompt_length, offsets)
         for route in self._routes():
-            route.queries = route.keys = None  # what a pass that broke off has left
+            route.clear()  # what a pass that broke off has left
 
     def _after_pass(self, trunk: nn.Module, args: Any, output: Any) -> None:
         for route in self._routes():
-            if route.queries is not None:
+            if route.queries is not None and not route.asked:
                 raise RuntimeError(
                     f"the attention of block {route.layer} of {self.name} never asked for its bias, so λ had no effect "
                     "there: this architecture computes attention in a way that emoprobe does not know"
                 )
+            route.clear()
 
     def _at(self, layer: int) -> Callable[[Tensor], Tensor]:
         """Return what happens to the stream at `layer`: its edits in order, then the valuations of its biases."""
@@ -363,8 +371,8 @@ class TransformersModel(LiveModel):
         found: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            found.append(output[0] if isinstance(output, tuple) else output)
-            if ROUTES[module].queries is None:  # else let the pass end, which reports it
+            found.append(_first(output))
+            if ROUTES[module].asked:  # else let the pass end, which reports it
                 raise _Stop
 
         outer = self._interventions
@@ -380,6 +388,12 @@ class TransformersModel(LiveModel):
 
 class _Stop(Exception):
     """Ends a forward pass once what was asked for has been read."""
+
+
+def _first(output: Any) -> Tensor:
+    """Return the stream, or the attention's output, among what a module gives."""
+    first: Tensor = output if isinstance(output, Tensor) else output[0]
+    return first
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

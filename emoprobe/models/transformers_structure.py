@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from emoprobe.errors import InputError
 
@@ -188,9 +188,8 @@ def context_length_of(config: Any, first: int) -> int | None:
 
 def is_encoder(model: PreTrainedModel) -> bool:
     """True where every token sees every other, as in BERT, so that nothing can be generated."""
-    found = [getattr(m, "is_causal", None) for m in model.base_model.modules() if _asks_interface(type(m))]
-    if found:
-        return not any(found)
-    return type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(
-        model.config, "is_decoder", False
-    )
+    causal = [getattr(m, "is_causal", None) for m in model.base_model.modules() if _asks_interface(type(m))]
+    masked = type(model.config) in MODEL_FOR_MASKED_LM_MAPPING
+    if causal:  # some decoders leave it to the mask
+        return not any(causal) and (masked or type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING)
+    return masked and not getattr(model.config, "is_decoder", False)
