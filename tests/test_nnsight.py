@@ -107,6 +107,13 @@ def test_edits_are_made_without_weights() -> None:
     assert difference(local, TEXTS, live.logits(TEXTS), local.logits(TEXTS)) < 1e-5
 
 
+def test_edits_refuse_attention_that_is_computed_twice() -> None:
+    other = family_model("DiffLlama")
+    model = nnsight.TransformersModel(other.underlying, tokenizer=other.tokenizer, task="text-generation")
+    with pytest.raises(InputError, match=r"block 1 of .* computes several attentions"):
+        wrap(model).edited(AttentionBias(1, lambda x, _: x[..., :2], 1.0))
+
+
 def test_info_says_which_blocks_take_edits() -> None:
     found = load(saved("llama"), "nnsight").info().set_index("what")["found"]
     assert found["inject as nnsight edits, blocks 0-2"].startswith("yes, at attention_interface")

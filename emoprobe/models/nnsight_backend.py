@@ -10,6 +10,7 @@ Hooks stay on this machine. For remote execution `edited` writes the same interv
 the model with stored edits, which nnsight replays in every trace of it and sends along where `remote=True`.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,11 @@ class NnsightModel(LiveModel):
                     for operation in self.underlying.get(f"{self._paths()[1]}.{layer}.{name}").source.names
                     if re.fullmatch(r"attention_interface_\d+", operation)
                 ]
+                if calls and inspect.getsource(type(child).forward).count("attention_interface(") > 1:
+                    raise InputError(
+                        f"{where} computes several attentions, and an nnsight edit reaches one: use live.intervene, which "
+                        "works on this machine only"
+                    )
                 if calls:
                     return name, calls[-1]  # the first ones bind the name, the last one calls it
         raise InputError(
@@ -224,4 +230,4 @@ def fold_into(
         {**kwargs, "scaling": scale},
     )
     output, weights = call.output
-    call.output = output[..., :width], weights
+    call.output = output[..., :width].contiguous(), weights
