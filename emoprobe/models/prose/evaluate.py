@@ -50,8 +50,8 @@ def log_probs(model: Any, ids: Array, context: int, first: int, batch: int = 16)
         for rows, targets in zip(torch.split(inputs, batch), torch.split(windows, batch), strict=True):
             logits = model(input_ids=rows.to(model.device)).logits.float()
             nats = cross_entropy(logits.flatten(0, 1), targets.flatten().to(model.device), reduction="none")
-            found.append(np.asarray(-nats.view(targets.shape).cpu()))
-    return np.concatenate(found)[scored]
+            found.append(-nats.view(targets.shape).cpu())
+    return np.asarray(torch.cat(found).numpy()[scored])
 
 
 def bits_per_character(

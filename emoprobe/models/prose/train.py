@@ -6,8 +6,9 @@
 DIR of `--data` holds `fiction/` and `tinystories/` (see `corpus.py`). The corpus is tokenised once into `--out`. A run
 that was stopped goes on from its last checkpoint with `--resume`. The learning rate is a function of how much of the
 given steps or minutes is over; with `--steps`, the same arguments give the same losses on one machine with one number
-of threads, resumed or not. With glibc, MALLOC_TRIM_THRESHOLD_=40000000000 in the environment, which keeps memory between
-steps, trains a third faster on a CPU.
+of threads, resumed or not. On a CPU with glibc, freed memory is best kept between steps, which makes them a third faster:
+
+    MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=40000000000 python -m emoprobe.models.prose.train …
 """
 
 import argparse
