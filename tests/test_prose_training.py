@@ -270,6 +270,7 @@ def test_command_trains_saves_and_resumes(
         tokenizer.decode(tokenizer("the “naïve” man")["input_ids"], skip_special_tokens=True)
         == "the “naïve” man"
     )
+    assert "\n" not in (tmp_path / "model" / "tokenizer.json").read_text("utf-8")
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id == model.config.bos_token_id
     assert len(json.loads((tmp_path / "model" / "training.json").read_text())["losses"]) == 5
     assert len(evaluate.samples(model, tokenizer, length=3)) == len(evaluate.OPENINGS)

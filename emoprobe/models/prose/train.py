@@ -286,6 +286,10 @@ def save(run: Run, tokenizer: Tokenizer, out: Path, seed: int) -> None:
     """
     run.model.bfloat16().save_pretrained(out)
     wrapped(tokenizer, run.model.config.max_position_embeddings).save_pretrained(out)
+    entries = json.loads((out / "tokenizer.json").read_text("utf-8"))  # half the size without its indentation
+    (out / "tokenizer.json").write_text(
+        json.dumps(entries, ensure_ascii=False, separators=(",", ":")), "utf-8"
+    )
     config = LlamaConfig.from_pretrained(out)
     config.dtype = torch.float32
     config.save_pretrained(out)
