@@ -53,6 +53,6 @@ def _split(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 
 def _widen(x: Tensor, extra: Tensor) -> Tensor:
-    extra = extra.expand(*x.shape[:-1], -1)
-    wide = torch.cat([x, extra], dim=-1)
-    return pad(wide, (0, -wide.shape[-1] % MULTIPLE))
+    missing = -(x.shape[-1] + extra.shape[-1]) % MULTIPLE
+    around = x.shape[:-1]
+    return torch.cat([x, extra.expand(*around, -1), x.new_zeros(()).expand(*around, missing)], dim=-1)

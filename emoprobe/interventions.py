@@ -93,8 +93,10 @@ class AttentionBias:
 
     def query_side(self, valuations: Tensor) -> Tensor:
         """Return λ·v for the queries: (batch, 1 or heads, position, m)."""
-        strength = torch.as_tensor(self.strength, dtype=valuations.dtype, device=valuations.device)
-        return valuations[:, None] * strength.reshape(1, -1, 1, 1)
+        strength = self.strength
+        if isinstance(strength, Tensor):
+            strength = strength.to(valuations).reshape(1, -1, 1, 1)
+        return valuations[:, None] * strength
 
 
 Intervention: TypeAlias = ResidualEdit | AttentionBias

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from emoprobe.artefacts import read_artefact, write_artefact
 from emoprobe.controls import turned_at_random
@@ -41,7 +42,7 @@ def valuate(weight: Tensor, bias: Tensor, stream: Tensor, emotions: Tensor | Non
         raise InputError(
             f"this valuation reads {weight.shape[-1]} numbers per token, but the model gives {given}"
         )
-    v = x @ weight[:, :width].T + bias
+    v = linear(x, weight[:, :width], bias)
     if emotions is not None:
         v = v + emotions.to(x.device, dtype) @ weight[:, width:].T
     return torch.tanh(v)

@@ -51,7 +51,11 @@ def act_on(
         return stream, None
     values = [bias.valuation(stream, forward) for bias in biases]
     queries = [bias.query_side(v).expand(-1, n_heads, -1, -1) for bias, v in zip(biases, values, strict=True)]
-    return stream, (torch.cat(queries, -1), torch.cat(values, -1))
+    return stream, (_joined(queries), _joined(values))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
 
 
 def add_bias(scores: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
