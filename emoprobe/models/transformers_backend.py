@@ -62,6 +62,7 @@ class TransformersModel(LiveModel):
         self.is_encoder = is_encoder(underlying)
         self._blocks = find_blocks(underlying, self.n_layers)
         self._trunk = find_trunk(underlying, self._blocks)
+        self._trunk_takes = parameters_of(type(self._trunk))
         self._sites: dict[int, AttentionSite] = {}  # of the blocks that have been asked to take a bias
         self._proven: set[tuple[str, str]] = set()  # kinds of attention in which a bias was seen to work
         self._hooked: set[int] = set()
@@ -299,7 +300,7 @@ class TransformersModel(LiveModel):
         return (ROUTES[site.module] for site in self._sites.values() if site.module in ROUTES)
 
     def _before_pass(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(zip(parameters_of(type(trunk)), args, strict=False)) | kwargs
+        given = dict(zip(self._trunk_takes, args, strict=False)) | kwargs
         offsets = self._batch.offsets if self._batch is not None else None
         self._forward = describe_pass(given, self._forward, self._prompt_length, offsets)
         for route in self._routes():
