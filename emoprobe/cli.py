@@ -403,26 +403,21 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a study.", sh
 
 @app.command(epilog="Example: emoprobe info bundled")
 def info(model: Model = "bundled", device: Device = None, dtype: DType = None) -> None:
-    """Say what a model is made of."""
+    """Say what a model is made of, what can be done with it, and why not the rest."""
     from emoprobe import typed
 
     live = typed.model(model, device, dtype)
     weights = sum(weight.numel() for _, weight in live.named_weights())
     norms = ", ".join(f"{norm:.3g}" for norm in live.residual_norms().tolist())
-    rows = {
-        "model": live.name,
-        "kind": f"{type(live.underlying).__name__} on {live.backend}, {str(live.dtype).removeprefix('torch.')}, {live.device}",
-        "blocks": f"{live.n_layers} (0 to {live.n_layers - 1})",
-        "layers": f"0 (the embedding) to {live.n_layers}, the residual streams around the blocks",
-        "width": live.d_model,
-        "heads": live.n_heads,
-        "parameters": f"{weights:,}",
-        "context": f"{live.context_length} tokens",
-        "residual norms": f"{norms} (layers 0 to {live.n_layers})",
-        "fingerprint": live.fingerprint(),
-    }
-    for name, value in rows.items():
-        typer.echo(f"{name:<15} {value}")
+    rows = [
+        *live.info().itertuples(index=False, name=None),
+        ("layers", f"0 (the embedding) to {live.n_layers}, the residual streams around the blocks"),
+        ("residual norms", f"{norms} (layers 0 to {live.n_layers})"),
+        ("parameters", f"{weights:,}"),
+        ("fingerprint", live.fingerprint()),
+    ]
+    for what, found in rows:
+        typer.echo(f"{what:<20} {found}")
 
 
 # Showing and running --------------------------------------------------------------------------------------------------

@@ -237,7 +237,8 @@ def test_info_says_what_a_model_is(call: Call) -> None:
     status, out, _ = call("info", "model")
     assert (
         status == 0
-        and "3 (0 to 2)" in out
+        and "inject, blocks 0-2   yes, folded" in out
+        and "chat template        no" in out
         and "0 (the embedding) to 3" in out
         and small_model().fingerprint() in out
     )
