@@ -1,0 +1,253 @@
+"""Mean difference, linear discriminant analysis, ridge regression and principal components, out of moments alone.
+
+Everything is for all layers at once, in float64, and equals the same estimator fitted to the stored activations. What depends
+on single texts, such as an accuracy or an area under the ROC curve, is not among what moments can give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from emoprobe.errors import InputError
+from emoprobe.probes.moments import Moments, Pooled
+
+
+class Weights(NamedTuple):
+    """Hold linear read-outs w·x + b: `weights` (…, layers, outputs, d_model) and `offsets` (…, layers, outputs)."""
+
+    weights: Tensor
+    offsets: Tensor
+
+
+class HeldOut(NamedTuple):
+    """Hold scores of each fold, predicted from the others: all (folds, penalties, layers, targets).
+
+    `r2` is one minus squared error over squared deviation from the fold's own mean, as in scikit-learn, `pearson_r` the
+    correlation within the fold. NaN where a target does not vary within the fold.
+    """
+
+    r2: Tensor
+    pearson_r: Tensor
+
+
+class Components(NamedTuple):
+    """Hold principal components, largest first: `variances` (layers, d_model), `vectors` (layers, d_model, d_model) in rows."""
+
+    variances: Tensor
+    vectors: Tensor
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+def mean_difference(moments: Moments) -> Tensor:
+    """Return each class's mean minus the mean of all class means, (layers, classes, d_model).
+
+    The recipe of "Emotion Concepts and their Function in a Large Language Model" (Sofroniew et al. 2026, arXiv 2604.07729).
+    A class without texts gets zeros.
+    """
+    count = moments.count.sum(0)
+    means = torch.einsum("fc,flcw->lcw", moments.count / count.clamp(min=1), moments.mean)
+    means = means[..., : moments.d_model]
+    differences = means - means[:, count > 0].mean(1, keepdim=True)
+    return differences.where(count[:, None] > 0, 0.0)
+
+
+def linear_discriminants(moments: Moments, shrinkage: float = 0.0) -> Weights:
+    """Return the logits of linear discriminant analysis for each class, priors being the shares of texts.
+
+    `shrinkage` from 0 to 1 moves the covariance within classes towards a multiple of the identity with the same trace. Where
+    that covariance is singular, its pseudo-inverse is taken. A class without texts gets zeros and an offset of -inf.
+    Raises `InputError` for a shrinkage out of range.
+    """
+    if not 0 <= shrinkage <= 1:
+        raise InputError(f"shrinkage={shrinkage}: give a number from 0 to 1")
+    found = [_discriminants(moments.pooled(layers=layers), shrinkage) for layers in moments.by_layers()]
+    return Weights(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def _discriminants(pooled: Pooled, shrinkage: float) -> Weights:
+    d = pooled.d_model
+    texts, centre = pooled.count.sum().clamp(min=1), pooled.grand_mean[..., :d]
+    values, vectors = torch.linalg.eigh(pooled.within[..., :d, :d] / texts)
+    values = (1 - shrinkage) * values + shrinkage * values.mean(-1, keepdim=True)
+    apart = (pooled.mean[..., :d] - centre[:, None]).where(pooled.count[:, None] > 0, 0.0)
+    weights = apart @ vectors * _inverse(values)[:, None] @ vectors.mT
+    # About the grand mean all numbers are small; the offsets follow for features as they come.
+    half = (weights * apart).sum(-1) / 2
+    offsets = (pooled.count / texts).log() - half - torch.einsum("lcd,ld->lc", weights, centre)
+    return Weights(weights, offsets)
+
+
+# Regression ----------------------------------------------------------------------------------------------------------
+
+
+class _Normal(NamedTuple):
+    """The normal equations: texts, means and second moments of features x and targets y about them, layers first."""
+
+    texts: Tensor
+    mean_x: Tensor
+    mean_y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+
+def _normal(pooled: Pooled) -> _Normal:
+    """Return the normal equations for the targets; where there are none, for 0 and 1 of each class."""
+    d, texts, mean, total = pooled.d_model, pooled.count.sum(), pooled.grand_mean, pooled.total
+    xx, mean_x = total[:, :d, :d], mean[:, :d]
+    if pooled.n_targets:
+        return _Normal(
+            texts, mean_x, mean[:, d:], xx, total[:, :d, d:], total[:, d:, d:].diagonal(dim1=1, dim2=2)
+        )
+    share = (pooled.count / texts.clamp(min=1)).expand(len(mean), -1)
+    xy = (pooled.count[:, None] * (pooled.mean - mean_x[:, None])).mT
+    return _Normal(texts, mean_x, share, xx, xy, texts * share * (1 - share))
+
+
+def ridge_path(moments: Moments, penalties: Sequence[float], *, standardise: bool = False) -> Weights:
+    """Return the ridge regression of each target at every penalty: weights (penalties, layers, targets, d_model).
+
+    Minimises ‖y - Xw - b‖² + penalty·‖w‖², the offset free, for the targets of the moments; where they have none, for 1 where
+    a text is of a class and 0 where not. With `standardise` the penalty is for features of unit variance; the weights are for
+    the features as they come, either way. Raises `InputError` for penalties that are not positive.
+    """
+    found = []
+    for layers in moments.by_layers():
+        normal = _normal(moments.pooled(layers=layers))
+        found.append(_path(normal, _positive(penalties, normal.xx), standardise)[0])
+    return Weights(*(torch.cat(part, 1) for part in zip(*found, strict=True)))
+
+
+def generalised_cross_validation(
+    moments: Moments, penalties: Sequence[float], *, standardise: bool = False
+) -> Tensor:
+    """Return the mean squared error that generalised cross-validation expects, (penalties, layers, targets).
+
+    n·RSS / (n - df)², df the trace of the hat matrix with its offset (Golub, Heath & Wahba 1979). scikit-learn's `RidgeCV`
+    calls leave-one-out by that name, which needs single texts. Grouped texts make it too hopeful; prefer `grouped_k_fold`.
+    """
+    found = []
+    for layers in moments.by_layers():
+        normal = _normal(moments.pooled(layers=layers))
+        strength = _positive(penalties, normal.xx)
+        (weights, _), freedom = _path(normal, strength, standardise)
+        left = normal.texts - 1 - freedom  # (penalties, layers)
+        error = _squared_error(normal, weights)
+        found.append(normal.texts * error / (left**2)[..., None])
+    return torch.cat(found, 1)
+
+
+def grouped_k_fold(moments: Moments, penalties: Sequence[float], *, standardise: bool = False) -> HeldOut:
+    """Score the ridge regression of each fold from the moments of the other folds, at every penalty.
+
+    Targets and `standardise` are as in `ridge_path`. Whole groups lie in a fold where the folds were dealt so. Raises
+    `InputError` for fewer than two folds with texts.
+    """
+    filled = moments.count.sum(1).nonzero().squeeze(1).tolist()
+    if len(filled) < 2:
+        raise InputError(
+            f"{len(filled)} folds with texts: cross-validation needs at least 2; add texts with their folds"
+        )
+    by_layers = []
+    for layers in moments.by_layers():
+        folds = []
+        for fold in filled:
+            train = _normal(moments.pooled([other for other in filled if other != fold], layers))
+            read_out, _ = _path(train, _positive(penalties, train.xx), standardise)
+            folds.append(_scored(_normal(moments.pooled([fold], layers)), read_out))
+        by_layers.append([torch.stack(part) for part in zip(*folds, strict=True)])
+    return HeldOut(*(torch.cat(part, 2) for part in zip(*by_layers, strict=True)))
+
+
+def _path(normal: _Normal, penalties: Tensor, standardise: bool) -> tuple[Weights, Tensor]:
+    """Return the ridge read-outs (penalties, layers, targets, d_model) and degrees of freedom (penalties, layers)."""
+    scale = _deviation(normal) if standardise else torch.ones_like(normal.mean_x)
+    values, vectors = torch.linalg.eigh(normal.xx / (scale[:, :, None] * scale[:, None]))
+    values = values.clamp(min=0)
+    along = (normal.xy / scale[..., None]).mT @ vectors  # (layers, targets, d_model)
+    shrunk = along / (values + penalties[:, None, None])[:, :, None]
+    weights = torch.einsum("pltk,ldk->pltd", shrunk, vectors) / scale[:, None]
+    offsets = normal.mean_y - torch.einsum("pltd,ld->plt", weights, normal.mean_x)
+    return Weights(weights, offsets), (values / (values + penalties[:, None, None])).sum(-1)
+
+
+def _deviation(normal: _Normal) -> Tensor:
+    """Return the features' standard deviations (layers, d_model), 1 where one does not vary."""
+    variance = normal.xx.diagonal(dim1=1, dim2=2) / normal.texts.clamp(min=1)
+    rounding = torch.finfo(variance.dtype).eps * normal.mean_x
+    return variance.where(variance > 10 * rounding**2, 1.0).sqrt()
+
+
+def _squared_error(normal: _Normal, weights: Tensor) -> Tensor:
+    """Return Σ (y - Xw)² about both means, (penalties, layers, targets); not below 0 by rounding."""
+    shared = (weights * normal.xy.mT).sum(-1)
+    return (normal.yy - 2 * shared + _spread(normal, weights)).clamp(min=0)
+
+
+def _spread(normal: _Normal, weights: Tensor) -> Tensor:
+    """Return Σ (Xw)² about the mean, (penalties, layers, targets)."""
+    return (torch.einsum("pltd,lde->plte", weights, normal.xx) * weights).sum(-1).clamp(min=0)
+
+
+def _scored(test: _Normal, read_out: Weights) -> list[Tensor]:
+    """Return R² and Pearson's r of texts known by their moments, each (penalties, layers, targets)."""
+    weights, offsets = read_out
+    bias = test.mean_y - offsets - torch.einsum("pltd,ld->plt", weights, test.mean_x)
+    error = _squared_error(test, weights) + test.texts * bias**2
+    spread, shared = _spread(test, weights), (weights * test.xy.mT).sum(-1)
+    varies = test.yy > 0
+    r2 = (1 - error / test.yy).where(varies, torch.nan)
+    return [r2, (shared / (spread * test.yy).sqrt()).where(varies & (spread > 0), torch.nan)]
+
+
+def _positive(penalties: Sequence[float], like: Tensor) -> Tensor:
+    if not len(penalties) or not min(penalties) > 0:
+        raise InputError(f"penalties={list(penalties)}: give one or more positive numbers")
+    return torch.as_tensor(list(penalties), dtype=like.dtype, device=like.device)
+
+
+def _inverse(values: Tensor) -> Tensor:
+    """Invert eigenvalues, with zeros for those that are zero but for rounding."""
+    least = values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+    return torch.where(values > least, 1 / values, 0.0)
+
+
+# Principal components ------------------------------------------------------------------------------------------------
+
+
+def principal_components(moments: Moments) -> Components:
+    """Return the principal components of all vectors at each layer, with their variances (divisor: texts - 1)."""
+    found = []
+    for layers in moments.by_layers():
+        pooled = moments.pooled(layers=layers)
+        covariance = pooled.total[:, : pooled.d_model, : pooled.d_model] / (pooled.count.sum() - 1).clamp(
+            min=1
+        )
+        values, vectors = torch.linalg.eigh(covariance)
+        found.append((values.clamp(min=0).flip(-1), vectors.mT.flip(-2)))
+    return Components(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def without_components(vectors: Tensor, components: Components, share: float) -> tuple[Tensor, Tensor]:
+    """Project out of vectors (layers, …, d_model) the leading components, up to a share of their variance.
+
+    Returns the vectors, and how many components it took at each layer, (layers,): the fewest that hold at least `share` of
+    the variance. Emotion vectors are cleaned so of what varies in neutral text (Sofroniew et al. 2026, share 0.5).
+    Raises `InputError` for a share that is not from 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"share={share}: give a number from 0 to 1")
+    variances = components.variances
+    held = variances.cumsum(-1) - variances  # by the components before each
+    wanted = share * variances.sum(-1, keepdim=True)
+    removed = (held < wanted) & (variances > 0)
+    basis = components.vectors * removed[..., None]
+    flat = vectors.to(basis).flatten(1, -2)
+    cleaned = flat - flat @ basis.mT @ basis
+    return cleaned.view(vectors.shape), removed.sum(-1)

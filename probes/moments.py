@@ -1,0 +1,364 @@
+"""Counts, means and second moments of activations in one pass, and what follows from them exactly.
+
+A sum of squares about the mean can be added up batch by batch, and two such sums joined, without either losing digits (Chan,
+Golub & LeVeque 1983, "Algorithms for computing the sample variance"). Mean differences, linear discriminant analysis, ridge
+regression with its whole regularisation path and its cross-validation, and principal components are functions of these sums
+alone, so that no activation need be stored: memory does not grow with the number of texts.
+
+Targets of a regression ride along as further columns beside the features, so that one matrix holds all the cross-moments.
+Everything is float64, on the CPU or on a GPU that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from emoprobe.activations import Pool, pooling, stream_residuals
+from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.corpora import Corpus
+from emoprobe.errors import InputError
+from emoprobe.layers import Layers, resolve_layers
+from emoprobe.models.live import LiveModel
+from emoprobe.probes.tasks import Task
+
+ROWS = 512
+"""Texts that are added at once: enough for fast products, few enough to need little memory."""
+BLOCK = 96
+"""Height of the strips in which the upper triangle of a scatter matrix is kept."""
+KIND, VERSION = "set of moments", 1
+
+
+@dataclass(eq=False)
+class Moments:
+    """Hold moments of vectors (features, then targets) by fold, layer and class, all float64.
+
+    `count` is (folds, classes) and `mean` (folds, layers, classes, width), where width is d_model + n_targets. `scatter`
+    (folds, layers, packed) is the sum over texts of (x - m)(x - m)ᵀ about the mean m of the text's own fold and class; its
+    upper triangle is kept in strips, see `Pooled` for the full matrix. Moments of the same shape add up with `+`.
+    """
+
+    count: Tensor
+    mean: Tensor
+    scatter: Tensor
+    n_targets: int = 0
+
+    @classmethod
+    def zeros(
+        cls,
+        n_layers: int,
+        d_model: int,
+        *,
+        n_folds: int = 1,
+        n_classes: int = 1,
+        n_targets: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Moments:
+        """Return the moments of no text."""
+        width = d_model + n_targets
+        packed = sum(rows * (width - first) for first, rows in _strips(width))
+
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        means = empty(n_folds, n_layers, n_classes, width)
+        return cls(empty(n_folds, n_classes), means, empty(n_folds, n_layers, packed), n_targets)
+
+    @property
+    def n_folds(self) -> int:
+        """The number of folds."""
+        return self.mean.shape[0]
+
+    @property
+    def n_layers(self) -> int:
+        """The number of layers."""
+        return self.mean.shape[1]
+
+    @property
+    def n_classes(self) -> int:
+        """The number of classes."""
+        return self.mean.shape[2]
+
+    @property
+    def d_model(self) -> int:
+        """The number of features."""
+        return self.mean.shape[3] - self.n_targets
+
+    def add(
+        self,
+        vectors: Tensor,
+        *,
+        fold: Tensor | None = None,
+        classes: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> None:
+        """Add texts: vectors (texts, layers, d_model), the fold and class numbers (texts,) and targets (texts, n_targets).
+
+        Fold and class default to 0. Raises `InputError` for shapes that do not fit and numbers that are not finite or out
+        of range; then nothing is added.
+        """
+        fold, classes, targets = self._checked(vectors, fold, classes, targets)
+        for first in range(0, len(vectors), ROWS):
+            part = slice(first, first + ROWS)
+            for number in fold[part].unique().tolist():
+                rows = first + (fold[part] == number).nonzero().squeeze(1)
+                self._add_to_fold(number, vectors[rows.to(vectors.device)], classes[rows], targets[rows])
+
+    def __iadd__(self, other: Moments) -> Moments:
+        """Take in moments of other texts, gathered apart: in another batch, process or machine."""
+        shapes = [(part.mean.shape, part.n_targets) for part in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"moments of shapes {shapes[0]} and {shapes[1]} (folds, layers, classes, width; targets) do not add up: gather "
+                "them with the same folds, layers, classes and targets"
+            )
+        for fold in range(self.n_folds):
+            self.scatter[fold] += other.scatter[fold].to(self.scatter)
+            nothing = self.mean.new_zeros(self.n_layers, 0, self.mean.shape[-1])
+            self._absorb(fold, other.count[fold].to(self.count), other.mean[fold].to(self.mean), nothing)
+        return self
+
+    def __add__(self, other: Moments) -> Moments:
+        """Return the moments of both sets of texts."""
+        return self.clone().__iadd__(other)
+
+    def clone(self) -> Moments:
+        """Return a copy that shares no memory."""
+        return Moments(self.count.clone(), self.mean.clone(), self.scatter.clone(), self.n_targets)
+
+    def to(self, device: torch.device | str) -> Moments:
+        """Return the moments on `device`."""
+        return Moments(self.count.to(device), self.mean.to(device), self.scatter.to(device), self.n_targets)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the moments as safetensors, for `load_moments` to read on any machine."""
+        tensors = {"count": self.count, "mean": self.mean, "scatter": self.scatter}
+        return write_artefact(path, KIND, VERSION, tensors, {"n_targets": self.n_targets})
+
+    def by_layers(self) -> Iterator[slice]:
+        """Yield the layers to work on together: all of them on a GPU, where it is faster; one by one elsewhere."""
+        together = self.n_layers if self.mean.is_cuda else 1
+        for first in range(0, self.n_layers, together):
+            yield slice(first, first + together)
+
+    def pooled(self, folds: Sequence[int] | None = None, layers: slice = slice(None)) -> Pooled:
+        """Return the moments of the texts in these folds (default: all) as one, at these layers.
+
+        The moments that a fold is predicted from are those of the other folds: nothing is fitted anew.
+        """
+        chosen = list(range(self.n_folds)) if folds is None else list(folds)
+        by_fold, means = self.count[chosen], self.mean[:, layers][chosen]
+        count = by_fold.sum(0)
+        mean = torch.einsum("fc,flcw->lcw", by_fold / count.clamp(min=1), means)
+        apart = by_fold.sqrt()[:, None, :, None] * (means - mean)
+        apart = apart.transpose(0, 1).flatten(1, 2)  # (layers, folds × classes, width)
+        within = apart.mT @ apart
+        for fold in chosen:
+            _add_unpacked(within, self.scatter[fold, layers])
+        return Pooled(count, mean, within, self.n_targets)
+
+    def _add_to_fold(self, fold: int, vectors: Tensor, classes: Tensor, targets: Tensor) -> None:
+        rows = vectors.to(self.mean).transpose(0, 1)
+        rows = torch.cat([rows, targets.expand(len(rows), -1, -1)], -1)
+        carried = torch.nn.functional.one_hot(classes, self.n_classes).to(rows)
+        count = carried.sum(0)
+        mean = carried.T @ rows / count.clamp(min=1)[:, None]
+        self._absorb(fold, count, mean, rows - mean[:, classes])
+
+    def _absorb(self, fold: int, count: Tensor, mean: Tensor, centred: Tensor) -> None:
+        """Join a fold with texts given by count, class means and their vectors about those, (layers, texts, width)."""
+        before = self.count[fold].clone()
+        joint = (before + count).clamp(min=1)
+        apart = mean - self.mean[fold]
+        # The squares about the joint mean exceed those about both means by one product of their difference.
+        between = (before * count / joint).sqrt()[:, None] * apart
+        _add_products(self.scatter[fold], torch.cat([centred, between], 1))
+        self.mean[fold] += (count / joint)[:, None] * apart
+        self.count[fold] += count
+
+    def _checked(
+        self, vectors: Tensor, fold: Tensor | None, classes: Tensor | None, targets: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        texts, device = len(vectors), self.mean.device
+        if vectors.shape[1:] != (self.n_layers, self.d_model):
+            wanted = f"(texts, {self.n_layers}, {self.d_model})"
+            raise InputError(f"vectors of shape {tuple(vectors.shape)}: moments of {wanted} were asked for")
+        targets = torch.zeros(texts, 0) if targets is None else targets
+        if targets.shape != (texts, self.n_targets):
+            wanted = f"({texts}, {self.n_targets})"
+            raise InputError(f"targets of shape {tuple(targets.shape)}: {wanted} are needed")
+        if not (torch.isfinite(vectors).all() and torch.isfinite(targets).all()):
+            raise InputError(
+                "a vector or target is infinite or NaN: leave such texts out, or load the model in another dtype"
+            )
+        numbered = []
+        for what, numbers, size in (("fold", fold, self.n_folds), ("class", classes, self.n_classes)):
+            numbers = torch.zeros(texts, dtype=torch.long) if numbers is None else numbers.long()
+            if numbers.shape != (texts,) or (
+                texts and not 0 <= int(numbers.min()) <= int(numbers.max()) < size
+            ):
+                raise InputError(f"each of the {texts} texts needs a {what} from 0 to {size - 1}")
+            numbered.append(numbers.to(device))
+        return numbered[0], numbered[1], targets.to(self.mean)
+
+
+def load_moments(path: str | Path) -> Moments:
+    """Read moments that `Moments.save` wrote. Raises `InputError` for a file that is missing, damaged or something else."""
+    tensors, record = read_artefact(path, KIND, VERSION)
+    return Moments(tensors["count"], tensors["mean"], tensors["scatter"], record["n_targets"])
+
+
+class Pooled(NamedTuple):
+    """Hold moments of some folds taken together, for some layers.
+
+    `count` is (classes,), `mean` (layers, classes, width), and `within` (layers, width, width) the sum of squares and products
+    about the class means; the last `n_targets` columns are the targets.
+    """
+
+    count: Tensor
+    mean: Tensor
+    within: Tensor
+    n_targets: int
+
+    @property
+    def d_model(self) -> int:
+        """The number of features."""
+        return self.mean.shape[-1] - self.n_targets
+
+    @property
+    def grand_mean(self) -> Tensor:
+        """Mean over all texts, (layers, width)."""
+        return torch.einsum("c,lcw->lw", self.count / self.count.sum().clamp(min=1), self.mean)
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of squares and products about the mean over all texts, (layers, width, width)."""
+        between = self.count.sqrt()[:, None] * (self.mean - self.grand_mean[:, None])
+        return torch.baddbmm(self.within, between.mT, between)
+
+
+# Out of a model ------------------------------------------------------------------------------------------------------
+
+
+def corpus_moments(
+    model: LiveModel,
+    corpus: Corpus,
+    tasks: Sequence[Task],
+    layers: Layers = "all",
+    pool: Pool = "mean",
+    *,
+    start: int = 1,
+    batch_size: int = 32,
+    progress: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[Moments]:
+    """Return for each task the moments of its texts by fold, in one pass over the corpus and without storing activations.
+
+    Labels that exclude each other are classes; other labels, as 0 and 1, and dimensions are targets. `pool` and `start` are as
+    in `emoprobe.activations.capture`; with `pool="tokens"` every token from the `start`-th on counts as one vector.
+    `device` is where moments are kept; it needs float64.
+    """
+    chosen = resolve_layers(layers, model.n_layers)
+    gathered, place = [], []
+    for task in tasks:
+        sizes = {"n_classes": len(task.concepts)} if task.exclusive else {"n_targets": len(task.concepts)}
+        folds = int(task.fold.max()) + 1
+        gathered.append(Moments.zeros(len(chosen), model.d_model, n_folds=folds, device=device, **sizes))
+        place.append(torch.full((len(corpus.texts),), -1))
+        place[-1][torch.from_numpy(task.rows)] = torch.arange(len(task.rows))
+    streamed = _vectors(model, corpus.texts, chosen, pool, start, batch_size, progress)
+    for indices, vectors in streamed:
+        for task, moments, position in zip(tasks, gathered, place, strict=True):
+            rows = position[indices]
+            mine = rows >= 0
+            rows, fold = rows[mine], torch.from_numpy(task.fold)[rows[mine]]
+            targets = torch.from_numpy(task.targets)[rows]
+            given = {"classes": targets.argmax(1)} if task.exclusive else {"targets": targets}
+            moments.add(vectors[mine.to(vectors.device)], fold=fold, **given)
+    return gathered
+
+
+def text_moments(
+    model: LiveModel,
+    texts: Iterable[str],
+    layers: Layers = "all",
+    pool: Pool = "mean",
+    *,
+    start: int = 1,
+    batch_size: int = 32,
+    progress: bool = False,
+    device: torch.device | str = "cpu",
+) -> Moments:
+    """Return the moments of texts without annotations, such as neutral ones; options are as in `corpus_moments`."""
+    chosen = resolve_layers(layers, model.n_layers)
+    moments = Moments.zeros(len(chosen), model.d_model, device=device)
+    for _, vectors in _vectors(model, texts, chosen, pool, start, batch_size, progress):
+        moments.add(vectors)
+    return moments
+
+
+def _vectors(
+    model: LiveModel,
+    texts: Iterable[str],
+    layers: Sequence[int],
+    pool: Pool,
+    start: int,
+    batch_size: int,
+    progress: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield numbers of texts and their vectors (texts, layers, d_model), many batches at once."""
+    pooled_by = None if pool == "tokens" else pooling(pool)
+    indices: list[Tensor] = []
+    vectors: list[Tensor] = []
+    for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
+        counted, numbers = part.counted(start), torch.tensor(part.indices)
+        if pooled_by is None:
+            found = part.stream[:, counted].float()
+            numbers = numbers[counted.nonzero()[:, 0].cpu()]
+        else:
+            found = pooled_by(part.stream.float(), counted)
+        indices.append(numbers)
+        vectors.append(found.transpose(0, 1))
+        if sum(map(len, indices)) >= ROWS:
+            yield torch.cat(indices), torch.cat(vectors)
+            indices, vectors = [], []
+    if indices:
+        yield torch.cat(indices), torch.cat(vectors)
+
+
+# Upper triangles in strips -------------------------------------------------------------------------------------------
+
+
+def _strips(width: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the number of rows of each strip; it holds the columns from its first row on."""
+    yield from ((first, min(BLOCK, width - first)) for first in range(0, width, BLOCK))
+
+
+def _views(packed: Tensor, width: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield the strips of packed matrices (layers, packed): first row, end row, and (layers, rows, columns) in place."""
+    start = 0
+    for first, rows in _strips(width):
+        size = rows * (width - first)
+        yield first, first + rows, packed[:, start : start + size].view(len(packed), rows, width - first)
+        start += size
+
+
+def _add_products(packed: Tensor, rows: Tensor) -> None:
+    """Add the sum over texts of xxᵀ of rows (layers, texts, width) to packed matrices."""
+    for first, end, strip in _views(packed, rows.shape[-1]):
+        strip.baddbmm_(rows[..., first:end].mT, rows[..., first:])
+
+
+def _add_unpacked(matrices: Tensor, packed: Tensor) -> None:
+    """Add packed matrices (layers, packed) to full ones (layers, width, width)."""
+    for first, end, strip in _views(packed, matrices.shape[-1]):
+        square = end - first
+        matrices[:, first:end, end:] += strip[..., square:]
+        matrices[:, end:, first:end] += strip[..., square:].mT
+        upper = strip[..., :square].triu()
+        matrices[:, first:end, first:end] += upper + upper.triu(1).mT

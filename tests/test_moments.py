@@ -1,0 +1,320 @@
+"""Moments and what follows from them, against scikit-learn on the stored activations and against the long way round."""
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from small_probes import planted
+from tiny import tiny_model
+
+from emoprobe.errors import InputError
+from emoprobe.probes.closed_form import (
+    generalised_cross_validation,
+    grouped_k_fold,
+    linear_discriminants,
+    mean_difference,
+    principal_components,
+    ridge_path,
+    without_components,
+)
+from emoprobe.probes.moments import BLOCK, ROWS, Moments, corpus_moments, load_moments, text_moments
+from emoprobe.probes.tasks import plan
+
+LAYERS, WIDTH, FOLDS, CLASSES, TARGETS = 2, BLOCK + 21, 4, 3, 2  # two strips, the second one narrower
+TEXTS = ROWS + 187  # more than are added at once
+PENALTIES = [0.01, 1.0, 300.0, 1e5]
+
+
+class Data:
+    """Correlated features far from the origin with classes, folds and targets that depend on them."""
+
+    def __init__(self, texts: int = TEXTS, width: int = WIDTH) -> None:
+        generator = np.random.default_rng(0)
+        mixing = generator.normal(size=(LAYERS, width, width)) * np.logspace(0, -2, width)[:, None]
+        self.x = np.einsum("nlk,lkd->nld", generator.normal(size=(texts, LAYERS, width)), mixing) + 30.0
+        self.fold = generator.choice(FOLDS, texts, p=[0.4, 0.3, 0.2, 0.1])
+        along = self.x[:, 0] @ generator.normal(size=(width, TARGETS))
+        self.y = along / along.std(0) + generator.normal(size=(texts, TARGETS)) + 7.0
+        self.label = np.digitize(self.y[:, 0], np.quantile(self.y[:, 0], [0.3, 0.8]))
+
+    def moments(self, rows: Any = slice(None), *, classes: bool = True, targets: bool = True) -> Moments:
+        """Return the moments of some rows, added at once."""
+        gathered = Moments.zeros(
+            LAYERS,
+            self.x.shape[2],
+            n_folds=FOLDS,
+            n_classes=CLASSES if classes else 1,
+            n_targets=TARGETS if targets else 0,
+        )
+        gathered.add(
+            torch.from_numpy(self.x[rows]),
+            fold=torch.from_numpy(self.fold[rows]),
+            classes=torch.from_numpy(self.label[rows]) if classes else None,
+            targets=torch.from_numpy(self.y[rows]) if targets else None,
+        )
+        return gathered
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return Data()
+
+
+def same(left: Any, right: Any, tolerance: float) -> bool:
+    """Say whether two arrays differ by no more than `tolerance` of the largest entry."""
+    left, right = np.asarray(left), np.asarray(right)
+    return left.shape == right.shape and bool(np.abs(left - right).max() <= tolerance * np.abs(right).max())
+
+
+# Adding up -----------------------------------------------------------------------------------------------------------
+
+
+def test_moments_are_those_of_numpy(data: Data) -> None:
+    pooled = data.moments().pooled([1, 2])
+    rows = np.isin(data.fold, [1, 2])
+    joint = np.concatenate([data.x, np.broadcast_to(data.y[:, None], (TEXTS, LAYERS, TARGETS))], 2)
+    assert pooled.count.tolist() == np.bincount(data.label[rows], minlength=CLASSES).tolist()
+    for layer in range(LAYERS):
+        within = 0
+        for number in range(CLASSES):
+            mine = joint[rows & (data.label == number), layer]
+            assert same(pooled.mean[layer, number], mine.mean(0), 1e-13)
+            within = within + (len(mine) - 1) * np.cov(mine.T)
+        assert same(pooled.within[layer], within, 1e-12)
+        everything = joint[rows, layer]
+        assert same(pooled.total[layer], (len(everything) - 1) * np.cov(everything.T), 1e-12)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_merging_in_any_order_equals_one_pass(data: Data, order: tuple[int, ...]) -> None:
+    parts = [slice(0, 3), slice(3, 50), slice(50, 51), slice(51, None)]  # some lack classes and folds
+    first, second, third, fourth = (data.moments(parts[part]) for part in order)
+    for merged in (first + second + third + fourth, (first + second) + (third + fourth)):
+        for name in ("count", "mean", "scatter"):
+            assert same(getattr(merged, name), getattr(data.moments(), name), 1e-10)
+
+
+def test_adding_text_by_text_equals_one_pass(data: Data) -> None:
+    one_by_one = data.moments(slice(0, 0))
+    for row in range(60):
+        one_by_one += data.moments(slice(row, row + 1))
+    assert same(one_by_one.scatter, data.moments(slice(0, 60)).scatter, 1e-10)
+    assert same(one_by_one.mean, data.moments(slice(0, 60)).mean, 1e-10)
+
+
+def test_digits_survive_far_from_the_origin() -> None:
+    """Sums of squares about the origin would be off by more than they are: 1e16 · ε is larger than the variance."""
+    near = torch.from_numpy(np.random.default_rng(0).normal(size=(2000, 1, 5)))
+    far = Moments.zeros(1, 5)
+    for part in (near + 1e8).split(100):
+        far.add(part)
+    exact = Moments.zeros(1, 5)
+    exact.add((near + 1e8) - 1e8)  # what is left of the digits once the offset was added
+    assert same(far.scatter, exact.scatter, 1e-6)
+
+
+def test_saved_moments_are_read_back_to_the_bit(data: Data, tmp_path: Any) -> None:
+    moments = data.moments()
+    read = load_moments(moments.save(tmp_path / "moments.safetensors"))
+    for name in ("count", "mean", "scatter", "n_targets"):
+        assert np.array_equal(getattr(read, name), getattr(moments, name))
+    assert same((read + read).pooled().total, 2 * moments.pooled().total, 1e-12)
+
+
+def test_what_does_not_fit_is_refused(data: Data) -> None:
+    moments, vectors = data.moments(), torch.from_numpy(data.x[:5])
+    targets = torch.from_numpy(data.y[:5])
+    before = moments.clone()
+    for given, complaint in [
+        ({"vectors": vectors[:, :1], "targets": targets}, "vectors of shape"),
+        ({"vectors": vectors, "targets": None}, "targets of shape"),
+        ({"vectors": vectors.log() * torch.nan, "targets": targets}, "infinite or NaN"),
+        ({"vectors": vectors, "targets": targets * torch.nan}, "infinite or NaN"),
+        ({"vectors": vectors, "targets": targets, "fold": torch.full((5,), FOLDS)}, "fold from 0 to 3"),
+        ({"vectors": vectors, "targets": targets, "classes": torch.full((5,), -1)}, "class from 0 to 2"),
+    ]:
+        with pytest.raises(InputError, match=complaint):
+            moments.add(**given)  # type: ignore[arg-type]
+    assert torch.equal(moments.count, before.count) and torch.equal(moments.scatter, before.scatter)
+    with pytest.raises(InputError, match="do not add up"):
+        moments += data.moments(targets=False)
+    with pytest.raises(InputError, match="positive"):
+        ridge_path(moments, [1.0, 0.0])
+    with pytest.raises(InputError, match="at least 2"):
+        grouped_k_fold(data.moments(data.fold == 1), [1.0])
+    with pytest.raises(InputError, match="shrinkage"):
+        linear_discriminants(moments, 1.5)
+    with pytest.raises(InputError, match="share"):
+        without_components(mean_difference(moments), principal_components(moments), -0.1)
+
+
+# Against scikit-learn ------------------------------------------------------------------------------------------------
+
+
+def test_mean_difference_is_that_of_class_centroids(data: Data) -> None:
+    found = mean_difference(data.moments())
+    for layer in range(LAYERS):
+        means = NearestCentroid().fit(data.x[:, layer], data.label).centroids_
+        assert same(found[layer], means - means.mean(0), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("texts", "shrinkage"), [(TEXTS, 0.0), (TEXTS, 0.3), (TEXTS, 1.0), (90, 0.3), (90, 1.0)]
+)
+def test_discriminants_equal_scikit_learn(data: Data, texts: int, shrinkage: float) -> None:
+    rows = slice(0, texts)
+    found = linear_discriminants(data.moments(rows), shrinkage)
+    for layer in range(LAYERS):
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)
+        model.fit(data.x[rows, layer], data.label[rows])
+        mine = data.x[:, layer] @ found.weights[layer].numpy().T + found.offsets[layer].numpy()
+        wanted = model.decision_function(data.x[:, layer])
+        # Logits count up to what all classes share.
+        centred = [part - part.mean(1, keepdims=True) for part in (mine, wanted)]
+        assert same(*centred, 1e-6)
+        weights = [part - part.mean(0) for part in (found.weights[layer].numpy(), model.coef_)]
+        assert same(*weights, 1e-6)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 90)], ids=["all", "fewer texts than features"])
+@pytest.mark.parametrize("classes", [True, False], ids=["with classes", "without"])
+def test_ridge_path_equals_scikit_learn(data: Data, rows: slice, classes: bool) -> None:
+    found = ridge_path(data.moments(rows, classes=classes), PENALTIES)
+    for place, penalty in enumerate(PENALTIES):
+        for layer in range(LAYERS):
+            model = Ridge(penalty, solver="svd").fit(data.x[rows, layer], data.y[rows])
+            assert same(found.weights[place, layer], model.coef_, 1e-6)
+            assert same(found.offsets[place, layer], model.intercept_, 1e-6)
+
+
+def test_standardised_ridge_equals_scikit_learn(data: Data) -> None:
+    found = ridge_path(data.moments(), PENALTIES, standardise=True)
+    plain = ridge_path(data.moments(), PENALTIES)
+    assert not same(found.weights, plain.weights, 0.01)
+    for place, penalty in enumerate(PENALTIES):
+        model = make_pipeline(StandardScaler(), Ridge(penalty, solver="svd")).fit(data.x[:, 1], data.y)
+        mine = data.x[:, 1] @ found.weights[place, 1].numpy().T + found.offsets[place, 1].numpy()
+        assert same(mine, model.predict(data.x[:, 1]), 1e-6)
+
+
+def test_ridge_without_targets_is_that_of_the_classes(data: Data) -> None:
+    found = ridge_path(data.moments(targets=False), [30.0])
+    model = Ridge(30.0, solver="svd").fit(data.x[:, 1], np.eye(CLASSES)[data.label])
+    assert same(found.weights[0, 1], model.coef_, 1e-6)
+    assert same(found.offsets[0, 1], model.intercept_, 1e-6)
+
+
+@pytest.mark.parametrize("targets", [True, False], ids=["targets", "classes"])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_grouped_folds_equal_the_long_way(data: Data, targets: bool, standardise: bool) -> None:
+    found = grouped_k_fold(data.moments(targets=targets), PENALTIES, standardise=standardise)
+    y = data.y if targets else np.eye(CLASSES)[data.label]
+    for fold in range(FOLDS):
+        test = data.fold == fold
+        for place, penalty in enumerate(PENALTIES):
+            steps = [StandardScaler()] * standardise + [Ridge(penalty, solver="svd")]
+            model = make_pipeline(*steps).fit(data.x[~test, 0], y[~test])
+            predicted = model.predict(data.x[test, 0])
+            assert same(
+                found.r2[fold, place, 0], r2_score(y[test], predicted, multioutput="raw_values"), 1e-6
+            )
+            pairs = zip(predicted.T, y[test].T, strict=True)
+            assert same(found.pearson_r[fold, place, 0], [np.corrcoef(*pair)[0, 1] for pair in pairs], 1e-6)
+
+
+def test_a_fold_that_lacks_a_class_has_no_score_for_it(data: Data) -> None:
+    rows = (data.label != 2) | (data.fold != 3)
+    found = grouped_k_fold(data.moments(rows, targets=False), [1.0])
+    nan = found.r2[:, 0, 0].isnan()
+    assert nan[3].tolist() == [False, False, True] and not nan[:3].any()
+
+
+def test_generalised_cross_validation_equals_its_definition(data: Data) -> None:
+    found = generalised_cross_validation(data.moments(), PENALTIES)
+    centred = data.x[:, 1] - data.x[:, 1].mean(0)
+    for place, penalty in enumerate(PENALTIES):
+        hat = centred @ np.linalg.solve(centred.T @ centred + penalty * np.eye(WIDTH), centred.T) + 1 / TEXTS
+        left = ((data.y - hat @ data.y) ** 2).sum(0)
+        assert same(found[place, 1], TEXTS * left / (TEXTS - np.trace(hat)) ** 2, 1e-8)
+
+
+def test_principal_components_equal_scikit_learn(data: Data) -> None:
+    components = principal_components(data.moments())
+    model = PCA().fit(data.x[:, 1])
+    assert same(components.variances[1], model.explained_variance_, 1e-9)
+    overlap = np.abs((components.vectors[1].numpy() * model.components_).sum(1))
+    assert np.allclose(overlap[:40], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+def test_components_up_to_a_share_are_projected_out(data: Data, share: float) -> None:
+    components = principal_components(data.moments())
+    vectors = torch.from_numpy(data.x[:6]).transpose(0, 1)  # (layers, 6, d_model)
+    cleaned, removed = without_components(vectors, components, share)
+    for layer in range(LAYERS):
+        model = PCA().fit(data.x[:, layer])
+        held = model.explained_variance_ratio_.cumsum()
+        k = 0 if share == 0 else min(int((held < share).sum()) + 1, WIDTH)
+        assert abs(int(removed[layer]) - k) <= (share == 1.0)  # the last one is rounding
+        basis = model.components_[: int(removed[layer])]
+        x = data.x[:6, layer]
+        assert np.abs(cleaned[layer].numpy() - (x - x @ basis.T @ basis)).max() < 1e-6 * np.abs(x).max()
+
+
+# Out of a model ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_moments_of_a_corpus_are_those_of_captured_activations(batch_size: int) -> None:
+    corpus, _ = planted()
+    model, layers = tiny_model("gpt2"), [0, 2, 3]
+    tasks = plan(corpus, folds=3)
+    gathered = corpus_moments(model, corpus, tasks, layers, batch_size=batch_size)
+    captured = model.capture(corpus.texts, layers, batch_size=7).double()
+    assert {task.kind for task in tasks} == {"label", "dimension"}
+    for task, moments in zip(tasks, gathered, strict=True):
+        x, pooled = captured[task.rows], moments.pooled([0, 2])
+        rows = np.isin(task.fold, [0, 2])
+        total = torch.stack([(rows.sum() - 1) * x[rows][:, layer].T.cov() for layer in range(3)])
+        width = model.d_model
+        assert same(pooled.total[:, :width, :width], total, 1e-5)
+        model_of = Ridge(10.0, solver="svd").fit(x[:, 1], task.targets)
+        assert same(ridge_path(moments, [10.0]).weights[0, 1], np.atleast_2d(model_of.coef_), 1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pool", ["mean", "last", "tokens"])
+def test_moments_do_not_depend_on_batches_order_or_padding(pool: str, side: str) -> None:
+    texts = list(planted()[0].texts)[:60]
+    model = tiny_model("gpt2")
+    alone = text_moments(model, texts, pool=pool, batch_size=1).pooled()
+    model.tokenizer.padding_side = side
+    for given in (texts, sorted(texts, key=len)):
+        padded = text_moments(model, iter(given), pool=pool, batch_size=32).pooled()
+        assert padded.count.tolist() == alone.count.tolist()
+        assert same(padded.mean, alone.mean, 1e-5) and same(padded.within, alone.within, 1e-5)
+
+
+def test_tokens_are_those_after_the_start() -> None:
+    texts = list(planted()[0].texts)[:20]
+    model = tiny_model("gpt2")
+    moments = text_moments(model, texts, [1], pool="tokens", start=2).pooled()
+    tokens = []
+
+    def keep(stream: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        tokens.append(stream[0, 0, 2:])
+        return stream[:, :, -1]
+
+    model.capture(texts, [1], keep, batch_size=1)
+    every = torch.cat(tokens).double()
+    assert moments.count.item() == len(every)
+    assert same(moments.within[0], (len(every) - 1) * every.T.cov(), 1e-5)
