@@ -8,11 +8,13 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.metrics import r2_score
+from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 from small_probes import planted
 from tiny import tiny_model
 
@@ -26,7 +28,9 @@ from emoprobe.probes.closed_form import (
     ridge_path,
     without_components,
 )
+from emoprobe.probes.logistic import logistic, logistic_by_layers
 from emoprobe.probes.moments import BLOCK, ROWS, Moments, corpus_moments, load_moments, text_moments
+from emoprobe.probes.sklearn_estimators import MeanDifference, MomentLDA, MomentRidge, NewtonLogistic
 from emoprobe.probes.tasks import plan
 
 LAYERS, WIDTH, FOLDS, CLASSES, TARGETS = 2, BLOCK + 21, 4, 3, 2  # two strips, the second one narrower
@@ -318,3 +322,97 @@ def test_tokens_are_those_after_the_start() -> None:
     every = torch.cat(tokens).double()
     assert moments.count.item() == len(every)
     assert same(moments.within[0], (len(every) - 1) * every.T.cov(), 1e-5)
+
+
+# Logistic regression, and scikit-learn's interface -------------------------------------------------------------------
+
+
+def objective(weights: Any, offsets: Any, data: Data, layer: int, classes: Any, C: float) -> float:
+    """Return scikit-learn's objective for logits of features as they come."""
+    logits = data.x[:, layer] @ np.asarray(weights).T + np.asarray(offsets)
+    if logits.shape[1] == 1:
+        logits = np.hstack([np.zeros_like(logits), logits])
+    loss = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(classes)), classes]
+    return float(C * loss.sum() + (np.asarray(weights) ** 2).sum() / 2)
+
+
+@pytest.mark.parametrize("C", [1e-4, 1.0, 100.0])
+@pytest.mark.parametrize("classes", [2, CLASSES])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_logistic_reaches_the_objective_of_scikit_learn(
+    data: Data, C: float, classes: int, dtype: torch.dtype
+) -> None:
+    label = np.minimum(data.label, classes - 1)
+    found = logistic_by_layers(torch.from_numpy(data.x).to(dtype), torch.from_numpy(label), C)
+    for layer in range(LAYERS):
+        model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-9, max_iter=1000).fit(
+            data.x[:, layer], label
+        )
+        least = objective(model.coef_, model.intercept_, data, layer, label, C)
+        weights, offsets = found.weights[layer].numpy(), found.offsets[layer].numpy()
+        if classes == 2:  # one row, the difference, is what scikit-learn penalises
+            weights, offsets = np.diff(weights, axis=0), np.diff(offsets)
+        mine = objective(weights, offsets, data, layer, label, C)
+        assert mine <= least * (1 + 1e-4)
+        centred = (
+            [part - part.mean(0) for part in (weights, model.coef_)]
+            if classes > 2
+            else [weights, model.coef_]
+        )
+        assert same(*centred, 0.01)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_preconditioning_saves_passes_over_the_texts(data: Data) -> None:
+    """The spread of the features differs ten thousandfold between directions: a general solver needs far more passes."""
+    features, label = torch.from_numpy(data.x[:, 0]), torch.from_numpy(data.label)
+    found = logistic(features, label)
+    model = LogisticRegression(tol=1e-6, max_iter=1000).fit(data.x[:, 0], data.label)
+    assert found.passes < 80 and model.n_iter_[0] == 1000  # and still not there
+    loss = objective(found.weights, found.offsets, data, 0, data.label, 1.0)
+    assert loss <= objective(model.coef_, model.intercept_, data, 0, data.label, 1.0) * (1 + 1e-4)
+    assert found.objective * TEXTS == pytest.approx(loss, rel=1e-9)
+
+
+def test_logistic_refuses_what_it_cannot_fit(data: Data) -> None:
+    features, label = torch.from_numpy(data.x[:, 0]), torch.from_numpy(data.label)
+    for given, complaint in [
+        ((features, label[:-1]), "give \\(texts, d_model\\)"),
+        ((features, 0 * label), "two or more"),
+        ((features, 2 * label), "numbered from 0"),
+        ((features, label, 0.0), "C=0.0"),
+    ]:
+        with pytest.raises(InputError, match=complaint):
+            logistic(*given)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@pytest.mark.parametrize(
+    "estimator",
+    [MomentRidge(), MomentRidge(cv=3, standardise=True), MeanDifference(), MomentLDA(), NewtonLogistic()],
+    ids=repr,
+)
+def test_estimators_keep_to_the_rules_of_scikit_learn(estimator: Any) -> None:
+    check_estimator(estimator)
+
+
+def test_estimators_equal_those_of_scikit_learn(data: Data) -> None:
+    x, y, label = data.x[:, 0], data.y, data.label
+    ridge = MomentRidge(PENALTIES, cv=FOLDS).fit(x, y, groups=data.fold)
+    wanted = RidgeCV(PENALTIES, cv=list(GroupKFold(FOLDS).split(x, groups=data.fold)), scoring="r2").fit(x, y)
+    assert ridge.penalty_ == wanted.alpha_
+    assert ridge.scores_.max() == pytest.approx(wanted.best_score_, rel=1e-6)
+    assert same(ridge.predict(x), wanted.predict(x), 1e-6)
+    assert ridge.fit(x, y[:, 0]).predict(x).shape == (TEXTS,)
+    for classes in (2, CLASSES):
+        few = np.minimum(label, classes - 1)
+        lda, theirs = (
+            MomentLDA(0.1).fit(x, few),
+            LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(x, few),
+        )
+        assert same(lda.predict_proba(x), theirs.predict_proba(x), 1e-6)
+        assert (MeanDifference().fit(x, few).predict(x) == NearestCentroid().fit(x, few).predict(x)).all()
+        logistic_model = NewtonLogistic(tol=1e-9).fit(x, few)
+        theirs = LogisticRegression(solver="newton-cholesky", tol=1e-9).fit(x, few)
+        assert same(logistic_model.predict_proba(x), theirs.predict_proba(x), 1e-4)
+        assert logistic_model.coef_.shape == theirs.coef_.shape
