@@ -25,7 +25,13 @@ from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Floats, LinearReadOut, fit_for
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.tasks import LABELS, Task, plan
-from emoprobe.probes.validation import SHUFFLE_TEXTS, bag_of_words, cross_validate
+from emoprobe.probes.validation import (
+    CHEAP_PERMUTATIONS,
+    SHUFFLE_TEXTS,
+    bag_of_words,
+    cross_validate,
+    expected_range,
+)
 
 ESTIMATORS = ("auto", "mean_difference", "ridge", "logistic")
 SMALL = 2**24
@@ -33,7 +39,16 @@ SMALL = 2**24
 SPREAD_TEXTS = 512
 """Texts on whose tokens the spread along each direction is measured."""
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
-MEASURED = ["value", "low", "high", "chance", "shuffled", "shuffled_low", "shuffled_high"]
+MEASURED = [
+    "value",
+    "low",
+    "high",
+    "chance",
+    "shuffled",
+    "shuffled_low",
+    "shuffled_high",
+    "shuffled_best_high",
+]
 MEASURED += [
     f"{control}{end}" for control in ("layer0", "bag_of_words") for end in ("", "_gain_low", "_gain_high")
 ]
@@ -60,8 +75,9 @@ def fit_probes(
     `estimator` is "mean_difference", "ridge", "logistic" (labels only; dimensions beside them get ridge) or "auto": logistic
     for labels, ridge for dimensions. `concepts` chooses among the corpus's labels and dimensions. `pool` and `start` say how a
     text becomes one vector, see `emoprobe.activations.capture`. No group of the corpus is cut by one of the `folds`. The
-    annotations are shuffled `permutations` times and the groups resampled `bootstrap` times; 0 leaves the control or the
-    intervals out. Texts without an annotation for a concept are left out for it.
+    annotations are shuffled `permutations` times (dimensions, where that costs little, at least 100 times) and the groups
+    resampled `bootstrap` times; 0 leaves the control or the intervals out. Texts without an annotation for a concept are left
+    out for it.
 
     Raises `InputError` for an unknown concept, for "logistic" without labels, and for fewer groups than folds.
     """
@@ -120,7 +136,10 @@ def fit_probes(
             "start": start,
             "folds": folds,
             "bootstrap": bootstrap,
-            "permutations": permutations,
+            "permutations": {
+                "label": permutations,
+                "dimension": max(permutations, CHEAP_PERMUTATIONS) if permutations else 0,
+            },
             "shuffled_labels_texts": SHUFFLE_TEXTS,
             "spread_texts": len(sample),
             "seed": seed,
@@ -150,22 +169,27 @@ def _probe(
     fit = fit_for(estimator, task.kind, task.exclusive)
     weights = metrics.weighting(task.group, task.fold, bootstrap, seed)
     controls = {"bag_of_words": bag_of_words(task, texts, weights, seed)}
-    scores, read_outs = [], []
+    scores, read_outs, best_shuffled = [], [], np.empty(0)
     for position, layer in enumerate(bar.track(layers, description=f"probing for {task.kind}s")):
         here = features[:, position].double().numpy()
-        scored, resampled = cross_validate(task, fit, here, weights, permutations, seed)
+        scored, resampled, null = cross_validate(task, fit, here, weights, permutations, seed)
+        best_shuffled = np.fmax(best_shuffled, null) if len(scores) else null
         controls.setdefault("layer0", resampled)  # the first layer is the embedding
         gains = {
-            name: value for name, other in controls.items() for name, value in _gain(name, resampled, other)
+            name: value
+            for control, other in controls.items()
+            for name, value in _gain(control, resampled, other, task.groups)
         }
         scores.append(scored.assign(layer=layer, n=len(texts), groups=task.groups, **gains))
         read_outs.append(fit(here, task.targets, task.group))
-    return pd.concat(scores), read_outs
+    # The best of several layers is to be compared with the best that shuffling finds in as many.
+    highest = expected_range(best_shuffled)[:, 2]
+    return pd.concat([part.assign(shuffled_best_high=highest) for part in scores]), read_outs
 
 
-def _gain(name: str, resampled: Floats, control: Floats) -> Iterator[tuple[str, Floats]]:
+def _gain(name: str, resampled: Floats, control: Floats, groups: int) -> Iterator[tuple[str, Floats]]:
     """Yield a control's score and the 95% interval of what a score is above it, resample by resample of the same groups."""
-    low, high = metrics.interval(resampled[1:] - control[1:])
+    low, high = metrics.interval(resampled - control, groups)
     yield from ((name, control[0]), (f"{name}_gain_low", low), (f"{name}_gain_high", high))
 
 

@@ -20,8 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.stats import rankdata
+from scipy.stats import t as student
 
 from emoprobe.probes.estimators import Floats, Integers
+
+FEW = 15
+"""Groups below which a percentile interval over resampled groups is too narrow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,16 +143,26 @@ def mean_known(values: Floats) -> Floats:
     return mean
 
 
-def interval(resampled: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Return the percentile interval over resamples (resamples, …); NaN where there are none."""
-    if not len(resampled):
-        empty = np.full(resampled.shape[1:], np.nan)
-        return empty, empty
+def interval(scores: Floats, groups: int, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Return the interval of scores (1 + resamples, …), the first row being the score itself; NaN without resamples.
+
+    It is the percentile interval over resamples where these are of many groups. Of fewer than FEW groups that is too narrow;
+    there it is the score ± Student's t with groups − 1 degrees of freedom times the resamples' spread, freed of the factor by
+    which resampling few groups underestimates it.
+    """
+    value, resampled = scores[0], scores[1:]
+    if not len(resampled) or groups < 2:
+        return np.full_like(value, np.nan), np.full_like(value, np.nan)
     tail = (1 - level) / 2
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN")
-        low, high = np.nanquantile(resampled, [tail, 1 - tail], axis=0)
-    return low, high
+        warnings.filterwarnings("ignore", "Degrees of freedom")
+        if groups >= FEW:
+            low, high = np.nanquantile(resampled, [tail, 1 - tail], axis=0)
+            return low, high
+        spread = np.nanstd(resampled, axis=0, ddof=1) * np.sqrt(groups / (groups - 1))
+    reach = student.ppf(1 - tail, groups - 1) * spread
+    return value - reach, value + reach
 
 
 def _quotient(numerator: Floats, denominator: Floats) -> Floats:

@@ -65,9 +65,9 @@ class ProbeSet:
     scores: pd.DataFrame
     """One row per layer, concept and metric: layer, concept, metric ("pearson_r", "auc", "accuracy", "macro_auc"), value, low,
     high (95% interval over resampled groups), chance, shuffled, shuffled_low, shuffled_high (mean and 95% range with shuffled
-    annotations), layer0, layer0_gain_low, layer0_gain_high (the embedding's score, and the 95% interval of value − layer0 on
-    the same resamples), bag_of_words and its gain likewise, n (texts), groups. Scores over all labels have the concept
-    "(labels)"."""
+    annotations), shuffled_best_high (upper end of that range for the best of all layers), layer0, layer0_gain_low,
+    layer0_gain_high (the embedding's score, and the 95% interval of value − layer0 on the same resamples), bag_of_words and its
+    gain likewise, n (texts), groups. Scores over all labels have the concept "(labels)"."""
     metadata: Mapping[str, Any]
     """Estimator and options, corpus, package versions, seed."""
     basis: str = "raw"

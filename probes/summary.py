@@ -1,7 +1,8 @@
 """Showing a probe set: a table, a few sentences and a figure, each score beside its controls.
 
-What a probe's evidence has to pass is decided here and nowhere else: its interval must lie above what shuffled annotations
-reach, and what it is above the embedding and above a bag of words, resample by resample, must be more than nothing.
+What a probe's evidence has to pass is decided here and nowhere else: its best layer must lie above what shuffled annotations
+reach at their best layer, and what it is above the embedding and above a bag of words, resample by resample, must be more than
+nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def best_rows(probes: ProbeSet) -> pd.DataFrame:
 def _passes(row: dict[Any, Any], control: str) -> bool:
     """Say whether a score passes a control; NaN, a control that was not run, is not passed."""
     if control == "shuffled":
-        return bool(row["low"] > row["shuffled_high"])
+        return bool(row["value"] > row["shuffled_best_high"])
     return bool(row[f"{control}_gain_low"] > 0)
 
 

@@ -26,7 +26,9 @@ from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
 from emoprobe.probes.tasks import Task
 
 SHUFFLE_TEXTS = 5000
-"""Shuffled labels are fitted on at most so many texts (whole groups); shuffled dimensions cost little and use all."""
+"""Shuffled labels are fitted on at most so many texts (whole groups); shuffled dimensions cost little and use all texts."""
+CHEAP_PERMUTATIONS = 100
+"""Dimensions are shuffled at least so often, where they are at all."""
 RIDGE_PENALTIES = (0.3, 1.0, 3.0, 10.0)
 LOGISTIC_PENALTIES = (1.0, 10.0)
 
@@ -42,30 +44,33 @@ def out_of_fold(fit: Fit, features: Floats, targets: Floats, group: Integers, fo
 
 def cross_validate(
     task: Task, fit: Fit, features: Floats, weights: metrics.Weighting, permutations: int, seed: int
-) -> tuple[pd.DataFrame, Floats]:
+) -> tuple[pd.DataFrame, Floats, Floats]:
     """Score one layer's features (texts, d_model) by cross-validation, with shuffled annotations beside it.
 
     Returns one row per measure: concept, metric, value, low, high (95% over resampled groups), chance, shuffled (mean),
-    shuffled_low, shuffled_high (the range in which 95% of shuffled scores are to be expected); and the score in each resample
-    (1 + resamples, measures), to be paired with those of other layers.
+    shuffled_low, shuffled_high (the range in which 95% of shuffled scores are to be expected); the score in each resample
+    (1 + resamples, measures) and with each permutation (permutations, measures), to be set beside those of other layers.
     """
     order = np.random.default_rng(seed)
     if task.kind == "dimension":  # columns do not influence each other, so the shuffled ones are fitted along
+        permutations = max(permutations, CHEAP_PERMUTATIONS) if permutations else 0
         shuffled = [task.targets[shuffle(task.group, order)] for _ in range(permutations)]
         stacked = np.hstack([task.targets, *shuffled])
         predicted = np.split(out_of_fold(fit, features, stacked, task.group, task.fold), permutations + 1, 1)
         scores = task.score(predicted[0], task.targets, weights)
-        null = [task.score(p, y, task.plain)[0] for p, y in zip(predicted[1:], shuffled, strict=True)]
+        found = [task.score(p, y, task.plain)[0] for p, y in zip(predicted[1:], shuffled, strict=True)]
     else:
         held_out = out_of_fold(fit, features, task.targets, task.group, task.fold)
         scores = task.score(held_out, task.targets, weights)
-        null = _shuffled_labels(task, fit, features, permutations, order)
-    low, high = metrics.interval(scores[1:])
+        found = _shuffled_labels(task, fit, features, permutations, order)
+    null = np.array(found).reshape(permutations, len(task.measures))
+    bounds = (-1, 1) if task.kind == "dimension" else (0, 1)
+    low, high = np.clip(metrics.interval(scores, task.groups), *bounds)
     concepts, names = zip(*task.measures, strict=True)
     frame = pd.DataFrame({"concept": concepts, "metric": names, "value": scores[0], "low": low, "high": high})
     frame["chance"] = task.chance
-    frame[["shuffled", "shuffled_low", "shuffled_high"]] = _expected_range(np.array(null), len(concepts))
-    return frame, scores
+    frame[["shuffled", "shuffled_low", "shuffled_high"]] = expected_range(null)
+    return frame, scores, null
 
 
 def shuffle(group: Integers, order: np.random.Generator) -> Integers:
@@ -104,10 +109,13 @@ def subset(task: Task, most: int, order: np.random.Generator) -> Integers:
     return np.flatnonzero(np.isin(task.group, kept))
 
 
-def _expected_range(null: Floats, measures: int) -> Floats:
-    """Return mean and 95% prediction range of shuffled scores, (measures, 3), allowing for how few there are."""
+def expected_range(null: Floats) -> Floats:
+    """Return mean and 95% prediction range of shuffled scores (permutations, measures): (measures, 3).
+
+    It allows for how few permutations there are; NaN for fewer than two.
+    """
     if len(null) < 2:
-        return np.full((measures, 3), np.nan)
+        return np.full((null.shape[1], 3), np.nan)
     known = (~np.isnan(null)).sum(0)  # a rare label may be missing from a shuffled sample
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NaN where it is missing from all

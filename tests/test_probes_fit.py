@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 from small_probes import PLANTED_LAYER, model, planted, probes, texts
 from tiny import tiny_model
 
@@ -13,8 +14,8 @@ from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.probes import ProbeSet, fit_probes, metrics
 from emoprobe.probes.estimators import fit_for
-from emoprobe.probes.fit import _sample
-from emoprobe.probes.tasks import plan
+from emoprobe.probes.fit import _probe, _sample
+from emoprobe.probes.tasks import Task, grouped_folds, plan
 from emoprobe.probes.validation import out_of_fold
 
 QUICK: dict[str, Any] = {"permutations": 0, "bootstrap": 0, "progress": False}
@@ -74,6 +75,23 @@ def test_gains_over_the_controls_are_those_of_the_same_resamples() -> None:
     assert [here.layer0_gain_low, here.layer0_gain_high] == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_best_of_many_layers_is_held_to_the_best_of_shuffled_ones() -> None:
+    """Noise in twelve layers: its best layer often beats one layer's shuffled range, and seldom that of the best of twelve."""
+    generator = np.random.default_rng(0)
+    group = np.arange(90) // 3
+    naive = corrected = 0
+    for seed in range(30):
+        targets = generator.normal(size=(90, 1))
+        task = Task("dimension", False, ("noise",), np.arange(90), targets, group, grouped_folds(group, 5))
+        features = torch.from_numpy(generator.normal(size=(90, 12, 8))).float()
+        bar = Progress(disable=True)
+        scores, _ = _probe(task, "ridge", features, ["text"] * 90, range(12), (0, 2, seed), bar)
+        best = scores.loc[scores.reset_index(drop=True).value.idxmax() == np.arange(len(scores))].iloc[0]
+        naive += best.value > best.shuffled_high
+        corrected += best.value > best.shuffled_best_high
+    assert corrected <= 4 and naive >= corrected + 4
+
+
 def test_labels_are_found_and_counted() -> None:
     found = probes()
     accuracy = score(found, "(labels)", PLANTED_LAYER)
@@ -86,7 +104,7 @@ def test_labels_are_found_and_counted() -> None:
 def test_scores_are_tidy_and_hold_layer_0_beside_each() -> None:
     scores = probes().scores
     assert list(scores.columns) == (
-        "layer concept metric value low high chance shuffled shuffled_low shuffled_high".split()
+        "layer concept metric value low high chance shuffled shuffled_low shuffled_high shuffled_best_high".split()
         + "layer0 layer0_gain_low layer0_gain_high".split()
         + "bag_of_words bag_of_words_gain_low bag_of_words_gain_high n groups".split()
     )
@@ -225,7 +243,8 @@ def test_metadata_says_how_it_was_made() -> None:
         and about["texts"] == 240
     )
     assert about["estimators"] == {"dimension": "ridge", "label": "logistic"}
-    assert (about["folds"], about["permutations"], about["bootstrap"], about["seed"]) == (5, 8, 100, 0)
+    assert (about["folds"], about["bootstrap"], about["seed"]) == (5, 100, 0)
+    assert about["permutations"] == {"label": 8, "dimension": 100}
     assert set(about["versions"]) >= {"torch", "scikit-learn"}
     assert probes().model == model().name and probes().fingerprint == model().fingerprint()
     assert probes().ranges == {"planted": (-1.0, 1.0), "noise": (0.0, 1.0), "halves": (-1.0, 1.0)}

@@ -211,6 +211,7 @@ def crafted(*rows: dict[str, Any], **other: Any) -> ProbeSet:
         "shuffled": 0.0,
         "shuffled_low": -0.1,
         "shuffled_high": 0.1,
+        "shuffled_best_high": 0.2,
     }
     base |= {
         "chance": 0.0,
@@ -250,13 +251,18 @@ def test_the_best_layer_is_the_shallowest_of_the_best() -> None:
     ("change", "fails"),
     [
         ({}, []),
-        ({"shuffled_high": 0.55}, ["shuffled annotations"]),
+        ({"shuffled_high": 0.65}, []),  # of one layer, and this is the best of several
+        ({"shuffled_best_high": 0.6}, ["shuffled annotations"]),
         ({"layer0_gain_low": 0.0}, ["the embedding"]),
         # Paired differences decide, not where the intervals lie.
         ({"layer0": 0.55, "bag_of_words": 0.55}, []),
         ({"bag_of_words_gain_low": -0.1, "layer0_gain_low": -0.1}, ["the embedding", "a bag of words"]),
         (
-            {"low": float("nan"), "layer0_gain_low": float("nan"), "bag_of_words_gain_low": float("nan")},
+            {
+                "shuffled_best_high": float("nan"),
+                "layer0_gain_low": float("nan"),
+                "bag_of_words_gain_low": float("nan"),
+            },
             ["shuffled annotations", "the embedding", "a bag of words"],
         ),
     ],

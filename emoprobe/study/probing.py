@@ -5,6 +5,7 @@ Everything is in the probe set already: cross-validated scores with their contro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,8 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
         method=(
             f"Linear probes ({listed([f'{name} for {kind}s' for kind, name in about['estimators'].items()])}) on the mean "
             f"residual stream of {about['texts']:,} texts at each of {len(probes.layers)} layers, scored on held-out groups "
-            f"in {about['folds']} folds. Beside them the same with shuffled annotations, the embedding (layer 0) and a bag of "
-            "words."
+            f"in {about['folds']} folds. Beside them the same with annotations shuffled {_times(about['permutations'])}, the "
+            "embedding (layer 0) and a bag of words."
         ),
         table=probes.scores,
         finding="; ".join(
@@ -60,6 +61,10 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
         figure=probes.plot(_shown(probes)),
         alt="Score by layer for each concept, with its 95 % interval, shuffled annotations, the embedding and a bag of words.",
     )
+
+
+def _times(permutations: Mapping[str, int]) -> str:
+    return listed([f"{count} times for {kind}s" for kind, count in permutations.items()])
 
 
 CAUTION = (
@@ -87,7 +92,10 @@ def _sentence(row: dict[Any, Any]) -> str:
     """Say what a score is worth: it counts only where it passes every control."""
     said = f"{_called(row).capitalize()} is {span(row['value'], row['low'], row['high'])} at layer {row['layer']}"
     if "shuffled annotations" in row["fails"]:
-        return f"{said}, which is not above what shuffled annotations reach: nothing was found."
+        return (
+            f"{said}, which is not shown to be above what shuffled annotations reach at their best layer "
+            f"({number(row['shuffled_best_high'])})."
+        )
     if row["layer0"] >= CEILING:
         return f"{said}, a ceiling: the embedding reaches {number(row['layer0'], 3)}, which leaves layers nothing to add."
     if row["fails"]:
@@ -123,7 +131,9 @@ def _shuffled_at_chance(probes: ProbeSet) -> bool:
     if scores.empty:
         return True
     # A prediction range for one more permutation is √(n + 1) times as wide as the interval of the mean of n.
-    reach = (scores.shuffled_high - scores.shuffled) / np.sqrt(probes.metadata["permutations"] + 1)
+    kinds = scores.metric.map(lambda metric: "dimension" if metric == "pearson_r" else "label")
+    permutations = kinds.map(probes.metadata["permutations"])
+    reach = (scores.shuffled_high - scores.shuffled) / np.sqrt(permutations + 1)
     beyond = (scores.shuffled - scores.chance).where(
         scores.metric != "accuracy", (scores.shuffled - scores.chance).clip(lower=0)
     )
