@@ -297,7 +297,7 @@ def test_a_leak_in_shuffled_scores_is_noticed() -> None:
         moved = scores.metric.isin(names) if isinstance(names, list) else pd.Series(True, index=scores.index)
         scores["shuffled"] = chance + shift * moved
         scores["shuffled_low"], scores["shuffled_high"] = scores.shuffled - 0.1, scores.shuffled + 0.1
-        metadata = {**found.metadata, "permutations": 9}
+        metadata = {**found.metadata, "permutations": {"label": 9, "dimension": 9}}
         return _shuffled_at_chance(replace(found, scores=scores, metadata=metadata))
 
     assert at_chance(0) and at_chance(0.03) and at_chance(-0.03)
