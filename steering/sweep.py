@@ -3,6 +3,9 @@
 `sweep` runs measures (see `emoprobe.steering.measures`) at each strength, under the intervention and under random
 directions or valuations, and keeps every text's value; tables, intervals and the picture all come from those. It knows
 nothing of what is measured. The random controls are there because any push of the same size might do as much.
+
+Intervals over texts are Student's t and take the texts for independent: give one text per document (writer, world, thread),
+or few of each, since texts of one document go alike and intervals would come out too narrow.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from scipy.stats import spearmanr, t
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
+from emoprobe.intervals import mean_interval, prediction_interval
 from emoprobe.interventions import Intervention, Positions
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel
@@ -40,7 +44,6 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = NDArray[np.float64]
 STEERED, RANDOM = "steered", "random"
-RESAMPLES = 2000
 
 
 class NonFiniteWarning(UserWarning):
@@ -110,23 +113,26 @@ class Sweep:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row per strength, condition, seed and measure: the mean over texts and its 95 % bootstrap interval."""
+        """One row per strength, condition, seed and measure: the mean over texts and its 95 % interval.
+
+        The interval is Student's t over texts that are taken for independent; NaN for a single text.
+        """
         keys = ["strength", "condition", "seed", "measure"]
         rows = [
-            (*key, float(np.mean(values)), *_bootstrap(values))
+            (*key, *mean_interval(group["value"].to_numpy()))
             for key, group in self.raw.groupby(keys, sort=False, dropna=False)
-            for values in [group["value"].to_numpy()]
         ]
         return pd.DataFrame(rows, columns=[*keys, "value", "low", "high"]).astype({"seed": "Int64"})
 
     def summary(self) -> pd.DataFrame:
         """Return one row per measure: how it goes with strength, and whether random controls do the same.
 
-        `slope` is that of the least-squares line through the means, per unit of strength, `low` and `high` its 95 %
-        bootstrap interval over texts. `spearman` correlates means with strengths; `monotone_from` and `monotone_to` bound
-        the widest range of strengths over which the mean only rises or only falls. `random_low` and `random_high` are the
-        95 % prediction interval for the slope of one more random control, from those that were run and Student's t; the
-        verdict calls an effect specific only outside it. Strengths with NaN are left out.
+        `slope` is that of the least-squares line through the means, per unit of strength, `low` and `high` its 95 % interval
+        over texts (Student's t; texts are taken for independent; NaN for one text). `spearman` correlates means with
+        strengths; `monotone_from` and `monotone_to` bound the widest range of strengths over which the mean only rises or
+        only falls. `random_low` and `random_high` are the 95 % prediction interval for the slope of one more random control,
+        from those that were run. `beside_random` says how a slope outside of it lies: "steeper than", "flatter than" or "the
+        other way from" random controls'; it is empty within, and where that cannot be told. Strengths with NaN are left out.
         """
         return pd.DataFrame(
             [_judge(measure, part) for measure, part in self.raw.groupby("measure", sort=False)]
@@ -231,15 +237,6 @@ def _subject(intervention: Vector | Valuation) -> str:
 # Judging -------------------------------------------------------------------------------------------------------------
 
 
-def _bootstrap(values: Floats) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean over resampled texts; NaN for a single text."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _slopes(curve: pd.DataFrame) -> Floats:
     """Return each text's least-squares slope; their mean is the slope of the means. `curve` is strength × text."""
     centred = curve.index.to_numpy() - curve.index.to_numpy().mean()
@@ -261,14 +258,6 @@ def _monotone_range(strengths: Floats, means: Floats) -> tuple[float, float]:
     return widest
 
 
-def _prediction_interval(values: Floats) -> tuple[float, float]:
-    """Return where one more value of the same normal distribution would lie, at 95 %; NaN for fewer than two."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    reach = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / len(values))
-    return float(values.mean() - reach), float(values.mean() + reach)
-
-
 def _curve(part: pd.DataFrame) -> pd.DataFrame:
     """Return the values of one measure and run, strength × text, without strengths that have NaN."""
     return part.pivot(index="strength", columns="text", values="value").sort_index().dropna()
@@ -282,8 +271,10 @@ def _judge(measure: object, part: pd.DataFrame) -> dict[str, object]:
     slopes = _slopes(steered) if enough else np.array([math.nan])
     random = part[(part["condition"] == RANDOM) & part["strength"].isin(strengths)]
     curves = [_curve(group) for _, group in random.groupby("seed")]
-    chance = _prediction_interval(np.array([_slopes(curve).mean() for curve in curves if len(curve) > 1]))
-    slope, interval, span = float(slopes.mean()), _bootstrap(slopes), _monotone_range(strengths, means)
+    chance = prediction_interval([_slopes(curve).mean() for curve in curves if len(curve) > 1])
+    slope, *bounds = mean_interval(slopes)
+    interval, span = (bounds[0], bounds[1]), _monotone_range(strengths, means)
+    beside = _beside_random(slope, interval, chance)
     return {
         "measure": measure,
         "slope": slope,
@@ -291,8 +282,22 @@ def _judge(measure: object, part: pd.DataFrame) -> dict[str, object]:
         "spearman": float(spearmanr(strengths, means).statistic) if enough and np.ptp(means) else math.nan,
         **dict(zip(("monotone_from", "monotone_to"), span, strict=True)),
         **dict(zip(("random_low", "random_high"), chance, strict=True)),
-        "verdict": _verdict(slope, interval, span, chance, strengths) + _lost(part, strengths),
+        "beside_random": beside,
+        "verdict": _verdict(slope, interval, span, chance, beside, strengths) + _lost(part, strengths),
     }
+
+
+def _beside_random(slope: float, interval: tuple[float, float], chance: tuple[float, float]) -> str:
+    """Return how a slope lies to those of random controls where it is outside of their prediction interval `chance`."""
+    if any(map(math.isnan, (*interval, *chance))) or chance[0] <= slope <= chance[1]:
+        return ""
+    nearest, furthest = sorted(map(abs, chance))
+    together = chance[0] > 0 or chance[1] < 0  # controls have a trend of their own
+    if interval[0] <= 0 <= interval[1]:  # no trend: all that can be told is that controls have one
+        return "flatter than" if together and max(map(abs, interval)) < nearest else ""
+    if abs(slope) > furthest and not (together and slope * chance[0] < 0):
+        return "steeper than"
+    return "flatter than" if together and slope * chance[0] > 0 else "the other way from"
 
 
 def _verdict(
@@ -300,6 +305,7 @@ def _verdict(
     interval: tuple[float, float],
     span: tuple[float, float],
     chance: tuple[float, float],
+    beside: str,
     strengths: Floats,
 ) -> str:
     if len(strengths) < 2:
@@ -307,16 +313,17 @@ def _verdict(
     if math.isnan(span[0]):
         return "does not change"
     stretch = f"from {span[0]:g} to {span[1]:g}"
+    compared = f", {beside} random controls" if beside else ""
     if interval[0] <= 0 <= interval[1]:
-        return f"no overall trend: the slope's interval includes 0 (one way only {stretch})"
+        return f"no overall trend: the slope's interval includes 0 (one way only {stretch}){compared}"
     whole = span == (strengths[0], strengths[-1])
     course = f"monotonically {stretch}" if whole else f"on the whole (one way only {stretch})"
     trend = f"{'rises' if slope > 0 else 'falls'} with strength {course}"
+    if math.isnan(interval[0]):
+        return f"{trend}; one text is too few to tell whether others would"
     if math.isnan(chance[0]):
         return f"{trend}; too few random controls to tell whether that is specific"
-    if chance[0] <= slope <= chance[1]:
-        return f"{trend}, but no more than random controls may"
-    return f"{trend}, and unlike random controls"
+    return trend + (compared or ", but no more than random controls may")
 
 
 def _lost(part: pd.DataFrame, strengths: Floats) -> str:

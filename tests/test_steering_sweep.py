@@ -13,10 +13,11 @@ from tiny import tiny_model
 from torch import Tensor
 
 from emoprobe.errors import InputError
+from emoprobe.intervals import mean_interval, prediction_interval
 from emoprobe.models import LiveModel
 from emoprobe.probes import Direction
 from emoprobe.steering import NonFiniteWarning, Sweep, continuation, kl, nll, steer, sweep
-from emoprobe.steering.sweep import _bootstrap, _monotone_range, _prediction_interval, _random_like
+from emoprobe.steering.sweep import _monotone_range, _random_like
 from emoprobe.valattn import Valuation, inject
 
 PROMPTS = ["I am so glad that you came", "The dog", "They were afraid of the dark and", "The sun came up and"]
@@ -128,21 +129,40 @@ def test_controls_have_the_norm_and_the_angles_of_what_they_control_for() -> Non
     assert ((drawn > 0).double().mean(0) - 0.5).abs().max() < 0.1
 
 
-def test_a_bootstrap_interval_is_that_of_scipy() -> None:
-    values = np.random.default_rng(1).normal(size=30)
-    truth = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=20000, random_state=0
-    ).confidence_interval
-    assert _bootstrap(values) == pytest.approx((truth.low, truth.high), abs=0.02)
-    assert all(map(math.isnan, _bootstrap(values[:1])))
+@pytest.mark.parametrize("texts", [3, 4, 12])
+def test_the_interval_of_a_mean_holds_it_as_often_as_it_says_however_few_texts(texts: int) -> None:
+    draws = np.random.default_rng(texts).normal(3, 2, size=(4000, texts))
+    intervals = [mean_interval(row) for row in draws]
+    assert np.mean([low <= 3 <= high for _, low, high in intervals]) == pytest.approx(0.95, abs=0.012)
+    mean, low, high = intervals[0]
+    truth = stats.ttest_1samp(draws[0], 0).confidence_interval()
+    assert mean == pytest.approx(draws[0].mean()) and (low, high) == pytest.approx((truth.low, truth.high))
+
+
+def test_one_value_has_no_interval_and_none_no_mean() -> None:
+    assert mean_interval([2.0])[0] == 2 and all(map(math.isnan, mean_interval([2.0])[1:]))
+    assert all(map(math.isnan, mean_interval([])))
+    assert all(map(math.isnan, mean_interval([1.0, math.nan, 2.0])))
+
+
+def test_a_sweeps_intervals_are_those_of_the_mean_over_its_texts() -> None:
+    result = made_up(lambda s, seed, g: s * np.arange(5.0), texts=5)
+    raw = steered(result)
+    for row in result.frame[result.frame.condition == "steered"].itertuples():
+        truth = stats.ttest_1samp(raw[raw.strength == row.strength].value, 0).confidence_interval()
+        assert (row.low, row.high) == pytest.approx((truth.low, truth.high))
+    slopes = [np.polyfit(text.strength, text.value, 1)[0] for _, text in raw.groupby("text")]
+    truth = stats.ttest_1samp(slopes, 0).confidence_interval()
+    (row,) = result.summary().itertuples()
+    assert (row.low, row.high) == pytest.approx((truth.low, truth.high))
 
 
 def test_one_more_random_control_falls_into_the_prediction_interval_as_often_as_it_says() -> None:
     draws = np.random.default_rng(2).normal(3, 2, size=(4000, 6))
-    intervals = [_prediction_interval(row[:5]) for row in draws]
+    intervals = [prediction_interval(row[:5]) for row in draws]
     inside = np.mean([low <= row[5] <= high for (low, high), row in zip(intervals, draws, strict=True)])
     assert inside == pytest.approx(0.95, abs=0.012)
-    assert all(map(math.isnan, _prediction_interval(draws[0, :1])))
+    assert all(map(math.isnan, prediction_interval(draws[0, :1])))
 
 
 def test_the_widest_monotone_range() -> None:
@@ -167,10 +187,10 @@ def test_a_planted_effect_is_found_and_measured() -> None:
     assert row.low < 2.0 < row.high and row.high - row.low < 0.2
     assert row.spearman == pytest.approx(1) and (row.monotone_from, row.monotone_to) == (-1, 1)
     assert row.random_high < row.slope
-    assert row.verdict == "rises with strength monotonically from -1 to 1, and unlike random controls"
+    assert row.verdict == "rises with strength monotonically from -1 to 1, steeper than random controls"
     falling = made_up(lambda s, seed, g: np.full(40, -2.0 * s if seed is None else g.normal() * 0.1 * s))
     assert falling.summary()["verdict"][0].endswith(
-        "falls with strength monotonically from -1 to 1, and unlike random controls"
+        "falls with strength monotonically from -1 to 1, steeper than random controls"
     )
 
 
@@ -183,6 +203,49 @@ def test_what_random_controls_do_too_is_not_called_specific() -> None:
     assert alone.summary()["verdict"][0].startswith(
         "falls with strength monotonically from -1 to 1; too few random"
     )
+
+
+UP, DOWN = [0.8, 0.9, 1.0, 1.1, 1.2], [-1.2, -1.1, -1.0, -0.9, -0.8]
+
+
+@pytest.mark.parametrize(
+    ("slope", "random", "beside"),
+    [
+        (2.0, UP, "steeper than"),
+        (-2.0, DOWN, "steeper than"),
+        (0.3, UP, "flatter than"),
+        (-0.3, DOWN, "flatter than"),
+        (0.0, UP, "flatter than"),  # no trend where controls have one
+        (-0.3, UP, "the other way from"),
+        (-2.0, UP, "the other way from"),
+        (0.3, DOWN, "the other way from"),
+        (2.0, DOWN, "the other way from"),
+        (2.0, [-0.2, -0.1, 0.0, 0.1, 0.2], "steeper than"),
+        (0.0, [-0.2, -0.1, 0.0, 0.1, 0.2], ""),
+        (1.0, [-1.9, -1.5, -1.1, -0.8, -0.5], "the other way from"),  # one more could rise, by much less
+        (1.0, UP, ""),
+        (-1.0, DOWN, ""),
+        (1.0, [1.0], ""),
+    ],
+)
+def test_a_slope_is_put_on_the_right_side_of_random_ones(
+    slope: float, random: list[float], beside: str
+) -> None:
+    result = made_up(
+        lambda s, seed, g: np.full(40, s * (slope if seed is None else random[seed])), controls=len(random)
+    )
+    (row,) = result.summary().itertuples()
+    assert row.beside_random == beside
+    said = [phrase for phrase in ("steeper than", "flatter than", "other way") if phrase in row.verdict]
+    assert said == ([beside.removeprefix("the ").removesuffix(" from")] if beside else [])
+    assert row.verdict.endswith(f", {beside} random controls") == bool(beside)
+    assert row.verdict.startswith("rises" if slope > 0 else "falls" if slope < 0 else "no overall trend")
+
+
+def test_one_text_is_no_trend_that_others_share() -> None:
+    result = made_up(lambda s, seed, g: np.array([2.0 * s if seed is None else 0.0]), texts=1)
+    (verdict,) = result.summary()["verdict"]
+    assert verdict.endswith("; one text is too few to tell whether others would")
 
 
 def test_nothing_and_not_one_way_are_named_so() -> None:
