@@ -30,7 +30,6 @@ from emoprobe.study import (
     steering,
 )
 from emoprobe.study.folder import RunFolder
-from emoprobe.study.geometry import _mantel
 from emoprobe.study.learning import _alignment
 from emoprobe.study.probing import _shuffled_at_chance
 from emoprobe.study.steering import Steered, _crossed, leaning
@@ -366,17 +365,6 @@ def test_a_random_start_is_judged_by_chance() -> None:
     assert "in 0 of 6 blocks" in verdict(0) and "no more than chance" in verdict(0)
     assert "no more than chance" in verdict(1)
     assert ": more than chance, though from one start only" in verdict(4)
-
-
-def test_permuting_names_tells_a_planted_geometry_from_none() -> None:
-    rng = np.random.default_rng(0)
-    points = rng.normal(size=(12, 3))
-    planted = np.corrcoef(points)
-    noisy = planted + 0.05 * rng.normal(size=planted.shape)
-    rho, p = _mantel(planted, (noisy + noisy.T) / 2, seed=0)
-    assert rho > 0.9 and p < 0.01
-    _, p = _mantel(planted, np.corrcoef(rng.normal(size=(12, 3))), seed=0)
-    assert p > 0.05
 
 
 def test_correlations_and_their_intervals() -> None:

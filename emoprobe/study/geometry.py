@@ -1,10 +1,14 @@
-"""Do the directions lie to each other as the annotations do?
+"""Do the directions lie to each other as the annotations do, and is that the model's doing?
 
-Two concepts that people give to the same texts should point the same way. The cosine of two directions is set against the
-correlation of the two annotations, and both against the same after the concepts' names have been permuted (Mantel 1967).
+Two concepts that people give to the same texts should point the same way: the cosine of two directions is set against the
+correlation of the two annotations. But directions fitted to correlated annotations are alike whatever they are fitted on, even
+on noise. So the control fits directions anew to annotations that were shuffled over texts, all concepts of a text together:
+those agree with the annotations by the fit alone.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -14,21 +18,33 @@ from scipy.stats import spearmanr
 
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
+from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
+from emoprobe.probes.estimators import fit_for
+from emoprobe.probes.tasks import plan
+from emoprobe.probes.validation import shuffle
 from emoprobe.study.result import Result
 from emoprobe.study.texts import targets
-from emoprobe.study.wording import Floats, number
+from emoprobe.study.wording import Floats, number, ranged
 
-PERMUTATIONS = 2000
+SHUFFLES = 39
 
 
-def geometry(probes: ProbeSet, corpus: Corpus, *, seed: int = 0) -> Result:
-    """Compare the cosines of directions, at the best layer of all, with the correlations of annotations in `corpus`."""
+def geometry(
+    model: LiveModel, probes: ProbeSet, corpus: Corpus, *, shuffles: int = SHUFFLES, seed: int = 0
+) -> Result:
+    """Compare the cosines of directions, at the best layer of all, with the correlations of annotations in `corpus`.
+
+    `corpus` is what the probes were fitted on.
+    """
     layer = probes.best_layer()
     found = probes.geometry(layer)
     names = list(probes.concepts)
     cosines = found.cosines.to_numpy()
     annotated = pd.DataFrame({name: targets(corpus, name) for name in names}).corr(min_periods=10).to_numpy()
+    features = model.capture(corpus.texts, [layer])[:, 0].double().numpy()
+    rho = agreement(cosines, annotated)
+    chance = by_fitting_alone(probes, corpus, features, annotated, shuffles, seed)
     pairs = np.triu_indices(len(names), 1)
     table = pd.DataFrame(
         {
@@ -38,27 +54,21 @@ def geometry(probes: ProbeSet, corpus: Corpus, *, seed: int = 0) -> Result:
             "annotations_r": annotated[pairs],
         }
     )
-    rho, p = _mantel(cosines, annotated, seed)
-    ordered = table.sort_values("cosine")
-    furthest, closest = ordered.iloc[0], ordered.iloc[-1]
-    share = float(found.shares.iloc[0])
-    few = " With so few pairs that says little." if len(table) < 10 else ""
     return Result(
         name="geometry",
         title="How the directions lie",
-        question="Do the directions lie to each other as the annotations of the same texts do?",
+        question="Do directions lie to each other as the annotations of texts do, by more than fitting brings about?",
         method=(
             f"Cosines of all {len(table)} pairs of directions at layer {layer}, the best on average, against the correlations "
-            f"of their annotations; the control permutes the concepts' names {PERMUTATIONS:,} times."
+            f"of their annotations. The control fits directions to annotations shuffled over texts, {shuffles} times: what "
+            "these agree with the annotations comes from the fit alone."
         ),
         table=table,
         finding=f"rank correlation {number(rho)} over {len(table)} pairs",
-        controls=f"p = {p:.3g} when names are permuted",
+        controls=f"directions fitted to shuffled annotations {ranged(chance)}",
         verdict=(
-            f"Directions {'lie' if p < 0.05 and rho > 0 else 'are not shown to lie'} as their annotations do "
-            f"(Spearman {number(rho)}, p = {p:.3g}).{few} Closest are {closest['first']} and {closest['second']} "
-            f"({number(closest.cosine)}), most opposed {furthest['first']} and {furthest['second']} "
-            f"({number(furthest.cosine)}). The first principal component holds {share:.0%} of the spread."
+            f"{verdict(rho, chance)} {_extremes(table)} The first principal component holds {found.shares.iloc[0]:.0%} of the "
+            "spread."
         ),
         figure=_figure(names, cosines, annotated),
         alt=(
@@ -68,22 +78,64 @@ def geometry(probes: ProbeSet, corpus: Corpus, *, seed: int = 0) -> Result:
     )
 
 
-def _mantel(cosines: Floats, annotated: Floats, seed: int) -> tuple[float, float]:
-    """Return Spearman's ρ over pairs of concepts, and how often it is as high when one side's concepts are permuted."""
+def agreement(cosines: Floats, annotated: Floats) -> float:
+    """Return Spearman's ρ of two matrices (concepts, concepts) over pairs known in both; NaN for fewer than three."""
     pairs = np.triu_indices(len(cosines), 1)
-    known = np.isfinite(annotated[pairs])
+    known = np.isfinite(cosines[pairs]) & np.isfinite(annotated[pairs])
     if known.sum() < 3:
-        return float("nan"), 1.0
+        return float("nan")
+    return float(spearmanr(cosines[pairs][known], annotated[pairs][known]).statistic)
 
-    def agreement(order: np.ndarray) -> float:
-        permuted = annotated[np.ix_(order, order)][pairs]
-        both = np.isfinite(permuted)
-        return float(spearmanr(cosines[pairs][both], permuted[both]).statistic)
 
-    generator = np.random.default_rng(seed)
-    rho = agreement(np.arange(len(cosines)))
-    chance = np.array([agreement(generator.permutation(len(cosines))) for _ in range(PERMUTATIONS)])
-    return rho, float((1 + (chance >= rho - 1e-12).sum()) / (1 + PERMUTATIONS))
+def fitted(probes: ProbeSet, corpus: Corpus, features: Floats, seed: int = 0) -> Floats:
+    """Return the cosines (concepts, concepts) of directions fitted to features (texts, d_model) as the probes were."""
+    weights: dict[str, Floats] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*nothing to learn")  # as when the probes were fitted
+        tasks = plan(corpus, None, probes.metadata["folds"], seed)
+    for task in tasks:
+        fit = fit_for(probes.metadata["estimators"][task.kind], task.kind, task.exclusive)
+        read_out = fit(features[task.rows], task.targets, task.group)
+        weights |= dict(zip(task.concepts, read_out.weights, strict=True))
+    stacked = np.stack([weights.get(name, np.full(features.shape[1], np.nan)) for name in probes.concepts])
+    with np.errstate(invalid="ignore"):  # what says nothing has no direction
+        unit = stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
+    cosines: Floats = unit @ unit.T
+    return cosines
+
+
+def by_fitting_alone(
+    probes: ProbeSet, corpus: Corpus, features: Floats, annotated: Floats, shuffles: int, seed: int
+) -> Floats:
+    """Return the agreement (shuffles,) of directions that are fitted to features with the annotations of other texts."""
+    order = np.random.default_rng(seed)
+    group = np.unique(corpus.groups, return_inverse=True)[1]
+    others = (corpus.select(indices=shuffle(group, order)) for _ in range(shuffles))
+    return np.array([agreement(fitted(probes, other, features, seed), annotated) for other in others])
+
+
+def verdict(rho: float, chance: Floats) -> str:
+    """Say whether directions agree with annotations by more than those fitted to shuffled annotations do."""
+    if not np.isfinite(rho):
+        return "There are too few pairs to say how the directions lie."
+    p = (1 + (chance >= rho).sum()) / (1 + len(chance))
+    if p < 0.05:
+        return f"Directions lie as their annotations do by more than fitting brings about (p = {p:.3g})."
+    return (
+        f"That directions agree with annotations at {number(rho)} is what fitting alone brings about (p = {p:.3g}): nothing is "
+        "shown of the model."
+    )
+
+
+def _extremes(table: pd.DataFrame) -> str:
+    ordered = table.sort_values("cosine")
+    if ordered.empty:
+        return ""
+    furthest, closest = ordered.iloc[0], ordered.iloc[-1]
+    return (
+        f"Closest are {closest['first']} and {closest['second']} ({number(closest.cosine)}), most opposed "
+        f"{furthest['first']} and {furthest['second']} ({number(furthest.cosine)})."
+    )
 
 
 @drawing.styled()

@@ -147,7 +147,7 @@ def _steps(
         return valuing(model, probed, held_out, seed=seed)
 
     yield "reading", lambda: reading(model, probes, held_out, dimensions, seed=seed)
-    yield "geometry", lambda: geometry(probes, fitted, seed=seed)
+    yield "geometry", lambda: geometry(model, probes, fitted, seed=seed)
     yield "valuing", value
     probed = Valuation.load(folder.path / PROBED)
     texts = readable(model, held_out.texts, NLL_TEXTS, seed)
