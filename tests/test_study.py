@@ -34,7 +34,7 @@ from emoprobe.study.learning import _alignment
 from emoprobe.study.probing import _shuffled_at_chance
 from emoprobe.study.steering import Steered, _crossed, leaning
 from emoprobe.study.texts import divide, readable, valuation_dimensions
-from emoprobe.study.wording import bootstrap, correlation, listed, number, span
+from emoprobe.study.wording import correlation, listed, number, span
 from emoprobe.valattn import Comparison, Valuation
 from emoprobe.valattn.compare import CONTROLS as COMPARED
 
@@ -50,7 +50,7 @@ def model() -> LiveModel:
 def cheapen(patch: pytest.MonkeyPatch) -> None:
     """Repeat everything less often: what is tested here does not depend on how often."""
     patch.setattr(run, "PERMUTATIONS", 2)
-    patch.setattr(run, "NLL_TEXTS", 4)
+    patch.setattr(injecting, "TEXTS", 4)
     patch.setattr(steering, "TEXTS", 4)
     patch.setattr(learning, "TEXTS", 8)
     patch.setattr(reading, "CONTROLS", 3)
@@ -385,14 +385,6 @@ def test_correlations_and_their_intervals() -> None:
         np.corrcoef(np.delete(x, 5), np.delete(y, 5))[0, 1]
     )
     assert np.isnan(correlation(x, np.ones(300), np.arange(300))[0])
-
-
-def test_means_and_their_intervals() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    mean, low, high = bootstrap(values)
-    assert mean == pytest.approx(values.mean())
-    assert [low, high] == pytest.approx(values.mean() + np.array([-1.96, 1.96]) * values.std() / 20, abs=0.05)
-    assert np.isnan(bootstrap([1.0])[1])
 
 
 def test_numbers_in_words() -> None:

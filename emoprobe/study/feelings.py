@@ -9,6 +9,10 @@ PROMPTS = (
     "She told me that she was very",
     "After all that happened, he was",
     "We were all rather",
+    "When I woke up I was",
+    "The old man looked",
+    "Her letter said that she felt",
+    "All day long they were",
 )
 """Beginnings that go with any feeling."""
 

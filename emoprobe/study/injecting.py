@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from emoprobe import drawing
+from emoprobe.corpora import Corpus
+from emoprobe.intervals import prediction_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Sweep, sweep
-from emoprobe.study.dose import NLL, change, checks, draw_dose, from_untouched, shared_measures
+from emoprobe.study.dose import KL, NLL, change, checks, draw_dose, from_untouched, shared_measures
 from emoprobe.study.result import Result
-from emoprobe.study.wording import listed, plain, ranged, span
+from emoprobe.study.texts import counted, readable_part
+from emoprobe.study.wording import listed, number, plain, ranged, span
 from emoprobe.valattn import Valuation, inject
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
-CONTROLS = 5
+CONTROLS = 10
+TEXTS = 16
 READ = 3
 """Dimensions that are read out."""
 
@@ -24,56 +31,79 @@ def injecting(
     model: LiveModel,
     valuation: Valuation,
     probes: ProbeSet,
-    texts: Sequence[str],
+    held_out: Corpus,
     *,
     strengths: Sequence[float] = STRENGTHS,
     controls: int = CONTROLS,
     seed: int = 0,
 ) -> Result:
-    """Add λ·V_Q·V_Kᵀ to the attention of every block that the valuation has, and measure on held-out `texts`."""
-    measures = shared_measures(probes, valuation.dimensions[:READ], texts)
+    """Add λ·V_Q·V_Kᵀ to the attention of every block that the valuation has, and measure on held-out texts."""
+    part = readable_part(model, held_out, TEXTS, seed)
+    read = valuation.dimensions[:READ]
+    measures = shared_measures(probes, read, part.texts)
     found = sweep(
-        model, valuation, strengths, texts, measures, controls=controls, seed=seed + 1, progress=False
+        model, valuation, strengths, part.texts, measures, controls=controls, seed=seed + 1, progress=False
     )
     highest = max(strengths)
     changes = from_untouched(found)
     cost, chance = change(changes, NLL, highest)
-    judged = found.summary()
-    specific = judged[judged.verdict.str.contains("unlike random")].measure.tolist()
-    best = found.frame[(found.frame.condition == "steered") & (found.frame.measure == NLL)]
-    lowest = float(best.sort_values("value").strength.iloc[0])
+    judged = found.summary().set_index("measure")
+    steered = found.frame[(found.frame.condition == "steered") & (found.frame.measure == NLL)]
+    lowest = float(steered.sort_values("value").strength.iloc[0])
     return Result(
         name="injecting",
         title="Putting the valuation into attention",
         question="What does λ·V_Q·V_Kᵀ in the attention scores do to prediction and to what is read out later?",
         method=(
             f"λ from {plain(min(strengths))} to {plain(highest)} in all {len(valuation.layers)} blocks at once, on "
-            f"{len(texts)} held-out texts; beside it {controls} random valuations of equal norm. Read-outs are those of the "
-            "last layer."
+            f"{counted(part)}, taken for independent; beside it {controls} random valuations of equal norm, and the 95 % "
+            f"prediction interval of one more. The NLL is judged at λ = {plain(highest)}, read-outs, those of the last layer, "
+            "by their trends."
         ),
         table=found.frame,
-        finding=f"ΔNLL at λ = {plain(highest)}: {span(*cost, digits=3, sign=True)} nats per token",
-        controls=f"random valuations {ranged(chance, 3, True)}",
+        finding=f"ΔNLL at λ = {plain(highest)}: {span(*cost, digits=3, sign=True)} nats per token, interval over texts",
+        controls=f"{controls} random valuations {ranged(chance, 3, True)}",
         verdict=(
-            f"At λ = {plain(highest)} the valuation changes the NLL by {span(*cost, digits=3, sign=True)} nats per token, "
-            f"random ones by {ranged(chance, 3, True)}: {_compared(cost[0], chance)}. The NLL is lowest at λ = {plain(lowest)}"
+            f"{_price(cost, chance, highest)} The NLL is lowest at λ = {plain(lowest)}"
             f"{', the untouched model' if lowest == 0 else ''}. "
-            + (
-                f"Trends with λ that random valuations do not show: {listed(specific)}."
-                if specific
-                else "No measure has a trend with λ that random valuations do not show as well: a null result."
-            )
+            f"{_trends(judged.beside_random.drop([NLL, KL]), controls)}"
         ),
-        checks=checks(model, texts[0], lambda strength: inject(model, valuation, strength), "λ", 1.0),
+        checks=checks(model, part.texts[0], lambda strength: inject(model, valuation, strength), "λ", 1.0),
         figure=_figure(changes),
         alt="How NLL, KL and read-outs change from the untouched model as λ changes, for the probed valuation and random ones.",
     )
 
 
+def _price(cost: tuple[float, float, float], chance: Sequence[float], strength: float) -> str:
+    """Say how the change of the NLL, with its interval over texts, lies to those that random valuations bring about."""
+    return (
+        f"At λ = {plain(strength)} the valuation changes the NLL by {span(*cost, digits=3, sign=True)} nats per token (mean "
+        f"and interval over texts), random ones by {ranged(chance, 3, True)}: {_compared(cost[0], chance)}."
+    )
+
+
 def _compared(value: float, chance: Sequence[float]) -> str:
-    if value < min(chance):
-        return "less than any of these"
-    return "more than any of these" if value > max(chance) else "no more than these"
+    interval = prediction_interval(chance)
+    if np.isnan(interval).any():
+        return "too few of them to compare with"
+    which = "less" if value < interval[0] else "more" if value > interval[1] else "no other"
+    return f"{which} than one more random valuation may be expected to give ({ranged(interval, 3, True)})"
+
+
+def _trends(beside_random: pd.Series[str], controls: int) -> str:
+    """Say which read-outs go with λ as random valuations' do not; `beside_random` is that of the sweep's summary."""
+    if controls < 2:
+        return "With so few random valuations no trend can be judged."
+    unlike = beside_random[beside_random != ""]
+    many = len(beside_random)
+    by_chance = f"by chance {number(0.05 * many)} of {many} would differ"
+    if unlike.empty:
+        return f"Trends of read-outs with λ differ from those of random valuations in 0 of {many}: a null result ({by_chance})."
+    which = [f"{measure} ({how} random ones)" for measure, how in unlike.items()]
+    return (
+        f"Trends of read-outs with λ differ from those of random valuations in {len(unlike)} of {many}, {by_chance}: "
+        f"{listed(which)}."
+    )
 
 
 @drawing.styled()

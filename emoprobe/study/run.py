@@ -43,14 +43,13 @@ from emoprobe.study.reading import reading
 from emoprobe.study.result import Result
 from emoprobe.study.sentences import sentences
 from emoprobe.study.steering import steering
-from emoprobe.study.texts import divide, readable, valuation_dimensions
+from emoprobe.study.texts import divide, valuation_dimensions
 from emoprobe.study.valuing import valuing
 from emoprobe.valattn import Valuation
 
 PERMUTATIONS = 5
 SMALL = 20_000_000
 """Parameters up to which one thread is best."""
-NLL_TEXTS = 16
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "scipy", "pandas", "matplotlib")
 BUNDLED = ("bundled", "ground-truth")
 PROBES, PROBED, LEARNED = (
@@ -150,8 +149,7 @@ def _steps(
     yield "geometry", lambda: geometry(model, probes, fitted, seed=seed)
     yield "valuing", value
     probed = Valuation.load(folder.path / PROBED)
-    texts = readable(model, held_out.texts, NLL_TEXTS, seed)
-    yield "injecting", lambda: injecting(model, probed, probes, texts, seed=seed)
+    yield "injecting", lambda: injecting(model, probed, probes, held_out, seed=seed)
     yield "steering", lambda: steering(model, probes, held_out, recovery=recovery, seed=seed)
     yield "learning", lambda: learning(model, fitted, held_out, probed, keep=folder.path / LEARNED, seed=seed)
     yield "sentences", lambda: sentences(model, probes, seed=seed)

@@ -19,21 +19,23 @@ from torch import Tensor
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.corpora.generator import EMOTIONS, aftermaths
+from emoprobe.intervals import mean_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Measure, Sweep, continuation, steer, sweep
 from emoprobe.study import feelings
 from emoprobe.study.dose import NLL, change, checks, draw_dose, from_untouched, shared_measures
 from emoprobe.study.result import Result
-from emoprobe.study.texts import readable, targets
-from emoprobe.study.wording import bootstrap, listed, number, plain, ranged, span
+from emoprobe.study.texts import counted, readable_part, targets
+from emoprobe.study.wording import listed, plain, ranged, span
 
 STRENGTHS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 CONTROLS = 10
 MOST = 12
 """Concepts that are steered at most."""
 AFTERMATHS = 3
-SITUATIONS = 4
+SITUATIONS = 8
+"""Generated beginnings that are gone on with; what is said of one concept holds over these."""
 TEXTS = 16
 AFTERMATH, WORDS, READ_OUT = "its aftermaths", "words for it", "its read-out"
 
@@ -97,15 +99,15 @@ def steering(
     With `recovery` the emotions' consequences are known to be in the model, and that they follow is a check.
     """
     layer = model.n_layers // 2 if layer is None else layer
-    texts = readable(model, held_out.texts, TEXTS, seed)
-    what, outcomes = _outcomes(model, probes, held_out, seed)
+    chosen = readable_part(model, held_out, TEXTS, seed)
+    texts = chosen.texts
+    what, outcomes, after = _outcomes(model, probes, held_out, chosen, seed)
     steered = _sweeps(model, probes, outcomes, texts, layer, strengths, controls, seed)
     highest = max(strengths)
     changes = [change(part.changes, part.outcome, highest) for part in steered]
-    effect = bootstrap([mean for (mean, _, _), _ in changes])
+    effect = mean_interval([mean for (mean, _, _), _ in changes])
     chance = np.array([random for _, random in changes]).mean(0)
     monotone = [part.concept for part in steered if part.monotone]
-    specific = [part.concept for part in steered if part.specific]
     own = [part.concept for part in steered if part.own]
     others = np.concatenate([part.others for part in steered])
     first = probes[steered[0].concept]
@@ -117,30 +119,24 @@ def steering(
         held[f"and by more than with any random direction, for {wanted} or more"] = sum(beaten) >= wanted
         held[f"and by more than with any other emotion's, for {wanted} or more"] = len(own) >= wanted
     unit = "" if what == READ_OUT else " nats"
-    cost = float(np.mean([change(part.changes, NLL, highest)[0][0] for part in steered]))
+    cost = mean_interval([change(part.changes, NLL, highest)[0][0] for part in steered])
     return Result(
         name="steering",
         title="Steering with directions",
         question=f"Does adding an emotion's direction to the residual stream raise {MEASURED[what]}?",
         method=(
             f"Each direction added at layer {layer} at {listed([plain(s) for s in strengths])} of the mean "
-            f"residual norm: {MEASURED[what]}, read-outs at layer {model.n_layers}, NLL and KL on {len(texts)} held-out texts; "
-            f"beside it {controls} random directions of equal norm and, at s = {plain(highest)}, other concepts' directions."
+            f"residual norm: {MEASURED[what]} over {after}, read-outs at layer {model.n_layers}, NLL and KL on "
+            f"{counted(chosen)}; beside it {controls} random directions of equal norm and, at s = {plain(highest)}, other "
+            "concepts' directions. Texts and beginnings are taken for independent."
         ),
         table=pd.concat(
             [part.found.frame.assign(concept=part.concept) for part in steered], ignore_index=True
         ),
-        finding=f"{span(*effect, sign=True)}{unit} at s = {highest:g}, mean of {len(steered)} concepts",
-        controls=f"random directions {ranged(chance, sign=True)}, other concepts' {ranged(others, sign=True)}{unit}",
-        verdict=(
-            f"At s = {highest:g} {MEASURED[what]} changes by {span(*effect, sign=True)}{unit} on average over "
-            f"{len(steered)} concepts, with random directions by {ranged(chance, sign=True)}. "
-            f"{_counted(steered, monotone, f'rises monotonically with s from {plain(min(strengths))} to {plain(highest)}')} "
-            f"{_counted(steered, specific, 'does so by more than random directions')} "
-            f"Other concepts' directions change it by {ranged(others, sign=True)}; "
-            f"{_raised_most(steered, own)} The price at s = {highest:g} is "
-            f"{number(cost, 3, True)} nats of NLL per token."
-        ),
+        finding=f"{span(*effect, sign=True)}{unit} at s = {highest:g}, {_over(steered)}",
+        controls=f"random directions {ranged(chance, sign=True)}{unit}"
+        + (f", other concepts' {ranged(others, sign=True)}{unit}" if len(others) else ""),
+        verdict=_verdict(steered, MEASURED[what], unit, after, effect, chance.tolist(), cost),
         checks=held,
         figure=_figure(steered),
         alt=(
@@ -157,32 +153,68 @@ MEASURED = {
 }
 
 
-def _counted(steered: Sequence[Steered], concepts: Sequence[str], does: str) -> str:
-    if not concepts:
-        return f"It {does} for none of them."
-    which = "all" if len(concepts) == len(steered) else f"{len(concepts)} of {len(steered)}"
-    return f"It {does} for {which}" + (f" ({listed(concepts, 12)})." if which != "all" else ".")
+def _verdict(
+    steered: Sequence[Steered],
+    what: str,
+    unit: str,
+    after: str,
+    effect: tuple[float, float, float],
+    chance: Sequence[float],
+    cost: tuple[float, float, float],
+) -> str:
+    """Say what was found; `effect` and `cost` are means over concepts with their intervals, `chance` has random directions'."""
+    strengths = steered[0].found.raw.strength
+    lowest, highest = plain(strengths.min()), plain(strengths.max())
+    others = np.concatenate([part.others for part in steered])
+    said = [
+        f"At s = {highest} {what} changes by {span(*effect, sign=True)}{unit} ({_over(steered)}), with random directions by "
+        f"{ranged(chance, sign=True)}.",
+        f"It rises monotonically with s from {lowest} to {highest} for "
+        f"{_which(steered, [part.concept for part in steered if part.monotone])}.",
+        "It rises on the whole, by more than one more random direction may be expected to, for "
+        f"{_which(steered, [part.concept for part in steered if part.specific])} (slopes over {after}; by chance 1 in 40 "
+        "would).",
+    ]
+    if len(others):
+        own = [part.concept for part in steered if part.own]
+        said.append(
+            f"Other concepts' directions change it by {ranged(others, sign=True)}{unit}; the concept's own raises it most for "
+            f"{_which(steered, own)} (by chance 1 in {len(steered[0].others) + 1} would)."
+        )
+    said.append(
+        f"The price at s = {highest} is {span(*cost, digits=3, sign=True)} nats of NLL per token ({_over(steered)})."
+    )
+    return " ".join(said)
 
 
-def _raised_most(steered: Sequence[Steered], own: Sequence[str]) -> str:
-    return f"the concept's own raises it most for {len(own)} of {len(steered)}."
+def _over(steered: Sequence[Steered]) -> str:
+    """Name what a mean and its interval are over."""
+    return f"mean of {len(steered)} concepts, interval over concepts" if len(steered) > 1 else "one concept"
+
+
+def _which(steered: Sequence[Steered], concepts: Sequence[str]) -> str:
+    """Say how many concepts these are, and which if neither all nor none."""
+    if not concepts or len(concepts) == len(steered):
+        return f"{'all' if concepts else 'none'} of {len(steered)}"
+    return f"{len(concepts)} of {len(steered)} ({listed(concepts, MOST)})"
 
 
 # What follows --------------------------------------------------------------------------------------------------------
 
 
 def _outcomes(
-    model: LiveModel, probes: ProbeSet, corpus: Corpus, seed: int
-) -> tuple[str, dict[str, Measure | None]]:
-    """Return what is measured, and for each concept how; None stands for its read-out, which is measured anyway."""
+    model: LiveModel, probes: ProbeSet, corpus: Corpus, texts: Corpus, seed: int
+) -> tuple[str, dict[str, Measure | None], str]:
+    """Return what is measured, for each concept how, and after what; None stands for a read-out of `texts`, measured anyway."""
     neutral = _neutral_beginnings(corpus)
-    if neutral:
-        prompts = readable(model, neutral, SITUATIONS, seed)
+    if neutral is not None:
+        chosen = readable_part(model, neutral, SITUATIONS, seed)
         emotions = [name for name in EMOTIONS if name != "neutral" and name in probes][:MOST]
         sentences = {name: [f" {text}" for text in aftermaths(name)[:AFTERMATHS]] for name in emotions}
-        return AFTERMATH, {
-            name: leaning(called(name), texts, (), prompts) for name, texts in sentences.items()
+        measures: dict[str, Measure | None] = {
+            name: leaning(called(name), follow, (), chosen.texts) for name, follow in sentences.items()
         }
+        return AFTERMATH, measures, counted(chosen)
     best = probes.scores[probes.scores.metric.isin(["pearson_r", "auc"])].groupby("concept").value.max()
     # Dimensions come first: they have two ends to tell apart.
     order = sorted(
@@ -190,11 +222,12 @@ def _outcomes(
     )
     adjectives = {name: found for name in order if (found := feelings.words(name))}
     if not adjectives:
-        return READ_OUT, dict.fromkeys(order[:MOST])
-    return WORDS, {
+        return READ_OUT, dict.fromkeys(order[:MOST]), counted(texts)
+    measures = {
         name: leaning(called(name), toward, against, feelings.PROMPTS)
         for name, (toward, against) in list(adjectives.items())[:MOST]
     }
+    return WORDS, measures, f"{len(feelings.PROMPTS)} beginnings"
 
 
 def leaning(name: str, toward: Sequence[str], against: Sequence[str], prompts: Sequence[str]) -> Measure:
@@ -214,12 +247,12 @@ def called(concept: str) -> str:
     return f"log P of {concept}"
 
 
-def _neutral_beginnings(corpus: Corpus) -> list[str]:
+def _neutral_beginnings(corpus: Corpus) -> Corpus | None:
     """Return the generated texts whose teller feels nothing in particular; none from any other corpus."""
     if corpus.name != "ground-truth" or "neutral" not in corpus.labels:
-        return []
-    first = np.asarray(corpus.data["source"][:]) == "first"
-    return [corpus.texts[row] for row in np.flatnonzero(first & (targets(corpus, "neutral") > 0))]
+        return None
+    mask = (np.asarray(corpus.data["source"][:]) == "first") & (targets(corpus, "neutral") > 0)
+    return corpus.select(mask=mask) if mask.any() else None
 
 
 # Sweeping ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ Texts of one group (a document, a writer, a world) never fall on both sides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice, zip_longest
+from typing import Any
 
 import numpy as np
 from sklearn.model_selection import GroupShuffleSplit
@@ -71,13 +73,45 @@ def readable(
 
     Raises `InputError` where there is none.
     """
-    chosen: list[str] = []
-    for row in np.random.default_rng(seed).permutation(len(texts)):
+    return [texts[row] for row in _drawn(model, texts, np.zeros(len(texts)), most, seed, shortest)]
+
+
+def readable_part(model: LiveModel, corpus: Corpus, most: int, seed: int = 0, shortest: int = 4) -> Corpus:
+    """Draw at most `most` such texts of a corpus, from as many different groups as can be.
+
+    Texts of one group go alike: what is averaged over texts is surer, the more groups they are of. Raises `InputError` where
+    no text is readable.
+    """
+    return corpus.select(indices=_drawn(model, corpus.texts, corpus.groups, most, seed, shortest))
+
+
+def counted(texts: Corpus) -> str:
+    """Say how many held-out texts these are, and of how many groups."""
+    groups = len(np.unique(texts.groups))
+    return f"{len(texts)} held-out texts of {groups} {'group' if groups == 1 else 'groups'}"
+
+
+def _drawn(
+    model: LiveModel,
+    texts: Sequence[str],
+    groups: np.ndarray[Any, Any],
+    most: int,
+    seed: int,
+    shortest: int,
+) -> list[int]:
+    """Return the rows of readable texts: one of each group in random order, then a second of each, and so on."""
+
+    def fits(row: int) -> bool:
         length = len(model.tokenizer(texts[row])["input_ids"])
-        if shortest <= length <= (model.context_length or length):
-            chosen.append(texts[row])
-        if len(chosen) == most:
-            return chosen
+        return shortest <= length <= (model.context_length or length)
+
+    generator = np.random.default_rng(seed)
+    rows = generator.permutation(len(texts))
+    member = np.unique(groups, return_inverse=True)[1][rows]
+    by_group = np.split(rows[np.argsort(member, kind="stable")], np.bincount(member).cumsum()[:-1])
+    queues = [filter(fits, by_group[group].tolist()) for group in generator.permutation(len(by_group))]
+    turns = (row for turn in zip_longest(*queues) for row in turn if row is not None)
+    chosen = list(islice(turns, most))
     if not chosen:
         raise InputError(
             f"no held-out text has between {shortest} and {model.context_length} tokens for {model.name}: give another corpus"

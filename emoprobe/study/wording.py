@@ -1,4 +1,4 @@
-"""Numbers in words: intervals, bootstraps and lists, the same in every result."""
+"""Numbers in words, and correlations with intervals: the same in every result."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
+FEW_GROUPS = 15
+"""Below so many groups resamples of them are too alike: the jackknife takes over."""
 
 
 def number(value: float, digits: int = 2, sign: bool = False) -> str:
@@ -49,20 +52,14 @@ def listed(names: Sequence[Any], most: int = 8) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else "none"
 
 
-def bootstrap(values: Sequence[float] | Floats, seed: int = 0) -> tuple[float, float, float]:
-    """Return the mean of values and its 95 % interval over resamples of them; NaN bounds for fewer than two."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()) if len(values) else np.nan, np.nan, np.nan
-    drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
 def correlation(
     x: Floats, y: Floats, groups: np.ndarray[Any, Any], seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return Pearson's r of x and y (n,) and its 95 % interval over resamples of whole groups; pairs with NaN are left out."""
+    """Return Pearson's r of x and y (n,) and its 95 % interval over whole groups; pairs with NaN are left out.
+
+    The interval is that of the percentiles of r over resamples of groups, and with fewer than 15 groups the jackknife's (each
+    group left out once), on Fisher's z with Student's t. NaN bounds for one group, all NaN where there is nothing to correlate.
+    """
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
     member = np.unique(groups[known], return_inverse=True)[1]
@@ -71,13 +68,34 @@ def correlation(
     x, y = x - x.mean(), y - y.mean()
     moments = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y])
     per_group = np.stack([np.bincount(member, weights=row) for row in moments], axis=1)  # (groups, moments)
-    groups_drawn = np.random.default_rng(seed).integers(len(per_group), size=(RESAMPLES, len(per_group)))
-    counts = np.stack([np.bincount(row, minlength=len(per_group)) for row in groups_drawn]).astype(float)
     r = float(_r(per_group.sum(0, keepdims=True))[0])
     if len(per_group) < 2:
         return r, np.nan, np.nan
+    low, high = _jackknifed(r, per_group) if len(per_group) < FEW_GROUPS else _resampled(per_group, seed)
+    return r, low, high
+
+
+def _jackknifed(r: float, per_group: Floats) -> tuple[float, float]:
+    """Return the interval of r from how much it changes as each group's sums (groups, moments) are left out."""
+    count = len(per_group)
+    left_out = _z(_r(per_group.sum(0) - per_group))
+    error = np.sqrt((count - 1) * left_out.var())  # Tukey's: (G − 1) / G times the sum of squares
+    low, high = np.tanh(_z(r) + np.array([-1, 1]) * t.ppf(0.975, count - 1) * error)
+    return float(low), float(high)
+
+
+def _resampled(per_group: Floats, seed: int) -> tuple[float, float]:
+    """Return the interval of r over resamples of groups, each given by its sums (groups, moments)."""
+    drawn = np.random.default_rng(seed).integers(len(per_group), size=(RESAMPLES, len(per_group)))
+    counts = np.stack([np.bincount(row, minlength=len(per_group)) for row in drawn]).astype(float)
     low, high = np.nanquantile(_r(counts @ per_group), [0.025, 0.975])
-    return r, float(low), float(high)
+    return float(low), float(high)
+
+
+def _z(r: float | Floats) -> Floats:
+    """Return Fisher's z of a correlation, finite for a perfect one as well."""
+    z: Floats = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    return z
 
 
 def _r(sums: Floats) -> Floats:
