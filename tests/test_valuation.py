@@ -15,6 +15,7 @@ from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
 from emoprobe.scoring import text_nll
 from emoprobe.valattn import Valuation, compare_valuations, inject, learn_valuation, val_attention
+from emoprobe.valattn.compare import per_token
 from emoprobe.valattn.learn import frozen
 
 NAMES = ("valence", "arousal", "relevance")
@@ -272,6 +273,27 @@ def test_learning_lowers_both_losses_and_leaves_the_model_alone() -> None:
     assert not torch.equal(both.weight, init.weight)
 
 
+def test_annotations_are_learned_with_their_sign_and_on_the_whole_range() -> None:
+    """Where every text is annotated 7.5 of 0 to 10, that is 0.5 of -1 to 1; a dimension without annotations stays free."""
+    model, half = tiny_model("llama", dtype=torch.float32), make_corpus(8)
+    corpus = Corpus.from_columns(
+        {
+            "text": list(half.texts),
+            "group": list(half.groups),
+            "arousal": [7.5] * len(half),
+            "relevance": [2.5] * len(half),
+        },
+        dimensions={"arousal": (0.0, 10.0), "relevance": (0.0, 10.0)},
+    )
+    learned = learn_valuation(
+        model, corpus, make(), objective="annotations", steps=80, learning_rate=0.05, progress=False
+    )
+    batch = model.tokenize(corpus.texts[0])
+    with torch.no_grad():
+        values = learned.values(model.streams(batch, [0])[0, 0], 0)[1:].mean(0)
+    assert values[1:].tolist() == pytest.approx([0.5, -0.5], abs=0.1)
+
+
 def test_a_table_of_emotion_embeddings_is_learned_when_asked(tmp_path: Path) -> None:
     model, corpus = tiny_model("gpt2", dtype=torch.float32), make_corpus(8)
     learned = learn_valuation(model, corpus, make(), embedding_width=2, steps=4, progress=False)
@@ -333,7 +355,16 @@ def test_comparison_of_a_valuation_with_itself_and_with_another() -> None:
     with inject(model, learned):
         touched, _ = text_nll(model, corpus.texts)
     assert nll.loc["learned", "delta"] == pytest.approx(float((touched - untouched).sum() / count.sum()))
-    assert nll.loc["learned", "low"] <= nll.loc["learned", "delta"] <= nll.loc["learned", "high"]
+    by_hand = per_token((touched - untouched).numpy(), count.numpy(), corpus.groups)
+    assert nll.loc["learned", ["delta", "low", "high"]].tolist() == pytest.approx(by_hand, rel=1e-4)
+    assert nll.loc["learned", "low"] < nll.loc["learned", "delta"] < nll.loc["learned", "high"]
+    assert (same.texts, same.groups) == (12, 6)
+    assert (nll.loc["learned", ["excess", "excess_low", "excess_high"]] == 0).all()
+    with inject(model, make(seed=9), torch.tensor(0.3)):
+        other, _ = text_nll(model, corpus.texts)
+    started = nll.loc["learned from random", ["excess", "excess_low", "excess_high"]].tolist()
+    expected = per_token((other - touched).numpy(), count.numpy(), corpus.groups)
+    assert started == pytest.approx(expected, rel=1e-3) and abs(started[0]) > 1e-4
     assert "<script" not in same._repr_html_()
     with pytest.raises(InputError, match="cannot be compared"):
         compare_valuations(model, make(layers=(0,)), make(layers=(1,), strength=torch.tensor([1.0])), corpus)
@@ -341,6 +372,43 @@ def test_comparison_of_a_valuation_with_itself_and_with_another() -> None:
         compare_valuations(model, probed, probed, corpus)
     with pytest.raises(InputError, match="no λ"):
         compare_valuations(model, probed, learned, corpus, learned_from_random=probed)
+
+
+def test_texts_of_one_group_give_no_interval() -> None:
+    model, corpus = tiny_model("gpt2", dtype=torch.float32), make_corpus(9)
+    one = corpus.select(indices=np.flatnonzero(corpus.groups == "0"))
+    found = compare_valuations(model, make(), make(seed=1, strength=torch.tensor(0.5)), one, controls=1)
+    assert found.groups == 1 < found.texts
+    assert found.nll.delta.notna().all() and found.nll[["low", "high"]].isna().all(axis=None)
+    found.plot()
+
+
+def test_an_interval_over_groups_worked_out_by_hand() -> None:
+    """Three groups of 2, 1 and 1 texts: R = 6/12; residuals of groups 1 − 3, 1 − 1, 4 − 2; √(3/2 · 8) / 12."""
+    total, count = np.array([2.0, -1.0, 1.0, 4.0]), np.array([4.0, 2.0, 2.0, 4.0])
+    ratio, low, high = per_token(total, count, np.array(["a", "a", "b", "c"]))
+    assert ratio == 0.5
+    reach = 4.302653 * np.sqrt(12) / 12  # Student's t of two degrees of freedom
+    assert [low, high] == pytest.approx([0.5 - reach, 0.5 + reach], rel=1e-6)
+    assert np.isnan(per_token(total, count, np.zeros(4))[1:]).all()
+
+
+@pytest.mark.parametrize(("groups", "texts"), [(3, 50), (20, 10)])
+def test_intervals_cover_what_they_say_where_texts_of_a_group_go_alike(groups: int, texts: int) -> None:
+    rng = np.random.default_rng(0)
+    member, covered, ignoring = np.repeat(np.arange(groups), texts), 0, 0
+    for _ in range(600):
+        count = rng.integers(10, 40, size=len(member)).astype(float)
+        rate = (
+            0.3 + rng.normal(size=groups)[member] * np.sqrt(0.1) + rng.normal(size=len(member)) * np.sqrt(0.9)
+        )
+        for_groups, for_texts = (
+            per_token(rate * count, count, of) for of in (member, np.arange(len(member)))
+        )
+        covered += for_groups[1] < 0.3 < for_groups[2]
+        ignoring += for_texts[1] < 0.3 < for_texts[2]
+    assert 0.92 < covered / 600 < 0.98  # ± 3 standard errors
+    assert ignoring / 600 < 0.88  # what the test can see: an interval that is too narrow
 
 
 def test_principal_angles_see_the_space_and_row_cosines_the_rows() -> None:

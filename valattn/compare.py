@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
+from scipy.stats import t
 from torch import Tensor
 
 from emoprobe import drawing
@@ -46,13 +47,17 @@ class Comparison:
     dimension: `value` is probed against learned, `control`, `control_low`, `control_high` the mean and the range of random
     valuations against the learned one; `from_random` is probed against the one learned from a random start (NaN without one),
     `from_random_low`, `from_random_high` the range of random valuations against the probed one, where it would be by chance.
-    `nll` has one row per condition: mean |λ|, NLL in nats per token, and its difference from the untouched model with a 95 %
-    interval (paired bootstrap over texts).
+    `nll` has one row per condition: mean |λ|, NLL in nats per token, its difference `delta` from the untouched model with its
+    95 % interval (`low`, `high`), and its difference `excess` from the learned valuation with its own (`excess_low`,
+    `excess_high`). Both are paired by text, per token; intervals are Student's over `groups` groups of the corpus, the texts
+    of one group not being independent (`per_token`), and NaN where there is one group.
     """
 
     alignment: pd.DataFrame
     nll: pd.DataFrame
     name: str
+    texts: int
+    groups: int
 
     def summary(self) -> pd.DataFrame:
         """Return the alignment averaged over layers, one row per quantity and dimension."""
@@ -137,8 +142,7 @@ def compare_valuations(
                 "a learned valuation has no λ: make it with learn_valuation, or set its strength"
             )
     assert learned.strength is not None
-    rows = np.random.default_rng(seed).permutation(len(corpus))[:limit]
-    texts = [corpus.texts[row] for row in rows]
+    used = corpus.select(indices=np.random.default_rng(seed).permutation(len(corpus))[:limit])
     randoms = [probed.random_like(seed + 1 + k) for k in range(controls)]
     everyone = {
         "probed": probed,
@@ -147,10 +151,13 @@ def compare_valuations(
     }
     if learned_from_random is not None:
         everyone[RANDOM_START] = learned_from_random
-    values = _token_valuations(model, everyone, layers, texts)
-    alignment = _alignment(everyone, values, layers, model.d_model)
+    values = _token_valuations(model, everyone, layers, used.texts)
     return Comparison(
-        alignment, _nll(model, everyone, learned.strength, texts, seed), f"{model.name}, {corpus.name}"
+        _alignment(everyone, values, layers, model.d_model),
+        _nll(model, everyone, learned.strength, used),
+        f"{model.name}, {corpus.name}",
+        texts=len(used),
+        groups=len(np.unique(used.groups)),
     )
 
 
@@ -222,22 +229,29 @@ def _correlations(a: Floats, b: Floats) -> Floats:
     return result
 
 
-def _nll(
-    model: LiveModel, everyone: dict[str, Valuation], strength: Tensor, texts: list[str], seed: int
-) -> pd.DataFrame:
-    """Return the NLL per token of each condition at the same λ, and its difference from the untouched model."""
-    untouched, count = text_nll(model, texts)
+def _nll(model: LiveModel, everyone: dict[str, Valuation], strength: Tensor, used: Corpus) -> pd.DataFrame:
+    """Return the NLL per token of each condition at the same λ, and how it differs from two: untouched and learned."""
+    untouched, count = (counted.numpy() for counted in text_nll(model, used.texts))
     own = {"learned", RANDOM_START}
-    records: list[tuple[str, float, float, float, float, float]] = []
-    records.append(("untouched", 0.0, float(untouched.sum() / count.sum()), 0.0, 0.0, 0.0))
+    sizes, totals = {"untouched": 0.0}, {"untouched": untouched}
     for name, valuation in everyone.items():
         lam = valuation.strength if name in own else _at_layers(strength, everyone["learned"], valuation)
         assert lam is not None, "a learned valuation has its λ"
         with inject(model, valuation, lam):
-            total, _ = text_nll(model, texts)
-        mean, low, high = _paired((total - untouched).numpy(), count.numpy(), seed)
-        records.append((name, float(lam.abs().mean()), float(total.sum() / count.sum()), mean, low, high))
-    return pd.DataFrame.from_records(records, columns=["condition", "lambda", "nll", "delta", "low", "high"])
+            totals[name] = text_nll(model, used.texts)[0].numpy()
+        sizes[name] = float(lam.abs().mean())
+    records = [
+        (
+            name,
+            sizes[name],
+            float(total.sum() / count.sum()),
+            *per_token(total - untouched, count, used.groups),
+            *per_token(total - totals["learned"], count, used.groups),
+        )
+        for name, total in totals.items()
+    ]
+    columns = ["condition", "lambda", "nll", "delta", "low", "high", "excess", "excess_low", "excess_high"]
+    return pd.DataFrame.from_records(records, columns=columns)
 
 
 def _at_layers(strength: Tensor, learned: Valuation, other: Valuation) -> Tensor:
@@ -250,11 +264,20 @@ def _at_layers(strength: Tensor, learned: Valuation, other: Valuation) -> Tensor
     )
 
 
-def _paired(
-    difference: Floats, count: Floats, seed: int, resamples: int = 1000
-) -> tuple[float, float, float]:
-    """Return the mean difference per token with its 95 % interval, resampling whole texts."""
-    draws = np.random.default_rng(seed).integers(len(count), size=(resamples, len(count)))
-    means = difference[draws].sum(-1) / count[draws].sum(-1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(difference.sum() / count.sum()), float(low), float(high)
+def per_token(total: Floats, count: Floats, groups: NDArray[Any]) -> tuple[float, float, float]:
+    """Return R = Σ total / Σ count of texts, `total` and `count` (texts,), with its 95 % interval over G whole `groups`.
+
+    With uₕ the sum of total − R · count over the texts of group h, the residual of the linearised ratio, the interval is
+    R ± t(0.975, G − 1) · √(G / (G − 1) · Σ uₕ²) / Σ count: the variance of a ratio estimate (Cochran, Sampling Techniques,
+    1977, chapter 6) with groups for units. It presumes groups that are drawn independently and alike in size, and is
+    narrower than it should be where one outweighs the rest. NaN bounds for one group.
+    """
+    ratio = float(total.sum() / count.sum())
+    member = np.unique(groups, return_inverse=True)[1]
+    residuals = np.bincount(member, weights=total - ratio * count)
+    size = len(residuals)
+    if size < 2:
+        return ratio, np.nan, np.nan
+    error = np.sqrt(size / (size - 1) * (residuals**2).sum()) / count.sum()
+    reach = float(t.ppf(0.975, size - 1) * error)
+    return ratio, ratio - reach, ratio + reach
