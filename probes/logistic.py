@@ -17,10 +17,10 @@ from torch import Tensor
 
 from emoprobe.errors import InputError
 from emoprobe.probes.closed_form import Weights
-from emoprobe.probes.moments import Moments
+from emoprobe.probes.moments import Moments, Pooled
 
-ROWS = 512
-"""Texts whose logits are worked on at once."""
+ROWS = 256
+"""Texts whose logits are worked on at once: their features stay in the cache while they are used twice."""
 NEWTON_STEPS = 100
 CG_STEPS = 100
 CG_TOLERANCE = 0.3
@@ -42,11 +42,20 @@ class LogisticFit(NamedTuple):
     passes: int
 
 
-def logistic(features: Tensor, classes: Tensor, C: float = 1.0, *, tolerance: float = 1e-5) -> LogisticFit:
+def logistic(
+    features: Tensor,
+    classes: Tensor,
+    C: float = 1.0,
+    *,
+    tolerance: float = 1e-5,
+    pooled: Pooled | None = None,
+) -> LogisticFit:
     """Fit the logits of classes (texts,), numbered from 0, to features (texts, d_model) of any float dtype.
 
-    Computes in float64 wherever the features lie, some texts at a time, so that no copy of them is made. Stops after a Newton
-    step that could lower the objective by no more than a share `tolerance`.
+    Computes wherever the features lie, some texts at a time, so that no copy of them is made: products within these in the
+    features' dtype (at least float32) about their mean, all else in float64. Stops after a Newton step that could lower the
+    objective by no more than a share `tolerance`. `pooled` are the moments of the same texts by the same classes, at this one
+    layer, where they are known already.
 
     Raises `InputError` for shapes that do not fit, fewer than two classes, a class without texts and C that is not positive.
     """
@@ -59,16 +68,34 @@ def logistic(features: Tensor, classes: Tensor, C: float = 1.0, *, tolerance: fl
         raise InputError(f"classes {there}: give two or more, numbered from 0, each with texts")
     if not C > 0:
         raise InputError(f"C={C}: give a positive number")
-    return _Problem(features, classes, len(there), C).solved(tolerance)
+    if pooled is None:
+        moments = Moments.zeros(1, features.shape[1], n_classes=len(there), device=features.device)
+        moments.add(features[:, None], classes=classes)
+        pooled = moments.pooled()
+    wanted = (1, len(there), features.shape[1] + pooled.n_targets)
+    if tuple(pooled.mean.shape) != wanted or pooled.count.sum() != len(features):
+        raise InputError(
+            f"the moments given are not those of these {len(features)} texts and {len(there)} classes"
+        )
+    return _Problem(features, classes, pooled, C).solved(tolerance)
 
 
 def logistic_by_layers(
-    features: Tensor, classes: Tensor, C: float = 1.0, *, tolerance: float = 1e-5
+    features: Tensor,
+    classes: Tensor,
+    C: float = 1.0,
+    *,
+    tolerance: float = 1e-5,
+    moments: Moments | None = None,
 ) -> Weights:
-    """Fit each layer of features (texts, layers, d_model): weights (layers, classes, d_model), offsets (layers, classes)."""
-    fits = [
-        logistic(features[:, layer], classes, C, tolerance=tolerance) for layer in range(features.shape[1])
-    ]
+    """Fit each layer of features (texts, layers, d_model): weights (layers, classes, d_model), offsets (layers, classes).
+
+    `moments` are those of the same texts by the same classes, where they are known already; see `logistic`.
+    """
+    fits = []
+    for layer in range(features.shape[1]):
+        pooled = moments and moments.pooled(layers=slice(layer, layer + 1))
+        fits.append(logistic(features[:, layer], classes, C, tolerance=tolerance, pooled=pooled))
     return Weights(torch.stack([fit.weights for fit in fits]), torch.stack([fit.offsets for fit in fits]))
 
 
@@ -78,21 +105,21 @@ class _Problem:
     A point is (classes, d_model + 1), the offset in the last column. About the mean, offsets and weights hardly interact.
     """
 
-    def __init__(self, features: Tensor, classes: Tensor, count: int, C: float) -> None:
-        self.features, self.classes, self.count = features, classes, count
-        moments = Moments.zeros(1, features.shape[1], n_classes=count, device=features.device)
-        moments.add(features[:, None], classes=classes)
-        pooled = moments.pooled()
-        self.mean, self.class_means = pooled.grand_mean[0], pooled.mean[0]
+    def __init__(self, features: Tensor, classes: Tensor, pooled: Pooled, C: float) -> None:
+        d = pooled.d_model
+        self.features, self.classes, self.count = features, classes, len(pooled.count)
+        self.dtype = torch.promote_types(features.dtype, torch.float32)
+        self.mean, self.class_means = pooled.grand_mean[0, :d], pooled.mean[0, :, :d]
         self.prior = pooled.count / len(features)
         # For two classes scikit-learn has one row, the difference, whose square is twice that of two opposite rows.
-        self.penalty = (2.0 if count == 2 else 1.0) / (C * len(features))
-        variances, self.axes = torch.linalg.eigh(pooled.within[0] / len(features))
+        self.penalty = (2.0 if self.count == 2 else 1.0) / (C * len(features))
+        variances, self.axes = torch.linalg.eigh(pooled.within[0, :d, :d] / len(features))
         self.variances = variances.clamp(min=0)
         self.passes = 0
 
     def solved(self, tolerance: float) -> LogisticFit:
         point, objective, gradient = self._start()
+        rounding = 10 * torch.finfo(self.dtype).eps
         gain = float("inf")
         for _ in range(NEWTON_STEPS):
             step = self._newton_step(gradient)
@@ -102,7 +129,7 @@ class _Problem:
             while size > 1e-10:
                 moved = point + size * step
                 value, slope = self._value(moved)
-                if value <= objective + ARMIJO * size * descent:
+                if value <= objective * (1 + rounding) + ARMIJO * size * descent:
                     break
                 size /= 2
             else:  # nothing but rounding is left to gain
@@ -130,18 +157,16 @@ class _Problem:
         return point, value, gradient
 
     def _value(self, point: Tensor) -> tuple[float, Tensor]:
-        """Return objective and gradient, and keep the probabilities (texts, classes) for `_curvature`."""
+        """Return objective and gradient, and keep the probabilities (classes, texts) for `_curvature`."""
         gradient = torch.zeros_like(point)
         loss = 0.0
-        found = []
+        self.probabilities = point.new_empty(self.count, len(self.features))
         for rows, x in self._chunks():
-            logs = self._along(x, point).log_softmax(1)
-            own = self.classes[rows, None]
-            loss -= float(logs.gather(1, own).sum())
-            found.append(logs.exp_())
-            excess = found[-1].scatter_add(1, own, x.new_full(own.shape, -1.0))
-            _accumulate(gradient, excess, x)
-        self.probabilities = torch.cat(found)
+            logs = _along(point, x).double().log_softmax(0)
+            own = self.classes[None, rows]
+            loss -= float(logs.gather(0, own).sum())
+            p = self.probabilities[:, rows] = logs.exp()
+            _accumulate(gradient, p.scatter_add(0, own, p.new_full(own.shape, -1.0)), x)
         objective = loss / len(self.features) + float(self.penalty * (point[:, :-1] ** 2).sum() / 2)
         return objective, self._completed(gradient, point)
 
@@ -149,18 +174,13 @@ class _Problem:
         """Return the product of the Hessian with a step."""
         product = torch.zeros_like(step)
         for rows, x in self._chunks():
-            p = self.probabilities[rows]
-            along = p * self._along(x, step)
-            _accumulate(product, along - p * along.sum(1, keepdim=True), x)
+            p = self.probabilities[:, rows]
+            along = p * _along(step, x)
+            _accumulate(product, along - p * along.sum(0), x)
         return self._completed(product, step)
 
-    def _along(self, x: Tensor, point: Tensor) -> Tensor:
-        weights, offsets = point[:, :-1], point[:, -1]
-        return x @ weights.T + (offsets - weights @ self.mean)
-
     def _completed(self, total: Tensor, point: Tensor) -> Tensor:
-        """Make a sum over texts the mean over texts, of features about theirs, and add the penalty's part."""
-        total[:, :-1] -= torch.outer(total[:, -1], self.mean)
+        """Make a sum over texts the mean over texts, and add the penalty's part."""
         total /= len(self.features)
         total[:, :-1] += self.penalty * point[:, :-1]
         return total
@@ -192,7 +212,7 @@ class _Problem:
         It is then a Kronecker product: the mean over texts of diag(p) - ppᵀ, by the covariance of the features.
         """
         p = self.probabilities
-        mixing, rotation = torch.linalg.eigh(p.mean(0).diag() - p.T @ p / len(p))
+        mixing, rotation = torch.linalg.eigh(p.mean(1).diag() - p @ p.T / p.shape[1])
         mixing = mixing.clamp(min=0)[:, None]
         least = torch.finfo(p.dtype).tiny
         weight_scale = (mixing * self.variances + self.penalty).clamp(min=least)
@@ -208,11 +228,17 @@ class _Problem:
 
     def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
         self.passes += 1
+        mean = self.mean.to(self.dtype)
         for first in range(0, len(self.features), ROWS):
             rows = slice(first, first + ROWS)
-            yield rows, self.features[rows].double()
+            yield rows, self.features[rows] - mean
+
+
+def _along(point: Tensor, x: Tensor) -> Tensor:
+    """Return weights times features plus offsets, (classes, texts)."""
+    return (point[:, :-1].to(x) @ x.T).add_(point[:, -1:].to(x))
 
 
 def _accumulate(total: Tensor, by_text: Tensor, x: Tensor) -> None:
-    total[:, :-1] += by_text.T @ x
-    total[:, -1] += by_text.sum(0)
+    total[:, :-1] += by_text.to(x) @ x
+    total[:, -1] += by_text.sum(1)

@@ -119,8 +119,8 @@ class Moments:
             )
         for fold in range(self.n_folds):
             self.scatter[fold] += other.scatter[fold].to(self.scatter)
-            nothing = self.mean.new_zeros(self.n_layers, 0, self.mean.shape[-1])
-            self._absorb(fold, other.count[fold].to(self.count), other.mean[fold].to(self.mean), nothing)
+            between = self._moved(fold, other.count[fold].to(self.count), other.mean[fold].to(self.mean))
+            _add_products(self.scatter[fold], between)
         return self
 
     def __add__(self, other: Moments) -> Moments:
@@ -163,23 +163,29 @@ class Moments:
         return Pooled(count, mean, within, self.n_targets)
 
     def _add_to_fold(self, fold: int, vectors: Tensor, classes: Tensor, targets: Tensor) -> None:
-        rows = vectors.to(self.mean).transpose(0, 1)
-        rows = torch.cat([rows, targets.expand(len(rows), -1, -1)], -1)
+        texts = len(vectors)
+        rows = self.mean.new_empty(self.n_layers, texts + self.n_classes, self.mean.shape[-1])
+        own = rows[:, :texts]
+        own[..., : self.d_model] = vectors.transpose(0, 1)
+        own[..., self.d_model :] = targets
         carried = torch.nn.functional.one_hot(classes, self.n_classes).to(rows)
         count = carried.sum(0)
-        mean = carried.T @ rows / count.clamp(min=1)[:, None]
-        self._absorb(fold, count, mean, rows - mean[:, classes])
+        mean = carried.T @ own / count.clamp(min=1)[:, None]
+        own -= carried @ mean
+        rows[:, texts:] = self._moved(fold, count, mean)
+        _add_products(self.scatter[fold], rows)
 
-    def _absorb(self, fold: int, count: Tensor, mean: Tensor, centred: Tensor) -> None:
-        """Join a fold with texts given by count, class means and their vectors about those, (layers, texts, width)."""
+    def _moved(self, fold: int, count: Tensor, mean: Tensor) -> Tensor:
+        """Join count and class means of a fold with others; return vectors (layers, classes, width) to add the products of.
+
+        The squares about the joint mean exceed those about the two means by one product of their difference.
+        """
         before = self.count[fold].clone()
         joint = (before + count).clamp(min=1)
         apart = mean - self.mean[fold]
-        # The squares about the joint mean exceed those about both means by one product of their difference.
-        between = (before * count / joint).sqrt()[:, None] * apart
-        _add_products(self.scatter[fold], torch.cat([centred, between], 1))
         self.mean[fold] += (count / joint)[:, None] * apart
         self.count[fold] += count
+        return (before * count / joint).sqrt()[:, None] * apart
 
     def _checked(
         self, vectors: Tensor, fold: Tensor | None, classes: Tensor | None, targets: Tensor | None
@@ -192,7 +198,7 @@ class Moments:
         if targets.shape != (texts, self.n_targets):
             wanted = f"({texts}, {self.n_targets})"
             raise InputError(f"targets of shape {tuple(targets.shape)}: {wanted} are needed")
-        if not (torch.isfinite(vectors).all() and torch.isfinite(targets).all()):
+        if not (_finite(vectors) and _finite(targets)):
             raise InputError(
                 "a vector or target is infinite or NaN: leave such texts out, or load the model in another dtype"
             )
@@ -205,6 +211,12 @@ class Moments:
                 raise InputError(f"each of the {texts} texts needs a {what} from 0 to {size - 1}")
             numbered.append(numbers.to(device))
         return numbered[0], numbered[1], targets.to(self.mean)
+
+
+def _finite(values: Tensor) -> bool:
+    return not values.numel() or bool(
+        torch.stack(torch.aminmax(values)).isfinite().all()
+    )  # faster than number by number
 
 
 def load_moments(path: str | Path) -> Moments:

@@ -374,6 +374,15 @@ def test_preconditioning_saves_passes_over_the_texts(data: Data) -> None:
     assert found.objective * TEXTS == pytest.approx(loss, rel=1e-9)
 
 
+def test_logistic_takes_moments_that_are_known(data: Data) -> None:
+    features, label = torch.from_numpy(data.x), torch.from_numpy(data.label)
+    given = logistic_by_layers(features, label, moments=data.moments())  # with folds and targets beside
+    anew = logistic_by_layers(features, label)
+    assert same(given.weights, anew.weights, 1e-6) and same(given.offsets, anew.offsets, 1e-6)
+    with pytest.raises(InputError, match="not those of these"):
+        logistic_by_layers(features[1:], label[1:], moments=data.moments())
+
+
 def test_logistic_refuses_what_it_cannot_fit(data: Data) -> None:
     features, label = torch.from_numpy(data.x[:, 0]), torch.from_numpy(data.label)
     for given, complaint in [
