@@ -34,7 +34,7 @@ CONTROLS = 10
 MOST = 12
 """Concepts that are steered at most."""
 AFTERMATHS = 3
-SITUATIONS = 8
+SITUATIONS = 6
 """Generated beginnings that are gone on with; what is said of one concept holds over these."""
 TEXTS = 16
 AFTERMATH, WORDS, READ_OUT = "its aftermaths", "words for it", "its read-out"

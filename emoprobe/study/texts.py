@@ -88,7 +88,7 @@ def readable_part(model: LiveModel, corpus: Corpus, most: int, seed: int = 0, sh
 def counted(texts: Corpus) -> str:
     """Say how many held-out texts these are, and of how many groups."""
     groups = len(np.unique(texts.groups))
-    return f"{len(texts)} held-out texts of {groups} {'group' if groups == 1 else 'groups'}"
+    return f"{len(texts)} held-out text{'s' * (len(texts) > 1)} of {groups} group{'s' * (groups > 1)}"
 
 
 def _drawn(
