@@ -3,6 +3,7 @@
 import runpy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -387,18 +388,47 @@ def test_the_comparison_runs_on_every_family(family: str) -> None:
 
 
 def test_the_result_says_what_the_tables_say(short: None) -> None:
-    compared = compare_sentences(tiny_model("gpt2"), controls=2)
+    model = tiny_model("gpt2")
+    compared = compare_sentences(model, make_valuation(model), controls=2)
     assert compared.untouched
     result = replace(compared, untouched=False).result()
     assert list(result.checks.values()) == [False, True] and not result.passed
-    stated = compared.claims.query("strength == 1 and valuation == 'annotated'")
-    assert result.finding.startswith(f"{(stated['shows'] == 'yes').sum()} of 4 claims")
-    for claim, verdict in zip(stated["claim"], stated["shows"], strict=True):
-        word = {"yes": "shows", "no": "does not show", "undecided": "undecided"}[verdict]
-        assert f"{claim} ({word}" in result.verdict
+    stated = compared.claims.query("strength == 1")
+    assert result.finding.startswith("of 4 claims show, each by chance in 1 of 3: ")
+    for family in ("annotated", "unmapped", "probed"):
+        claims = stated[stated["valuation"] == family]
+        assert f"{family} {sum(claims['shows'] == 'yes')}" in result.finding
+        said = result.verdict.split(f"With {family} valuations: ")[1].split(".")[0]
+        for claim, verdict in zip(claims["claim"], claims["shows"], strict=True):
+            word = {"yes": "shows", "no": "does not show", "undecided": "undecided"}[verdict]
+            assert f"{claim} ({word}" in said
+    assert f"In all {sum(stated['shows'] == 'yes')} of 12 claims show, and 4.0 would" in result.verdict
     assert "two data points" in result.verdict and "Marín" in result.method
     for word in ("frustrated", "hysterically,", "without"):
         assert f">{word}</text>" in result.svg
+
+
+def test_controls_of_a_probed_valuation_are_other_valuations_of_its_norm(
+    monkeypatch: pytest.MonkeyPatch, short: None
+) -> None:
+    model, weights = tiny_model("gpt2"), []
+    probed, read = make_valuation(model), Bench.read
+
+    def watched(bench: Bench, condition: Any = None, strength: float = 0.0) -> dict:
+        if condition is not None and condition[1] is None:
+            weights.append(condition[0].weight)
+        return read(bench, condition, strength)
+
+    monkeypatch.setattr(Bench, "read", watched)
+    compare_sentences(model, probed, controls=3)
+    first, *controls = weights
+    assert torch.equal(first, probed.weight) and len(controls) == 3
+    for row, control in enumerate(controls):
+        assert torch.allclose(control.norm(dim=-1), first.norm(dim=-1), rtol=1e-5)
+        assert all(
+            torch.cosine_similarity(control, other, dim=-1).abs().max() < 0.9
+            for other in (first, *controls[:row])
+        )
 
 
 def test_the_example_prints_the_claims_and_writes_the_figure(

@@ -67,6 +67,8 @@ class SentenceComparison:
     readings: dict[str, dict[str, Reading]]
     layers: tuple[int, ...]
     strength: float
+    controls: int
+    """Control valuations beside each."""
     untouched: bool
     """Whether λ = 0 gave the standard magnitudes, to the last bit."""
 
@@ -81,6 +83,10 @@ class SentenceComparison:
         from emoprobe.study.sentence_figure import ALT
 
         stated = self.claims[self.claims["strength"] == self.strength]
+        shown = [
+            f"{name} {(rows['shows'] == 'yes').sum()}"
+            for name, rows in stated.groupby("valuation", sort=False)
+        ]
         annotated = stated[stated["valuation"] == "annotated"].set_index("claim")
         varies = annotated.loc["word magnitudes vary more"]
         verdicts = [_verdict(name, rows) for name, rows in stated.groupby("valuation", sort=False)]
@@ -96,15 +102,22 @@ class SentenceComparison:
             method=(
                 f"L2 norm of the attention's output at each word, in blocks {_listed(self.layers)} at λ = {self.strength:g}, "
                 "for the two sentences of J. Marín (LessWrong, 4 September 2024) with our annotations; a claim shows if its "
-                "statistic has the claimed sign and lies beyond that of every control valuation of equal norm."
+                f"statistic has the claimed sign and lies beyond that of every one of {self.controls} control valuations of "
+                "equal norm. Annotations enter mapped to [-1, 1] (annotated) or as they are (unmapped)."
             ),
             table=pd.concat([self.claims, groups[list(self.claims.columns)]], ignore_index=True),
             finding=(
-                f"{(annotated['shows'] == 'yes').sum()} of {len(annotated)} claims show; the magnitudes' coefficient of "
-                f"variation changes by {varies['value']:+.1f} %"
+                f"of {len(CLAIMS)} claims show, each by chance in 1 of {self.controls + 1}: {', '.join(shown)}; with "
+                f"annotated valuations the magnitudes' coefficient of variation changes by {varies['value']:+.1f} %"
             ),
             controls=f"it changes by {varies['control_low']:+.1f} to {varies['control_high']:+.1f} % under controls",
-            verdict=" ".join([*verdicts, "Two sentences are two data points, and their annotator was one."]),
+            verdict=" ".join(
+                [
+                    *verdicts,
+                    _by_chance(stated, self.controls),
+                    "Two sentences are two data points, and their annotator was one.",
+                ]
+            ),
             checks={
                 "λ = 0 leaves every magnitude as it was, to the last bit": self.untouched,
                 "annotations change the magnitudes": self.strength == 0
@@ -191,6 +204,7 @@ def compare_sentences(
         readings,
         blocks,
         strength,
+        controls,
         _equal(standard, bench.read(families["annotated"][0], 0.0)),
     )
 
@@ -335,6 +349,15 @@ def _verdict(valuation: object, claims: pd.DataFrame) -> str:
         f"{claim} ({words[shows]})" for claim, shows in zip(claims["claim"], claims["shows"], strict=True)
     ]
     return f"With {valuation} valuations: {'; '.join(found)}."
+
+
+def _by_chance(stated: pd.DataFrame, controls: int) -> str:
+    """Say how many claims show, of how many that could, and how many may be expected to where nothing is there."""
+    shown, many = int((stated["shows"] == "yes").sum()), len(stated)
+    return (
+        f"In all {shown} of {many} claims show, and {many / (controls + 1):.1f} would if valuations were no different from "
+        f"their controls, each with a chance of at most 1 in {controls + 1}."
+    )
 
 
 def _listed(layers: Sequence[int]) -> str:
