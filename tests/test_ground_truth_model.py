@@ -10,8 +10,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emoprobe.corpora.generator import EMOTIONS, WORLDS, aftermaths, generate
-from emoprobe.models.ground_truth import FOLDER
-from emoprobe.models.ground_truth.evaluate import NAMES, SINGLE, Bench, all_aftermaths
+from emoprobe.models.ground_truth import FOLDER, evaluate
+from emoprobe.models.ground_truth.evaluate import NAMES, SINGLE, Bench, all_aftermaths, by_text, interval
 from emoprobe.models.ground_truth.train import NOTHING, batches, documents, foreseen, new_model, train
 
 
@@ -30,6 +30,7 @@ def test_the_files_are_few_and_small() -> None:
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
+        "evaluation.json",
         "MODEL_CARD.md",
     }
     assert sum(files.values()) <= 4_000_000
@@ -91,6 +92,41 @@ def test_an_untrained_model_does_not_know(bench: Bench) -> None:
         for t in texts
     ]
     assert np.mean([NAMES[s] == t.emotion for s, t in zip(said, texts, strict=True)]) < 0.25
+
+
+def test_the_card_quotes_what_was_measured() -> None:
+    found = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))
+    card = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in card.splitlines() if line.startswith("| ")][1:]
+    measured = [
+        ("nats per aftermath token, wrong minus right context", "texts"),
+        ("accuracy of choosing the emotion by its aftermaths (chance 0.077)", "texts"),
+        ("own aftermath preferred to the other person's (chance 0.5)", "texts with two people"),
+    ]
+    for (question, figures), (name, count) in zip(rows, measured, strict=True):
+        assert f"{found[count]} texts" in question
+        for quoted, value in zip(re.findall(r"\d+\.\d+", figures), found[name], strict=True):
+            assert float(quoted) == pytest.approx(value, abs=0.51 * 10 ** -len(quoted.split(".")[1]))
+    layers = found["accuracy over 13 emotions and valence r, worlds held out"]
+    assert layers["layer 0"][0] > 0.95 > 0.2 > layers["tf-idf words"][0]  # "its embedding included"
+
+
+def test_intervals_are_over_texts_and_exact_where_all_are_right() -> None:
+    assert interval(np.ones(260)) == pytest.approx((1.0, 0.025 ** (1 / 260), 1.0))
+    assert interval(np.zeros(260)) == pytest.approx((0.0, 0.0, 1 - 0.025 ** (1 / 260)))
+    half = np.repeat([0.0, 1.0], 200)
+    assert interval(half) == pytest.approx((0.5, 0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.005)
+    # Where one person is preferred the other is not, a text says nothing but 0.5, and says it surely.
+    assert by_text([True, False] * 130).tolist() == [0.5] * 130
+    assert interval(by_text([True, False] * 130)) == (0.5, 0.5, 0.5)
+
+
+def test_a_text_with_two_people_counts_once(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    seen = []
+    monkeypatch.setattr(evaluate, "interval", lambda values: seen.append(values) or (0.0, 0.0, 0.0))
+    found = evaluate.binding(bench, n=5)
+    assert found["texts with two people"] == 5
+    assert [len(values) for values in seen] == [5, 5] and set(np.concatenate(seen)) <= {0.0, 0.5, 1.0}
 
 
 def test_edits_reach_the_text_and_only_their_own_copy(bench: Bench) -> None:
