@@ -1,10 +1,13 @@
 """Short stories whose emotion is known because it was drawn before a word was written.
 
 Every text comes from latents: an emotion, its intensity, a world (kitchen, harbour, …), a form and an experiencer. The
-emotion shows in events, bodies and acts and is never named. Wording is disjoint between worlds, so a classifier of words
-that learned in nine worlds knows next to nothing in the tenth: grouped by world, cross-validation is honest. Only the
-aftermath, the sentence that may follow, is worded by emotion alone, the same in every world; whoever predicts it must
-have inferred the emotion. The sentences are in `worlds.json`. This file knows nothing of models or probes.
+emotion shows in events, bodies and acts and is never named. Every world has its own sentences, so that a classifier of
+words that learned in some worlds knows little in the others. Not nothing: sentences for one emotion are built alike, and
+their function words ("was", "and" and "had" for shame, "for" for love) name the emotion of an unseen world about one time
+in five, chance being one in thirteen; what other words worlds share, and names and degrees, tell nothing. So does a bag of
+words in part, and stands beside every probe. Only the aftermath, the sentence that may follow, is worded by emotion alone,
+the same in every world; whoever predicts it must have inferred the emotion. The sentences are in `worlds.json`. This file
+knows nothing of models or probes.
 """
 
 import json
