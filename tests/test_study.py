@@ -1,9 +1,11 @@
 """The study: what it measures against an independent computation, and that nothing it has done is lost or done twice."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,12 +30,15 @@ from emoprobe.study import (
     run_study,
     sentences,
     steering,
+    valuing,
 )
 from emoprobe.study.folder import RunFolder
-from emoprobe.study.learning import _alignment
+from emoprobe.study.learning import _alignment, _prediction
 from emoprobe.study.probing import _shuffled_at_chance
+from emoprobe.study.reading import _better_read
 from emoprobe.study.steering import Steered, _crossed, leaning
 from emoprobe.study.texts import divide, readable, valuation_dimensions
+from emoprobe.study.valuing import _above_random
 from emoprobe.study.wording import correlation, listed, number, span
 from emoprobe.valattn import Comparison, Valuation
 from emoprobe.valattn.compare import CONTROLS as COMPARED
@@ -69,11 +74,24 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     cheapen(monkeypatch)
 
 
+Calls = dict[str, list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
-def finished(model: LiveModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def watched(model: LiveModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, Calls]]:
+    """A finished study, and with what arguments its experiments and what they are made of were called."""
     with pytest.MonkeyPatch.context() as patch:
         cheapen(patch)
-        yield run_study(model, small_corpus(), tmp_path_factory.mktemp("runs") / "done", progress=False)
+        calls = _recorded(patch)
+        yield (
+            run_study(model, small_corpus(), tmp_path_factory.mktemp("runs") / "done", progress=False),
+            calls,
+        )
+
+
+@pytest.fixture(scope="module")
+def finished(watched: tuple[Study, Calls]) -> Study:
+    return watched[0]
 
 
 # A whole study -------------------------------------------------------------------------------------------------------
@@ -96,6 +114,47 @@ def test_a_study_leaves_the_whole_record(finished: Study, model: LiveModel) -> N
         assert result.question.endswith("?") and result.finding and result.controls and result.alt
     assert finished.results[0].finding in (folder / "report.html").read_text().replace("&#39;", "'")
     assert not list(folder.rglob(".*"))  # nothing half-written
+
+
+def test_nothing_is_measured_on_groups_that_something_was_fitted_on(watched: tuple[Study, Calls]) -> None:
+    corpus, (_, calls) = small_corpus(), watched
+    group = dict(zip(corpus.texts, corpus.groups, strict=True))
+
+    def touched(name: str, argument: str) -> set[str]:
+        given = [call[argument] for call in calls[name]]
+        return {group[text] for part in given for text in (part.texts if isinstance(part, Corpus) else part)}
+
+    fitted = touched("run.fit_probes", "corpus")
+    assert touched("learning.learn_valuation", "corpus") == fitted
+    for name, argument in (
+        ("run.reading", "held_out"),
+        ("run.valuing", "held_out"),
+        ("injecting.sweep", "prompts"),
+        ("injecting.shared_measures", "texts"),
+        ("steering.shared_measures", "texts"),
+        ("learning.compare_valuations", "corpus"),
+    ):
+        measured = touched(name, argument)
+        assert measured and not measured & fitted, name
+        assert measured <= set(corpus.groups) - fitted
+
+
+def test_controls_and_the_random_start_are_not_the_valuation_itself(watched: tuple[Study, Calls]) -> None:
+    study, calls = watched
+    probed = Valuation.load(study.folder / "valuation-probed.safetensors")
+    first, second = calls["learning.learn_valuation"]
+    assert torch.equal(first["init"].weight, probed.weight)
+    assert (first["objective"], second["objective"]) == ("both", "next_token")
+    (compared,) = calls["learning.compare_valuations"]
+    assert compared["learned_from_random"].metadata["from"] != compared["learned"].metadata["from"]
+    assert torch.equal(compared["probed"].weight, probed.weight)
+    ((valued, *controls),) = [call["everyone"] for call in calls["valuing._valuations"]]
+    assert torch.equal(valued.weight, probed.weight) and len(controls) == valuing.CONTROLS
+    others = [probed.weight, *(other.weight for other in controls)]
+    for one, *rest in ([second["init"].weight, probed.weight], *(others[row:] for row in range(len(others)))):
+        assert torch.allclose(one.norm(dim=-1), probed.weight.norm(dim=-1), rtol=1e-5)
+        for other in rest:
+            assert torch.cosine_similarity(one, other, dim=-1).abs().max() < 0.9
 
 
 def test_the_record_says_what_was_done_and_no_secret(
@@ -351,7 +410,7 @@ def test_other_concepts_are_steered_with_as_well(model: LiveModel, finished: Stu
     )
 
 
-def test_a_random_start_is_judged_by_chance() -> None:
+def test_of_a_random_start_the_blocks_are_counted_and_nothing_is_made_of_it() -> None:
     def verdict(nearer: int) -> str:
         low = 70.0
         records = [
@@ -359,12 +418,62 @@ def test_a_random_start_is_judged_by_chance() -> None:
             for block in range(6)
         ]
         records += [("row cosine", 0, "valence", 0.9, 0.0, -0.1, 0.1, 0.0, -0.1, 0.1)]
-        columns = ["quantity", "layer", "dimension", "value", *COMPARED]
-        return _alignment(Comparison(pd.DataFrame(records, columns=columns), pd.DataFrame(), "made up"))
+        alignment = pd.DataFrame(records, columns=["quantity", "layer", "dimension", "value", *COMPARED])
+        return _alignment(Comparison(alignment, pd.DataFrame(), "made up", texts=1, groups=1))
 
-    assert "in 0 of 6 blocks" in verdict(0) and "no more than chance" in verdict(0)
-    assert "no more than chance" in verdict(1)
-    assert ": more than chance, though from one start only" in verdict(4)
+    for nearer in (0, 1, 4):
+        assert f"nearer than all random ones in {nearer} of 6 blocks with 0.5 expected by chance" in verdict(
+            nearer
+        )
+        assert "more than chance" not in verdict(nearer) and "one start" in verdict(nearer)
+
+
+def test_what_learning_did_to_prediction_is_said_as_intervals_have_it() -> None:
+    def verdict(learned: tuple[float, ...], excess: tuple[float, ...]) -> str:
+        rows = {
+            "learned": (0.1, *learned, 0.0, 0.0, 0.0),
+            "learned from random": (0.2, -0.3, -0.4, -0.2, *excess),
+        }
+        columns = ["lambda", "delta", "low", "high", "excess", "excess_low", "excess_high"]
+        return _prediction(pd.DataFrame.from_dict(rows, orient="index", columns=columns), annotated=True)
+
+    open_ = (0.0, -0.1, 0.1)
+    assert verdict((-0.2, -0.3, -0.1), open_).startswith("The learned valuation helps prediction")
+    assert verdict((0.2, 0.1, 0.3), open_).startswith("The learned valuation makes prediction worse")
+    assert verdict((0.2, -0.1, 0.5), open_).startswith("Learning does not help prediction measurably")
+    assert verdict((-0.2, np.nan, np.nan), open_).startswith("One group of held-out texts cannot tell")
+    for excess, said in (
+        (open_, "neither is shown to be lower"),
+        ((-0.2, -0.3, -0.1), "the latter is lower"),
+        ((0.2, 0.1, 0.3), "the former is lower"),
+    ):
+        assert f": {said}; the two differ in start and objective" in verdict((-0.2, -0.3, -0.1), excess)
+
+
+def test_what_is_read_better_than_by_random_directions() -> None:
+    """By r above the highest of them alone, with an interval that goes below it, nothing is shown."""
+    columns = ["concept", "r", "low", "high", "random_high"]
+    rows = [
+        ("joy", 0.6, 0.5, 0.7, 0.4),
+        ("fear", 0.6, 0.3, 0.8, 0.4),
+        ("pride", 0.1, 0.0, 0.2, 0.4),
+        ("awe", 0.6, np.nan, np.nan, 0.4),
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    assert "1 of 4 concepts" in _better_read(table) and "(joy)" in _better_read(table)
+    assert "0 of 3 concepts" in _better_read(table[1:]) and "(" not in _better_read(table[1:])
+
+
+def test_the_best_block_is_held_to_the_best_block_of_random_valuations() -> None:
+    columns = ["layer", "dimension", "r", "low", "high", "random_high"]
+    rows = [
+        (0, "valence", 0.6, 0.5, 0.7, 0.2),
+        (1, "valence", 0.3, 0.2, 0.4, 0.4),
+        (0, "arousal", 0.6, 0.5, 0.7, 0.2),
+        (1, "arousal", 0.3, 0.2, 0.4, 0.55),
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    assert _above_random(table, table[table.layer == 0]) == ["valence"]
 
 
 def test_correlations_and_their_intervals() -> None:
@@ -407,6 +516,31 @@ def _result(name: str, held: bool = True) -> Result:
         key: f"{key} of {name}" for key in ("title", "question", "method", "finding", "controls", "verdict")
     }
     return Result(name, table=table, checks={"it held": held}, figure=figure, alt="A line.", **texts)
+
+
+def _recorded(patch: pytest.MonkeyPatch) -> Calls:
+    """Note the arguments, by name, of what a study calls to fit and to measure."""
+    calls: Calls = {}
+    for module, name in (
+        (run, "fit_probes"),
+        (run, "reading"),
+        (run, "valuing"),
+        (valuing, "_valuations"),
+        (injecting, "sweep"),
+        (injecting, "shared_measures"),
+        (steering, "shared_measures"),
+        (learning, "learn_valuation"),
+        (learning, "compare_valuations"),
+    ):
+        inner = getattr(module, name)
+        noted = calls.setdefault(f"{module.__name__.rsplit('.', 1)[-1]}.{name}", [])
+
+        def call(*given: Any, inner: Any = inner, noted: Any = noted, **options: Any) -> Any:
+            noted.append(dict(inspect.signature(inner).bind(*given, **options).arguments))
+            return inner(*given, **options)
+
+        patch.setattr(module, name, call)
+    return calls
 
 
 def _interrupt(*_: object, **__: object) -> Result:

@@ -19,7 +19,7 @@ from emoprobe.corpora import Corpus
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet, trace
 from emoprobe.study.result import Result
-from emoprobe.study.texts import targets
+from emoprobe.study.texts import counted, targets
 from emoprobe.study.wording import correlation, listed, number, ranged, span
 
 CONTROLS = 20
@@ -38,7 +38,6 @@ def reading(
     """
     corpus = held_out if len(held_out) <= TEXTS else held_out.sample(TEXTS, seed)
     table = _correlations(model, probes, corpus, concepts, seed)
-    held = table[table.low > table.random_high]
     main = table.iloc[0]
     shown = [str(name) for name in concepts[:2]]
     rows = _most_telling(corpus, main.concept)
@@ -48,18 +47,16 @@ def reading(
         title="Reading aloud",
         question="What do the probes say of texts they have never seen, token by token, and which words do they speak of?",
         method=(
-            f"Read-outs at each concept's best layer on {len(corpus)} texts of groups that nothing was fitted on, beside "
-            f"{CONTROLS} random directions; and the tokens that each direction would promote if it were the last layer's "
-            "(logit lens)."
+            f"Read-outs at each concept's best layer on {counted(corpus)}, on which nothing was fitted, beside {CONTROLS} "
+            "random directions, intervals over groups; and the tokens that each direction would promote if it were the last "
+            "layer's (logit lens)."
         ),
         table=table.merge(words, on=["concept", "layer"]),
         finding=f"{main.concept} r {span(main.r, main.low, main.high)} on held-out texts",
         controls=f"random directions {ranged([main.random_low, main.random_high])}",
         verdict=(
-            f"On unseen texts {len(held)} of {len(table)} concepts are read better than by any of {CONTROLS} random "
-            f"directions{f' ({listed(held.concept.tolist())})' if len(held) else ''}. Toward {main.concept}, the direction "
-            f"promotes {words.promoted.iloc[0]}; away from it, {words.suppressed.iloc[0]}. What a direction promotes is a hint "
-            "about it, not a measure."
+            f"{_better_read(table)} Toward {main.concept}, the direction promotes {words.promoted.iloc[0]}; away from it, "
+            f"{words.suppressed.iloc[0]}. What a direction promotes is a hint about it, not a measure."
         ),
         figure=_draw(model, probes, corpus, rows, shown),
         alt=f"Texts coloured token by token by the read-out of {listed(shown)}: red above the corpus's mean token, blue below.",
@@ -88,6 +85,16 @@ def _correlations(
         )
     columns = ["concept", "layer", "r", "low", "high", "random_low", "random_high", "texts"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _better_read(table: pd.DataFrame) -> str:
+    """Say which concepts' intervals of r lie above |r| of every random direction."""
+    held = table[table.low > table.random_high]
+    which = f" ({listed(held.concept.tolist())})" if len(held) else ""
+    return (
+        f"On unseen texts {len(held)} of {len(table)} concepts are read better than by any of {CONTROLS} random "
+        f"directions{which}."
+    )
 
 
 def _words(model: LiveModel, probes: ProbeSet, table: pd.DataFrame, top: int = 5) -> pd.DataFrame:

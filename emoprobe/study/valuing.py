@@ -16,7 +16,7 @@ from emoprobe.activations import stream_residuals
 from emoprobe.corpora import Corpus
 from emoprobe.models.live import LiveModel
 from emoprobe.study.result import Result
-from emoprobe.study.texts import targets
+from emoprobe.study.texts import counted, targets
 from emoprobe.study.wording import Floats, correlation, listed, number, span
 from emoprobe.valattn import Valuation
 
@@ -37,23 +37,24 @@ def valuing(model: LiveModel, valuation: Valuation, held_out: Corpus, *, seed: i
     known = table.dropna(subset="r")  # a rare label may be carried by none of these texts
     best = table.loc[known.groupby("dimension", sort=False)["r"].idxmax()]
     main = (best[best.dimension == "valence"] if (best.dimension == "valence").any() else best).iloc[0]
-    above = best[best.low > best.random_high].dimension.tolist()
+    above = _above_random(table, best)
     return Result(
         name="valuing",
         title="Valuing tokens",
         question="Does a valuation made from the probes spread over its range, and does it agree with the annotations?",
         method=(
             f"v = tanh(W·x + b), W the probes' directions for {listed(valuation.dimensions)}, standardised over the tokens of "
-            f"their corpus; every token of {len(corpus)} held-out texts in {len(valuation.layers)} blocks, beside "
-            f"{CONTROLS} random valuations of equal norm."
+            f"their corpus; every token of {counted(corpus)} in {len(valuation.layers)} blocks, beside {CONTROLS} random "
+            "valuations of equal norm. Of each valuation the best block counts, chosen on the same texts; intervals are over "
+            "groups."
         ),
         table=table,
         finding=f"{main.dimension}: r {span(main.r, main.low, main.high)} with annotations, block {main.layer}",
-        controls=f"|r| of random valuations at most {number(main.random_high)}",
+        controls=f"|r| of random valuations in their best block at most {number(_chance(table)[main.dimension])}",
         verdict=(
             f"Averaged over a text's tokens, {main.dimension} correlates at {span(main.r, main.low, main.high)} with its "
             f"annotation (best block, {main.layer}). {len(above)} of {len(best)} dimensions do so better than every random "
-            f"valuation{f': {listed(above)}' if above else ''}. {_saturation(table)}"
+            f"valuation in its best block{f': {listed(above)}' if above else ''}. {_saturation(table)}"
         ),
         checks={"no dimension is saturated for half of all tokens": bool((table.saturated < 0.5).all())},
         figure=_figure(valuation, table, histogram),
@@ -72,11 +73,11 @@ def _valuations(
     histogram = np.zeros((len(first.layers), first.m, len(BINS) - 1))
     count = 0
     for part in stream_residuals(model, texts, list(first.layers)):
-        counted = part.counted(1)
-        owner = torch.nonzero(counted)[:, 0].cpu().numpy()
+        told = part.counted(1)
+        owner = torch.nonzero(told)[:, 0].cpu().numpy()
         size = np.bincount(owner, minlength=len(part.indices))
         for row, layer in enumerate(first.layers):
-            stream = part.stream[row][counted]
+            stream = part.stream[row][told]
             for which, valuation in enumerate(everyone):
                 v = valuation.values(stream, layer).double().cpu().numpy()
                 total = np.stack([np.bincount(owner, column, len(part.indices)) for column in v.T], axis=1)
@@ -102,6 +103,16 @@ def _table(valuation: Valuation, corpus: Corpus, means: Floats, moments: Floats,
             rows.append((layer, dimension, *moments[row, column], *found, max(chance, default=np.nan)))
     columns = ["layer", "dimension", "mean", "deviation", "saturated", "r", "low", "high", "random_high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _chance(table: pd.DataFrame) -> dict[str, float]:
+    """Return, per dimension, the highest |r| of random valuations in any block, as the valuation's own best is of any."""
+    return {str(name): float(value) for name, value in table.groupby("dimension").random_high.max().items()}
+
+
+def _above_random(table: pd.DataFrame, best: pd.DataFrame) -> list[str]:
+    """Return the dimensions whose interval of r, in their best block, lies above all of that."""
+    return [str(name) for name in best.dimension[best.low > best.dimension.map(_chance(table))]]
 
 
 def _saturation(table: pd.DataFrame) -> str:
