@@ -17,7 +17,7 @@ from emoprobe.intervals import mean_interval, prediction_interval
 from emoprobe.models import LiveModel
 from emoprobe.probes import Direction
 from emoprobe.steering import NonFiniteWarning, Sweep, continuation, kl, nll, steer, sweep
-from emoprobe.steering.sweep import _monotone_range, _random_like
+from emoprobe.steering.sweep import _beside_random, _monotone_range, _random_like
 from emoprobe.valattn import Valuation, inject
 
 PROMPTS = ["I am so glad that you came", "The dog", "They were afraid of the dark and", "The sun came up and"]
@@ -240,6 +240,12 @@ def test_a_slope_is_put_on_the_right_side_of_random_ones(
     assert said == ([beside.removeprefix("the ").removesuffix(" from")] if beside else [])
     assert row.verdict.endswith(f", {beside} random controls") == bool(beside)
     assert row.verdict.startswith("rises" if slope > 0 else "falls" if slope < 0 else "no overall trend")
+
+
+def test_a_slope_that_may_be_anything_is_on_no_side() -> None:
+    assert _beside_random(0.0, (-0.1, 0.1), (0.5, 1.0)) == "flatter than"
+    for slope, interval in ((-2.45, (-5.0, 0.1)), (2.0, (-1.0, 5.0)), (0.0, (-0.6, 0.6))):
+        assert _beside_random(slope, interval, (0.5, 1.0)) == ""
 
 
 def test_one_text_is_no_trend_that_others_share() -> None:

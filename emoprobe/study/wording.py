@@ -67,7 +67,8 @@ def correlation(
         return np.nan, np.nan, np.nan
     x, y = x - x.mean(), y - y.mean()
     moments = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y])
-    per_group = np.stack([np.bincount(member, weights=row) for row in moments], axis=1)  # (groups, moments)
+    sums = [np.bincount(member, weights=row).astype(float) for row in moments]
+    per_group: Floats = np.stack(sums, axis=1)  # (groups, moments)
     r = float(_r(per_group.sum(0, keepdims=True))[0])
     if len(per_group) < 2:
         return r, np.nan, np.nan
