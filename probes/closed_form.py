@@ -110,6 +110,30 @@ def _normal(pooled: Pooled) -> _Normal:
     return _Normal(texts, mean_x, share, xx, xy, texts * share * (1 - share))
 
 
+def ridge(moments: Moments, penalties: Sequence[float], *, standardise: bool = False) -> Weights:
+    """Return the ridge regression of each target, each layer at a penalty of its own: weights (layers, targets, d_model).
+
+    Otherwise as `ridge_path`. Raises `InputError` for penalties that are not positive, or so small that rounding outweighs
+    them, and where there is not one for each layer.
+    """
+    if len(penalties) != moments.n_layers:
+        raise InputError(f"{len(penalties)} penalties for {moments.n_layers} layers: give one for each")
+    strengths = _positive(penalties, moments.mean)
+    found = []
+    for layers in moments.by_layers():
+        normal = _normal(moments.pooled(layers=layers))
+        unit = _deviation(normal) if standardise else torch.ones_like(normal.mean_x)
+        normal.xx.diagonal(dim1=1, dim2=2).add_(strengths[layers, None] * unit**2)
+        root, failed = torch.linalg.cholesky_ex(normal.xx)
+        if failed.any():
+            raise InputError(
+                f"penalties={list(penalties)}: one is less than rounding errors; give larger ones"
+            )
+        weights = torch.cholesky_solve(normal.xy, root).mT
+        found.append((weights, normal.mean_y - torch.einsum("ltd,ld->lt", weights, normal.mean_x)))
+    return Weights(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
 def ridge_path(moments: Moments, penalties: Sequence[float], *, standardise: bool = False) -> Weights:
     """Return the ridge regression of each target at every penalty: weights (penalties, layers, targets, d_model).
 
@@ -168,7 +192,8 @@ def grouped_k_fold(moments: Moments, penalties: Sequence[float], *, standardise:
 def _path(normal: _Normal, penalties: Tensor, standardise: bool) -> tuple[Weights, Tensor]:
     """Return the ridge read-outs (penalties, layers, targets, d_model) and degrees of freedom (penalties, layers)."""
     scale = _deviation(normal) if standardise else torch.ones_like(normal.mean_x)
-    values, vectors = torch.linalg.eigh(normal.xx / (scale[:, :, None] * scale[:, None]))
+    xx = normal.xx / (scale[:, :, None] * scale[:, None]) if standardise else normal.xx
+    values, vectors = torch.linalg.eigh(xx)
     values = values.clamp(min=0)
     along = (normal.xy / scale[..., None]).mT @ vectors  # (layers, targets, d_model)
     shrunk = along / (values + penalties[:, None, None])[:, :, None]

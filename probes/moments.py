@@ -27,7 +27,7 @@ from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.tasks import Task
 
-ROWS = 512
+ROWS = 1024
 """Texts that are added at once: enough for fast products, few enough to need little memory."""
 BLOCK = 96
 """Height of the strips in which the upper triangle of a scatter matrix is kept."""
@@ -158,8 +158,10 @@ class Moments:
         apart = by_fold.sqrt()[:, None, :, None] * (means - mean)
         apart = apart.transpose(0, 1).flatten(1, 2)  # (layers, folds × classes, width)
         within = apart.mT @ apart
-        for fold in chosen:
-            _add_unpacked(within, self.scatter[fold, layers])
+        packed = self.scatter[chosen[0], layers].clone()
+        for fold in chosen[1:]:
+            packed += self.scatter[fold, layers]
+        _add_unpacked(within, packed)
         return Pooled(count, mean, within, self.n_targets)
 
     def _add_to_fold(self, fold: int, vectors: Tensor, classes: Tensor, targets: Tensor) -> None:

@@ -22,7 +22,7 @@ from emoprobe.probes.closed_form import (
     grouped_k_fold,
     linear_discriminants,
     mean_difference,
-    ridge_path,
+    ridge,
 )
 from emoprobe.probes.estimators import Floats
 from emoprobe.probes.logistic import logistic
@@ -81,10 +81,10 @@ class MomentRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             self.scores_ = -expected.mean((1, 2)).cpu().numpy()
         best = int(np.argmax(self.scores_))
         self.penalty_ = self.penalties[best]
-        weights, offsets = ridge_path(moments, [self.penalty_], **options)
+        weights, offsets = ridge(moments, [self.penalty_], **options)
         single = y.ndim == 1
-        self.coef_ = weights[0, 0].cpu().numpy()[0 if single else slice(None)]
-        self.intercept_ = offsets[0, 0].cpu().numpy()[0 if single else slice(None)]
+        self.coef_ = weights[0].cpu().numpy()[0 if single else slice(None)]
+        self.intercept_ = offsets[0].cpu().numpy()[0 if single else slice(None)]
         return self
 
     def predict(self, X: Any) -> Floats:

@@ -25,6 +25,7 @@ from emoprobe.probes.closed_form import (
     linear_discriminants,
     mean_difference,
     principal_components,
+    ridge,
     ridge_path,
     without_components,
 )
@@ -208,6 +209,19 @@ def test_standardised_ridge_equals_scikit_learn(data: Data) -> None:
         model = make_pipeline(StandardScaler(), Ridge(penalty, solver="svd")).fit(data.x[:, 1], data.y)
         mine = data.x[:, 1] @ found.weights[place, 1].numpy().T + found.offsets[place, 1].numpy()
         assert same(mine, model.predict(data.x[:, 1]), 1e-6)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_each_layer_may_have_a_penalty_of_its_own(data: Data, standardise: bool) -> None:
+    path = ridge_path(data.moments(), PENALTIES, standardise=standardise)
+    found = ridge(data.moments(), [PENALTIES[2], PENALTIES[0]], standardise=standardise)
+    for layer, place in enumerate([2, 0]):
+        assert same(found.weights[layer], path.weights[place, layer], 1e-9)
+        assert same(found.offsets[layer], path.offsets[place, layer], 1e-9)
+    with pytest.raises(InputError, match="one for each"):
+        ridge(data.moments(), [1.0])
+    with pytest.raises(InputError, match="rounding"):
+        ridge(data.moments(slice(0, 90)), [1e-30, 1e-30])
 
 
 def test_ridge_without_targets_is_that_of_the_classes(data: Data) -> None:
