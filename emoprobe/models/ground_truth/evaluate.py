@@ -151,7 +151,8 @@ def understanding(bench: Bench, n: int = 260) -> dict[str, Any]:
 
 def by_text(answers: Sequence[bool]) -> Array:
     """Average the answers about the two persons of each text, which follow one another."""
-    return np.array(answers, float).reshape(-1, 2).mean(1)
+    means: Array = np.array(answers, float).reshape(-1, 2).mean(1)
+    return means
 
 
 def binding(bench: Bench, n: int = 260) -> dict[str, Any]:
