@@ -176,7 +176,7 @@ def our_logistic(data: Synthetic, clock: Clock, C: float, known: bool) -> dict[s
     for layer in range(data.layers):
         features = stored[:, layer]
         with clock:
-            pooled = moments and moments.pooled(layers=slice(layer, layer + 1))
+            pooled = None if moments is None else moments.pooled(layers=slice(layer, layer + 1))
             fitted = logistic(features, data.classes, C, pooled=pooled)
         passes.append(fitted.passes)
         objectives.append(

@@ -63,7 +63,7 @@ def logistic(
         raise InputError(
             f"features {tuple(features.shape)} and classes {tuple(classes.shape)}: give (texts, d_model) and (texts,)"
         )
-    there = classes.unique().tolist()
+    there = sorted(set(classes.tolist()))
     if len(there) < 2 or there != list(range(len(there))):
         raise InputError(f"classes {there}: give two or more, numbered from 0, each with texts")
     if not C > 0:
@@ -94,7 +94,7 @@ def logistic_by_layers(
     """
     fits = []
     for layer in range(features.shape[1]):
-        pooled = moments and moments.pooled(layers=slice(layer, layer + 1))
+        pooled = None if moments is None else moments.pooled(layers=slice(layer, layer + 1))
         fits.append(logistic(features[:, layer], classes, C, tolerance=tolerance, pooled=pooled))
     return Weights(torch.stack([fit.weights for fit in fits]), torch.stack([fit.offsets for fit in fits]))
 
@@ -115,6 +115,7 @@ class _Problem:
         self.penalty = (2.0 if self.count == 2 else 1.0) / (C * len(features))
         variances, self.axes = torch.linalg.eigh(pooled.within[0, :d, :d] / len(features))
         self.variances = variances.clamp(min=0)
+        self.probabilities = self.mean.new_empty(self.count, len(features))
         self.passes = 0
 
     def solved(self, tolerance: float) -> LogisticFit:
@@ -160,7 +161,7 @@ class _Problem:
         """Return objective and gradient, and keep the probabilities (classes, texts) for `_curvature`."""
         gradient = torch.zeros_like(point)
         loss = 0.0
-        self.probabilities = point.new_empty(self.count, len(self.features))
+        self.probabilities = torch.empty_like(self.probabilities)  # `_start` keeps those of two points
         for rows, x in self._chunks():
             logs = _along(point, x).double().log_softmax(0)
             own = self.classes[None, rows]
@@ -222,7 +223,8 @@ class _Problem:
         def precondition(gradient: Tensor) -> Tensor:
             turned = rotation.T @ gradient
             weights = (turned[:, :-1] @ self.axes / weight_scale) @ self.axes.T
-            return rotation @ torch.cat([weights, turned[:, -1:] / offset_scale], 1)
+            solved: Tensor = rotation @ torch.cat([weights, turned[:, -1:] / offset_scale], 1)
+            return solved
 
         return precondition
 

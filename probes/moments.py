@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.tasks import Task
 
-ROWS = 1024
+ROWS = 512
 """Texts that are added at once: enough for fast products, few enough to need little memory."""
 BLOCK = 96
 """Height of the strips in which the upper triangle of a scatter matrix is kept."""
@@ -105,7 +104,7 @@ class Moments:
         fold, classes, targets = self._checked(vectors, fold, classes, targets)
         for first in range(0, len(vectors), ROWS):
             part = slice(first, first + ROWS)
-            for number in fold[part].unique().tolist():
+            for number in sorted(set(fold[part].tolist())):
                 rows = first + (fold[part] == number).nonzero().squeeze(1)
                 self._add_to_fold(number, vectors[rows.to(vectors.device)], classes[rows], targets[rows])
 
@@ -227,7 +226,8 @@ def load_moments(path: str | Path) -> Moments:
     return Moments(tensors["count"], tensors["mean"], tensors["scatter"], record["n_targets"])
 
 
-class Pooled(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Pooled:
     """Hold moments of some folds taken together, for some layers.
 
     `count` is (classes,), `mean` (layers, classes, width), and `within` (layers, width, width) the sum of squares and products

@@ -106,8 +106,8 @@ class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"{len(self.classes_)} class: a classifier needs two or more")
-        weights, offsets = self._weights(*(_tensor(part).to(self.device) for part in (X, numbers)))
-        weights, offsets = weights.cpu().numpy(), offsets.cpu().numpy()
+        found = self._weights(_tensor(X).to(self.device), _tensor(numbers).to(self.device))
+        weights, offsets = (part.cpu().numpy() for part in found)
         if len(self.classes_) == 2:
             weights, offsets = weights[[1]] - weights[[0]], offsets[[1]] - offsets[[0]]
         self.coef_, self.intercept_ = weights, offsets
