@@ -169,7 +169,9 @@ def _probe(
     fit = fit_for(estimator, task.kind, task.exclusive)
     weights = metrics.weighting(task.group, task.fold, bootstrap, seed)
     controls = {"bag_of_words": bag_of_words(task, texts, weights, seed)}
-    scores, read_outs, best_shuffled = [], [], np.empty(0)
+    scores: list[pd.DataFrame] = []
+    read_outs: list[LinearReadOut] = []
+    best_shuffled: Floats = np.empty(0)
     for position, layer in enumerate(bar.track(layers, description=f"probing for {task.kind}s")):
         here = features[:, position].double().numpy()
         scored, resampled, null = cross_validate(task, fit, here, weights, permutations, seed)
