@@ -2,8 +2,8 @@
 
     python benchmarks/real_models.py [--shared DIR] [--limit N] [--out DIR]
 
-Runs the whole study for each model in DIR/models on EmoBank and GoEmotions in DIR/data (DIR: the environment variable
-EMOPROBE_SHARED, or ../shared beside the project). What is done is kept; the same command goes on. Writes
+Runs the whole study for the bundled model and each in DIR/models on EmoBank and GoEmotions in DIR/data (DIR: the environment
+variable EMOPROBE_SHARED, or ../shared beside the project). What is done is kept; the same command goes on. Writes
 benchmarks/real_models.json and, as two tables, benchmarks/real_models.md: how well probes read, and what steering, injection
 and learning do.
 """
@@ -21,7 +21,7 @@ from emoprobe.artefacts import write_bytes
 from emoprobe.study import Study
 
 HERE = Path(__file__).resolve().parent
-MODELS = ("stories260K", "babyllama-tok361-970K", "babyllama-tok105-940K")
+MODELS = ("bundled", "stories260K", "babyllama-tok361-970K", "babyllama-tok105-940K")
 CORPORA = ("emobank", "goemotions")
 SHOWN = {"emobank": ("valence", "arousal", "dominance"), "goemotions": ("(labels)",)}
 EXPERIMENTS = ("steering", "injecting", "learning")
@@ -32,7 +32,7 @@ def studies(shared: Path, out: Path, limit: int, seed: int) -> Iterator[tuple[st
     """Yield the finished study of each model on each corpus."""
     for name in MODELS:
         for corpus in CORPORA:
-            model = ep.load_model(shared / "models" / name)
+            model = ep.load_model(name if name == "bundled" else shared / "models" / name)
             texts = ep.load_corpus(corpus, folder=shared / "data" / corpus)
             yield name, corpus, ep.run_study(model, texts, out / f"{name}-{corpus}", limit=limit, seed=seed)
 

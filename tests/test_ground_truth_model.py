@@ -1,4 +1,4 @@
-"""The bundled model: small, complete, trained reproducibly, and really able to infer what its texts were made from."""
+"""The ground-truth model: small, complete, trained reproducibly, and really able to infer what its texts were made from."""
 
 import json
 import re

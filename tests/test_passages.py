@@ -35,6 +35,7 @@ def test_there_is_one_passage_of_each_kind(passages: Corpus) -> None:
     assert len(topics) == 12 and set(labels) == set(EMOTIONS)
     assert kinds == Counter(product(EMOTIONS, topics, FORMS))
     assert len(passages) == 624
+    assert load_corpus("bundled").fingerprint == passages.fingerprint
 
 
 def test_no_passage_names_an_emotion(passages: Corpus) -> None:

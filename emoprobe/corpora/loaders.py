@@ -23,7 +23,7 @@ from emoprobe.corpora.tables import SUFFIXES, Table, from_dataset, read_table
 from emoprobe.corpora.words import RANGES, VALUATION
 from emoprobe.errors import InputError
 
-GROUND_TRUTH = ("ground_truth", "bundled")
+GROUND_TRUTH = "ground_truth"
 GROUND_TRUTH_TEXTS = 2000
 PASSAGES = Path(__file__).parent / "passages"
 Columns = Mapping[str, str | Sequence[str] | None]
@@ -54,10 +54,10 @@ def load_corpus(
     """Load labelled texts, wherever they are, in one schema.
 
     `source` is "emobank", "goemotions", "carer", "isear", "crowd_envent", "passages" (624 short texts written
-    for this package: 13 emotions × 12 topics × 4 forms) or "ground-truth" (generated; also
-    "bundled"); a CSV, TSV, JSON, JSON lines or Parquet file; a table in memory; or a data set of the hub. A
-    published corpus is read from `folder` if given, from a sub-folder of the environment variable
-    EMOPROBE_DATA that has it, or else downloaded.
+    for this package: 13 emotions × 12 topics × 4 forms; also "bundled") or "ground-truth" (generated); a CSV,
+    TSV, JSON, JSON lines or Parquet file; a table in memory; or a data set of the hub. A published corpus is
+    read from `folder` if given, from a sub-folder of the environment variable EMOPROBE_DATA that has it, or
+    else downloaded.
 
     `columns` says which column of the source is which of the schema: {"text": "sentence", "labels":
     "emotion", "valence": "V", "group": "document"}; any other key is the name of a dimension, None leaves a
@@ -90,9 +90,9 @@ def _open(source: object, folder: object, split: str | None, limit: int | None, 
     path, known = Path(source), canonical(os.fspath(source))
     if folder is not None and known not in PUBLISHED:
         raise InputError(f"{source}: folder= is for published corpora ({', '.join(PUBLISHED)}); leave it out")
-    if known == PASSAGES.name:
+    if known in (PASSAGES.name, "bundled"):
         return _passages()
-    if known in GROUND_TRUTH:
+    if known == GROUND_TRUTH:
         return _ground_truth(GROUND_TRUTH_TEXTS if limit is None else limit, seed)
     if folder is None and path.is_dir() and (found := _recognised(path)):
         return _published(found, path)

@@ -51,7 +51,9 @@ PERMUTATIONS = 5
 SMALL = 20_000_000
 """Parameters up to which one thread is best."""
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "scipy", "pandas", "matplotlib")
-BUNDLED = ("bundled", "ground-truth")
+GROUND_TRUTH = "ground-truth"
+PAIRS = (("bundled", "passages"), (GROUND_TRUTH, GROUND_TRUTH))
+"""Models and corpora of the package that go together: one name says both."""
 PROBES, PROBED, LEARNED = (
     "probes.safetensors",
     "valuation-probed.safetensors",
@@ -75,9 +77,10 @@ def run_study(
     """Run every experiment on a model and a corpus, and leave the record, with a report, in the folder `out`.
 
     `model` and `corpus` are what `load_model` and `load_corpus` take, or what they return. `out` is by default
-    runs/<model>-<corpus>, or runs/<model> with the bundled corpus. At most `limit` texts are used (default 3,000). A study
-    that was begun in the same folder is gone on with, unless `resume` is False: then it is begun again. `command` is how the
-    study was asked for, for the record. What is done stays done when the run is interrupted.
+    runs/<model>-<corpus>, or runs/bundled and runs/ground-truth for those two. With model and corpus "ground-truth", whose
+    emotions are known to be there, finding them is checked. At most `limit` texts are used (default 3,000). A study that was
+    begun in the same folder is gone on with, unless `resume` is False: then it is begun again. `command` is how the study was
+    asked for, for the record. What is done stays done when the run is interrupted.
 
     Raises `InputError` for a model or corpus that cannot be loaded, one too small to hold groups out, and for a folder that
     holds something else or cannot be written.
@@ -129,7 +132,7 @@ def _steps(
     folder: RunFolder, model: LiveModel, fitted: Corpus, held_out: Corpus, seed: int
 ) -> Iterator[tuple[str, Step]]:
     """Yield the steps in order; what a later one needs of an earlier one is read from the folder."""
-    recovery = model.name in BUNDLED and fitted.name == "ground-truth"
+    recovery = model.name == fitted.name == GROUND_TRUTH
 
     def probe() -> Result:
         found = fit_probes(model, fitted, permutations=PERMUTATIONS, seed=seed, progress=False)
@@ -213,13 +216,13 @@ def load_study(path: str | Path) -> Study:
 
 
 def _corpus(source: str | Path, limit: int | None, seed: int) -> Corpus:
-    generated = str(source) in BUNDLED
+    generated = str(source) == GROUND_TRUTH
     return load_corpus(source, limit=limit if generated else None, seed=seed)
 
 
 def _folder_name(model: LiveModel, corpus: Corpus) -> Path:
     name = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", corpus.name)
-    parts = [model.name] if name == "ground-truth" else [model.name, name]
+    parts = [model.name] if (model.name, name) in PAIRS else [model.name, name]
     return Path("runs") / "-".join(
         re.sub(r"[^\w.-]+", "-", Path(part).name).strip("-.") or "model" for part in parts
     )

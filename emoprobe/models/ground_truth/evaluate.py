@@ -1,4 +1,4 @@
-"""Measure what the bundled model knows of the emotions its texts were made from; every figure has its control.
+"""Measure what the ground-truth model knows of the emotions its texts were made from; every figure has its control.
 
     python -m emoprobe.models.ground_truth.evaluate [FOLDER] [--json FILE]
 
@@ -288,7 +288,7 @@ def main() -> None:
     """Read the command line, evaluate, print and perhaps write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "folder", nargs="?", type=Path, default=FOLDER, help="checkpoint (default: the bundled one)"
+        "folder", nargs="?", type=Path, default=FOLDER, help="checkpoint (default: the package's)"
     )
     parser.add_argument(
         "--layer", type=int, default=3, help="layer of the directions that are compared and added"

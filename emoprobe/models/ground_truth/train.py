@@ -1,4 +1,4 @@
-"""Train the bundled model from a seed: tokenizer, Llama-architecture weights, files.
+"""Train the ground-truth model from a seed: tokenizer, Llama-architecture weights, files.
 
     python -m emoprobe.models.ground_truth.train --out DIR --seed 0
 
