@@ -336,6 +336,10 @@ def sweep(
     for path in (output, figure):
         if path is not None:
             typed.writable(path)
+    if figure is not None and figure.suffix.lower() not in (".svg", ".png"):
+        raise InputError(
+            f'"{figure}" is neither an SVG nor a PNG file: give a name that ends in .svg or .png'
+        )
     loaded = None if concept is None and typed.kind(probes) == "valuation" else load_probes(probes)
     subject: Any = typed.valuation(probes, None) if loaded is None or concept is None else loaded[concept]
     doses = typed.numbers(strengths or ("-1,-0.5,0,0.5,1" if concept is None else "-0.1,-0.05,0,0.05,0.1"))
@@ -357,6 +361,9 @@ def sweep(
         write_bytes(
             figure, drawing.png(picture) if figure.suffix.lower() == ".png" else drawing.svg(picture).encode()
         )
+    for path in (output, figure):
+        if path is not None:
+            typer.echo(f"written: {path}")
 
 
 @app.command(
@@ -368,7 +375,9 @@ def compare(
         Path, typer.Argument(help="A valuation, or a probe set to make one of.", show_default=False)
     ],
     learned: Annotated[Path, typer.Argument(help="A learned valuation, with its λ.", show_default=False)],
-    corpus: Annotated[str, typer.Option(help="Texts that neither was fitted on.")] = "bundled",
+    corpus: Annotated[
+        str, typer.Option(help="Texts to compare on; best ones that neither was fitted on.")
+    ] = "bundled",
     folder: Data = None,
     columns: Columns = None,
     ranges: Ranges = None,
@@ -539,6 +548,7 @@ def _quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def cross_validate(
     concepts, names = zip(*task.measures, strict=True)
     frame = pd.DataFrame({"concept": concepts, "metric": names, "value": scores[0], "low": low, "high": high})
     frame["chance"] = task.chance
-    frame[["shuffled", "shuffled_low", "shuffled_high"]] = expected_range(null)
+    frame[["shuffled", "shuffled_low", "shuffled_high"]] = np.clip(expected_range(null), *bounds)
     return frame, scores, null
 
 

@@ -157,8 +157,23 @@ class Sweep:
         return figure
 
     def __repr__(self) -> str:
-        verdicts = [f"  {row.measure}: {row.verdict}" for row in self.summary().itertuples()]
+        verdicts = [
+            f"  {row.measure}: {self._at_highest(row.measure)}; {row.verdict}"
+            for row in self.summary().itertuples()
+        ]
         return "\n".join([f"<Sweep of {self.subject} in {self.model}>", *verdicts])
+
+    def _at_highest(self, measure: object) -> str:
+        """Say what the measure is at the highest strength, beside the untouched model and the random controls."""
+        rows = self.frame[self.frame["measure"] == measure]
+        highest = rows["strength"].max()
+        here, before = rows[rows["strength"] == highest], rows[rows["strength"] == 0]
+        steered = here[here["condition"] == STEERED].iloc[0]
+        random = here[here["condition"] == RANDOM]["value"]
+        said = f"{steered['value']:.4g} [{steered['low']:.4g}, {steered['high']:.4g}] at {highest:g}"
+        if len(before):
+            said += f", untouched {before['value'].iloc[0]:.4g}"
+        return said + (f", random {random.min():.4g} to {random.max():.4g}" if len(random) else "")
 
     def _repr_html_(self) -> str:
         from emoprobe import drawing

@@ -105,7 +105,10 @@ class Comparison:
         axis.set(title="change of NLL", xlabel="nats per token")
 
     def __repr__(self) -> str:
-        return f"<Comparison on {self.name}>\n{self.summary().to_string(index=False)}\n{self.nll.to_string(index=False)}"
+        known = self.summary().dropna(axis=1, how="all")
+        return (
+            f"<Comparison on {self.name}>\n{known.to_string(index=False)}\n{self.nll.to_string(index=False)}"
+        )
 
     def _repr_html_(self) -> str:
         tables = (self.summary().round(3).to_html(index=False), self.nll.round(4).to_html(index=False))

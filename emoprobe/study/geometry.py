@@ -73,7 +73,7 @@ def geometry(
         figure=_figure(names, cosines, annotated),
         alt=(
             "Two matrices over all concepts side by side: cosines of their directions, and correlations of their annotations; "
-            "red above zero, blue below."
+            "orange above zero, blue below."
         ),
     )
 
@@ -133,7 +133,7 @@ def _extremes(table: pd.DataFrame) -> str:
         return ""
     furthest, closest = ordered.iloc[0], ordered.iloc[-1]
     return (
-        f"Closest are {closest['first']} and {closest['second']} ({number(closest.cosine)}), most opposed "
+        f"Closest are {closest['first']} and {closest['second']} ({number(closest.cosine)}), least alike "
         f"{furthest['first']} and {furthest['second']} ({number(furthest.cosine)})."
     )
 

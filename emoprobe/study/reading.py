@@ -59,7 +59,10 @@ def reading(
             f"{words.suppressed.iloc[0]}. What a direction promotes is a hint about it, not a measure."
         ),
         figure=_draw(model, probes, corpus, rows, shown),
-        alt=f"Texts coloured token by token by the read-out of {listed(shown)}: red above the corpus's mean token, blue below.",
+        alt=(
+            f"Texts coloured token by token by the read-out of {listed(shown)}: orange above the corpus's mean token, blue "
+            "below."
+        ),
     )
 
 
