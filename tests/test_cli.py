@@ -214,6 +214,9 @@ def test_sweep_measures_and_writes(call: Call, files: Path) -> None:
         "sweep", "model", "probes.safetensors", "valence", "--strengths=-0.5,0,0.5", *options
     )
     assert status == 0 and "nll" in out and "valence read-out, layer 3" in out
+    assert re.search(
+        r"nll: [\d.]+ \[[\d.]+, [\d.]+\] at 0\.5, untouched [\d.]+, random [\d.]+ to [\d.]+; ", out
+    )
     more = ("--strengths", "0,1", "-o", "numbers.csv", "--figure", "picture.svg")
     status, out, _ = call("sweep", "model", "probes.safetensors", *options, *more)
     assert status == 0 and "Sweep of valuation" in out
@@ -402,6 +405,10 @@ BAD = {
     "a sweep of another width": (["sweep", "wide", "probes.safetensors"], "width 32"),
     "no probe set": (["trace", "model", "days.csv", "the sun"], "days.csv"),
     "a probe set missing": (["trace", "model", "nowhere.safetensors", "the sun"], "nowhere.safetensors"),
+    "a figure of another kind": (
+        ["sweep", "model", "probes.safetensors", "--figure", "picture.bmpp"],
+        '"picture.bmpp" is neither an SVG nor a PNG file',
+    ),
     "strengths not understood": (
         ["sweep", "model", "probes.safetensors", "--strengths", "low,high"],
         "low,high",

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,21 @@ def test_a_finished_study_is_not_done_again_unless_asked(
         assert made == expected
     run_study(model, small_corpus(), tmp_path / "run", progress=False, resume=False)
     assert made == ["one", "two"] * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "corpus", "folder"),
+    [
+        ("bundled", "passages", "bundled"),
+        ("ground-truth", "ground-truth", "ground-truth"),
+        ("ground-truth", "passages", "ground-truth-passages"),
+        ("bundled", "emobank", "bundled-emobank"),
+        ("org/gpt2-1.5B", "data/days.csv", "gpt2-1.5B-days"),
+    ],
+)
+def test_a_study_is_kept_under_its_model_and_corpus(model: str, corpus: str, folder: str) -> None:
+    named = run._folder_name(SimpleNamespace(name=model), SimpleNamespace(name=corpus))  # type: ignore[arg-type]
+    assert named == Path("runs") / folder
 
 
 @pytest.mark.parametrize(("change", "named"), [({"seed": 1}, "seed"), ({"limit": 50}, "limit")])
