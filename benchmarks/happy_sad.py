@@ -3,8 +3,10 @@
     python benchmarks/happy_sad.py [MODEL]
 
 MODEL is what `load_model` takes, by default "bundled". The events are told without naming a feeling, in twelve topics, of
-which half are fitted on and half are read, both ways round. Steering measures log P of words for happy less that of words for
-sad. Writes benchmarks/happy_sad.json and benchmarks/happy_sad.md.
+which half are fitted on and half are read, both ways round. Steering measures log P of three words for happy less that of
+three for sad after eight beginnings; beside it stand random directions of equal norm, and directions fitted in the same way to
+labels that were shuffled within topics, which lie where activations vary as the direction itself does. Writes
+benchmarks/happy_sad.json and benchmarks/happy_sad.md.
 """
 
 import argparse
@@ -12,16 +14,20 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import emoprobe as ep
 from emoprobe.artefacts import write_bytes
 from emoprobe.corpora import Corpus
+from emoprobe.models import LiveModel
+from emoprobe.steering import Measure
 from emoprobe.study import feelings
 from emoprobe.study.steering import leaning
 
 HERE = Path(__file__).resolve().parent
 STRENGTHS = tuple(round(float(s), 1) for s in np.linspace(-0.3, 0.3, 7))
 CONTROLS = 20
+SHUFFLES = 200
 EVENTS = {
     "journeys": (
         "After nine years abroad he came up the lane and his mother ran to meet him.",
@@ -158,6 +164,34 @@ def events() -> Corpus:
     return Corpus.from_columns({"text": texts, "labels": labels, "group": topics}, name="events")
 
 
+def shuffled_slopes(
+    model: LiveModel, corpus: Corpus, layer: int, words: Measure, shuffles: int
+) -> list[float]:
+    """Return the slope of steering along directions fitted to labels that are shuffled within topics."""
+    features = model.capture(corpus.texts, [layer])[:, 0].double()
+    happy = torch.from_numpy(corpus.label_matrix()[:, corpus.labels.index("happy")] > 0)
+    topics = np.unique(corpus.groups, return_inverse=True)[1]
+    order = np.random.default_rng(0)
+    slopes = []
+    for _ in range(shuffles):
+        label = happy.clone()
+        for topic in range(topics.max() + 1):
+            label[topics == topic] = happy[order.permutation(np.flatnonzero(topics == topic))]
+        direction = (features[label].mean(0) - features[~label].mean(0)).float()
+        swept = ep.sweep(
+            model,
+            direction,
+            STRENGTHS[::3],
+            feelings.PROMPTS,
+            [words],
+            layers=layer,
+            controls=0,
+            progress=False,
+        )
+        slopes.append(float(swept.summary().iloc[0].slope))
+    return slopes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="bundled")
@@ -181,6 +215,9 @@ def main() -> None:
         progress=False,
     )
     summary = swept.summary().iloc[0]
+    shuffled = shuffled_slopes(model, events(), layer, words, SHUFFLES)
+    low, high = np.quantile(shuffled, [0.025, 0.975])
+    above = (1 + sum(slope >= summary.slope for slope in shuffled)) / (1 + SHUFFLES)
     lines = [
         f"{model.name}: AUC of happy against sad by layer, six topics fitted on and six read, both ways round",
         "",
@@ -189,8 +226,8 @@ def main() -> None:
     ]
     for number, row in scores.iterrows():
         value = f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
-        shuffled = f"{row.shuffled:.2f} [{row.shuffled_low:.2f}, {row.shuffled_high:.2f}]"
-        lines.append(f"| {number} | {value} | {row.layer0:.2f} | {row.bag_of_words:.2f} | {shuffled} |")
+        by_chance = f"{row.shuffled:.2f} [{row.shuffled_low:.2f}, {row.shuffled_high:.2f}]"
+        lines.append(f"| {number} | {value} | {row.layer0:.2f} | {row.bag_of_words:.2f} | {by_chance} |")
     lines += [
         "",
         f"Steering at layer {layer}, s from {STRENGTHS[0]} to {STRENGTHS[-1]}: {summary.measure}",
@@ -209,7 +246,8 @@ def main() -> None:
     chance = f"{summary.random_low:+.2f} to {summary.random_high:+.2f}"
     lines += [
         "",
-        f"Slope {slope} per unit of s, of one more random direction {chance} (95 %): {summary.verdict}.",
+        f"Slope {slope} nats per unit of s; of one more random direction {chance} (95 %); of directions fitted to labels "
+        f"shuffled within topics {low:+.2f} to {high:+.2f} (95 % of {SHUFFLES}), p = {above:.3f}, one-sided.",
         "",
     ]
     record = {
@@ -217,7 +255,9 @@ def main() -> None:
         "best_layer": best,
         "scores": scores.reset_index().to_dict("records"),
         "steering_layer": layer,
-        "steering": summary.to_dict(),
+        "steering": summary.drop("verdict").to_dict(),
+        "shuffled_slopes": shuffled,
+        "p": above,
         "curve": frame.drop(columns="seed").to_dict("records"),
     }
     text = "\n".join(lines)

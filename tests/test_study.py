@@ -445,16 +445,22 @@ def test_of_a_random_start_the_blocks_are_counted_and_nothing_is_made_of_it() ->
 
 
 def test_what_learning_did_to_prediction_is_said_as_intervals_have_it() -> None:
-    def verdict(learned: tuple[float, ...], excess: tuple[float, ...]) -> str:
+    def verdict(
+        learned: tuple[float, ...], excess: tuple[float, ...], randoms: tuple[float, ...] = (-0.01, 0.0, 0.01)
+    ) -> str:
         rows = {
             "learned": (0.1, *learned, 0.0, 0.0, 0.0),
+            **{f"random {k}": (0.1, value, 0.0, 0.0, 0.0, 0.0, 0.0) for k, value in enumerate(randoms)},
             "learned from random": (0.2, -0.3, -0.4, -0.2, *excess),
         }
         columns = ["lambda", "delta", "low", "high", "excess", "excess_low", "excess_high"]
         return _prediction(pd.DataFrame.from_dict(rows, orient="index", columns=columns), annotated=True)
 
     open_ = (0.0, -0.1, 0.1)
-    assert verdict((-0.2, -0.3, -0.1), open_).startswith("The learned valuation helps prediction")
+    assert verdict((-0.2, -0.3, -0.1), open_).startswith("The learned valuation helps prediction: ")
+    by_chance = verdict((-0.2, -0.3, -0.1), open_, (-0.3, -0.1, 0.0))
+    assert by_chance.startswith("The learned valuation helps prediction by no more than random ones may: ")
+    assert "under random ones at the same λ by −0.3000 to 0.0000" in by_chance
     assert verdict((0.2, 0.1, 0.3), open_).startswith("The learned valuation makes prediction worse")
     assert verdict((0.2, -0.1, 0.5), open_).startswith("Learning does not help prediction measurably")
     assert verdict((-0.2, np.nan, np.nan), open_).startswith("One group of held-out texts cannot tell")
@@ -463,7 +469,9 @@ def test_what_learning_did_to_prediction_is_said_as_intervals_have_it() -> None:
         ((-0.2, -0.3, -0.1), "the latter is lower"),
         ((0.2, 0.1, 0.3), "the former is lower"),
     ):
-        assert f": {said}; the two differ in start and objective" in verdict((-0.2, -0.3, -0.1), excess)
+        assert f": {said}; the two differ in start, objective and the λ they reached" in verdict(
+            (-0.2, -0.3, -0.1), excess
+        )
 
 
 def test_what_is_read_better_than_by_random_directions() -> None:

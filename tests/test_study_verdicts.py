@@ -57,16 +57,16 @@ BESIDE = [0.1, 0.12, 0.14, 0.16, 0.18]  # one more within 0.14 ± 2.776 · 0.031
     ("value", "said"),
     [
         (0.24, "more than"),
-        (0.23, "no other than"),  # beyond any of these, and not beyond what one more might
-        (0.14, "no other than"),
-        (0.05, "no other than"),
+        (0.23, "within what"),  # beyond any of these, and not beyond what one more might
+        (0.14, "within what"),
+        (0.05, "within what"),
         (0.04, "less than"),
         (-0.3, "less than"),
     ],
 )
 def test_the_price_is_held_to_one_more_random_valuation(value: float, said: str) -> None:
     assert _compared(value, BESIDE) == (
-        f"{said} one more random valuation may be expected to give (+0.044 to +0.236)"
+        f"{said} one more random valuation may be expected to give (+0.044 to +0.236, 95 %)"
     )
     price = _price((value, value - 0.1, value + 0.1), BESIDE, 2.0)
     assert said in price and "interval over texts" in price and "+0.100 to +0.180" in price
@@ -135,7 +135,7 @@ def test_no_sentence_on_injection_contradicts_another(
 
     curves = {NLL: (0.0, QUIET), KL: (0.0, QUIET), "valence read-out": (0.3, [0.7, 0.72, 0.74, 0.76, 0.78])}
     result, _ = injected(monkeypatch, model, planted(curves, bend=-0.5), small_corpus())
-    assert "no other than one more" in result.verdict and "is lowest at λ = −2." in result.verdict
+    assert "within what one more" in result.verdict and "is lowest at λ = −2." in result.verdict
     assert "in 1 of 1, by chance 0.05 of 1 would differ: valence read-out (flatter than" in result.verdict
 
     curves = {NLL: (-0.3, QUIET), KL: (0.0, QUIET), "valence read-out": (0.3, QUIET)}
@@ -187,7 +187,7 @@ def test_what_steering_does_is_said_of_as_many_concepts_as_it_does_it_to() -> No
     )
     rises, beyond_random, own = (
         next(part for part in mixed.split(". ") if key in part)
-        for key in ("monotonically", "one more random direction", "raises it most")
+        for key in ("monotonically", "rises on the whole", "raises it most")
     )
     assert (
         "all of 3" in rises and "2 of 3 (joy and fear)" in beyond_random and "2 of 3 (joy and anger)" in own
@@ -197,6 +197,7 @@ def test_what_steering_does_is_said_of_as_many_concepts_as_it_does_it_to() -> No
 
 def test_figures_on_steering_name_what_they_are_over() -> None:
     several = said([concept(name, 1.0, [0.1]) for name in "abc"])
+    assert "(means over the same concepts): within what one more random direction may be expected" in several
     assert several.count("mean of 3 concepts, interval over concepts") == 2
     assert "+0.50\N{NO-BREAK SPACE}[+0.20,\N{NO-BREAK SPACE}+0.80] nats" in several
     alone = said([concept("joy", 1.0, [])])

@@ -122,8 +122,8 @@ def verdict(rho: float, chance: Floats) -> str:
     if p < 0.05:
         return f"Directions lie as their annotations do by more than fitting brings about (p = {p:.3g})."
     return (
-        f"That directions agree with annotations at {number(rho)} is what fitting alone brings about (p = {p:.3g}): nothing is "
-        "shown of the model."
+        f"That directions agree with annotations at {number(rho)} is not shown to be more than fitting alone brings about "
+        f"(p = {p:.3g}): nothing is shown of the model."
     )
 
 

@@ -64,7 +64,7 @@ def injecting(
         finding=f"ΔNLL at λ = {plain(highest)}: {span(*cost, digits=3, sign=True)} nats per token, interval over texts",
         controls=f"{controls} random valuations {ranged(chance, 3, True)}",
         verdict=(
-            f"{_price(cost, chance, highest)} The NLL is lowest at λ = {plain(lowest)}"
+            f"{_price(cost, chance, highest)} Of the λ tried the NLL is lowest at λ = {plain(lowest)}"
             f"{', the untouched model' if lowest == 0 else ''}. "
             f"{_trends(judged.beside_random.drop([NLL, KL]), controls)}"
         ),
@@ -86,8 +86,8 @@ def _compared(value: float, chance: Sequence[float]) -> str:
     interval = prediction_interval(chance)
     if np.isnan(interval).any():
         return "too few of them to compare with"
-    which = "less" if value < interval[0] else "more" if value > interval[1] else "no other"
-    return f"{which} than one more random valuation may be expected to give ({ranged(interval, 3, True)})"
+    which = "less than" if value < interval[0] else "more than" if value > interval[1] else "within what"
+    return f"{which} one more random valuation may be expected to give ({ranged(interval, 3, True)}, 95 %)"
 
 
 def _trends(beside_random: pd.Series[str], controls: int) -> str:

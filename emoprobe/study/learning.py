@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from emoprobe.corpora import Corpus
+from emoprobe.intervals import prediction_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.study.result import Result
 from emoprobe.study.texts import readable
@@ -126,14 +127,20 @@ def _row(
 
 def _prediction(nll: pd.DataFrame, annotated: bool) -> str:
     """Say whether the learned valuation helps prediction, and how it stands to the one from a random start."""
-    _, low, high = _row(nll, "learned")
+    value, low, high = _row(nll, "learned")
+    randoms = nll.delta[nll.index.str.startswith("random ")].tolist()
+    least, _ = prediction_interval(randoms)
     size = nll.to_dict("index")["learned"]["lambda"]
     changed = f"with mean |λ| = {number(size, 3)} the NLL of held-out texts changes by {_delta(nll, 'learned')} nats per token"
     if not low <= high:  # NaN: one group has no interval
         return f"One group of held-out texts cannot tell whether learning helps prediction: {changed}."
     outcome = _side(
         (low, high),
-        below="The learned valuation helps prediction",
+        below=(
+            "The learned valuation helps prediction"
+            if value < least
+            else "The learned valuation helps prediction by no more than random ones may"
+        ),
         neither="Learning does not help prediction measurably",
         above="The learned valuation makes prediction worse",
     )
@@ -145,9 +152,10 @@ def _prediction(nll: pd.DataFrame, annotated: bool) -> str:
         above="the former is lower",
     )
     return (
-        f"{outcome}: {changed}; from random directions by {_delta(nll, RANDOM_START)}. The NLL under the latter minus that "
+        f"{outcome}: {changed}; under random ones at the same λ by {ranged(randoms, 4, True)}; under the one from random "
+        f"directions by {_delta(nll, RANDOM_START)}. The NLL under the latter minus that "
         f"under the former is {_delta(nll, RANDOM_START, EXCESS)}: {lower}; the two differ in "
-        f"{'start and objective' if annotated else 'start'}."
+        f"{'start, objective' if annotated else 'start'} and the λ they reached."
     )
 
 

@@ -20,6 +20,7 @@ from emoprobe.study.wording import listed, number, span
 METRICS = {"pearson_r": "r", "auc": "AUC", "accuracy": "accuracy", "macro_auc": "mean AUC"}
 CEILING = 0.98
 """Score of the embedding from which on there is no room left to tell layers apart."""
+NAMES = {"layer0": "the embedding", "bag_of_words": "a bag of words"}
 PANELS = 6
 
 
@@ -97,10 +98,17 @@ def _sentence(row: dict[Any, Any]) -> str:
             f"({number(row['shuffled_best_high'])})."
         )
     if row["layer0"] >= CEILING:
-        return f"{said}, a ceiling: the embedding reaches {number(row['layer0'], 3)}, which leaves layers nothing to add."
+        return f"{said}, a ceiling: the embedding reaches {number(row['layer0'], 3)}, which leaves next to nothing to add."
     if row["fails"]:
-        return f"{said}, above chance but not above {listed(row['fails'])}: words may be all that is read."
-    gains = [_gain(row, "layer0", "the embedding"), _gain(row, "bag_of_words", "a bag of words")]
+        below = [name for control, name in NAMES.items() if row[f"{control}_gain_high"] < 0]
+        further = f", and below {listed(below)}" if below else ""
+        words = (
+            "words may be all that is read"
+            if NAMES["bag_of_words"] in row["fails"]
+            else "no layer is shown to add to it"
+        )
+        return f"{said}, above chance but not above {listed(row['fails'])}{further}: {words}."
+    gains = [_gain(row, control, name) for control, name in NAMES.items()]
     return f"{said}, above all controls: {listed(gains)} on the same texts."
 
 
