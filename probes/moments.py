@@ -216,7 +216,7 @@ class Moments:
 
 def _finite(values: Tensor) -> bool:
     # By the extremes, which is faster than number by number; by parts, for of a slice each call makes a copy.
-    parts = values.split(ROWS) if values.numel() else ()
+    parts = torch.split(values, ROWS) if values.numel() else ()
     return all(bool(torch.stack(torch.aminmax(part)).isfinite().all()) for part in parts)
 
 
