@@ -193,7 +193,7 @@ def fit(
 def trace(
     model: Model,
     probes: Probes,
-    text: Annotated[str, typer.Argument(help="The text to read.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="The text to read; - for standard input.", show_default=False)],
     concepts: Annotated[
         str | None, typer.Option(help="Some of the concepts: valence,arousal.", show_default="all")
     ] = None,
@@ -217,7 +217,7 @@ def trace(
     from emoprobe.probes import load_probes
     from emoprobe.probes import trace as traced
 
-    typed.not_empty(text)
+    text = typed.words(text)
     if output is not None:
         typed.writable(output)
     loaded = load_probes(probes)
@@ -257,7 +257,7 @@ def steer(
     from emoprobe.probes import load_probes
     from emoprobe.steering import steer as steered
 
-    typed.not_empty(prompt)
+    prompt = typed.words(prompt)
     loaded = load_probes(probes)
     direction = loaded[concept]
     live = typed.model(model, device, dtype)
@@ -288,7 +288,7 @@ def inject(
     from emoprobe import typed
     from emoprobe.valattn import inject as injected
 
-    typed.not_empty(prompt)
+    prompt = typed.words(prompt)
     valuation = typed.valuation(probes, typed.split(concepts))
     lam = 0.5 if strength is None and valuation.strength is None else strength
     live = typed.model(model, device, dtype)

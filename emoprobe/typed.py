@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,17 @@ def split(given: str | None) -> list[str] | None:
     return parts
 
 
-def not_empty(text: str) -> None:
+def words(text: str) -> str:
+    """Return a text that was typed, or that of standard input where it is "-"; refuse none, and the name of a file."""
+    if text == "-":
+        text = sys.stdin.read().rstrip("\n")
+    elif os.path.isfile(text):
+        raise InputError(
+            f'"{text}" is a file: to give what is in it, type - for the text and < {text} at the end'
+        )
     if not text.strip():
         raise InputError("the text is empty: give some words to read")
+    return text
 
 
 def numbers(given: str, separator: str = ",") -> list[float]:

@@ -1,5 +1,6 @@
 """The command line: every command does its work, and whatever is wrong is said in one line with the right exit status."""
 
+import io
 import json
 import os
 import re
@@ -207,6 +208,15 @@ def test_steer_and_inject_write_two_continuations(call: Call) -> None:
     assert untouched.splitlines()[1:] == changed.splitlines()[1:]
 
 
+def test_a_text_may_come_from_standard_input(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = call("trace", "model", "probes.safetensors", "the sun came up")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the sun came up\n"))
+    assert call("trace", "model", "probes.safetensors", "-") == typed and typed[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    status, _, err = call("steer", "model", "probes.safetensors", "valence", "-")
+    assert status == 2 and "the text is empty" in err
+
+
 def test_sweep_measures_and_writes(call: Call, files: Path) -> None:
     (files / "texts.txt").write_text("The sun came up.\n\nIt was dark.\n")
     options = ("--texts", "texts.txt", "--controls", "2")
@@ -405,6 +415,10 @@ BAD = {
     "a sweep of another width": (["sweep", "wide", "probes.safetensors"], "width 32"),
     "no probe set": (["trace", "model", "days.csv", "the sun"], "days.csv"),
     "a probe set missing": (["trace", "model", "nowhere.safetensors", "the sun"], "nowhere.safetensors"),
+    "a file for a text": (
+        ["trace", "model", "probes.safetensors", "days.csv"],
+        '"days.csv" is a file: to give what is in it, type - for the text',
+    ),
     "a figure of another kind": (
         ["sweep", "model", "probes.safetensors", "--figure", "picture.bmpp"],
         '"picture.bmpp" is neither an SVG nor a PNG file',

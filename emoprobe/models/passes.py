@@ -28,7 +28,10 @@ def describe_pass(
     inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     assert inputs is not None, "a model is called with input_ids or inputs_embeds"
     batch, length = inputs.shape[:2]
-    past, mask = given.get("past_key_values"), given.get("attention_mask")
+    past = (
+        given.get("cache") if given.get("cache") is not None else given.get("past_key_values")
+    )  # until transformers 5.23
+    mask = given.get("attention_mask")
     start = int(past.get_seq_length()) if past is not None else 0
     if isinstance(mask, Tensor) and mask.dim() == 2:
         real = mask[:, start : start + length].bool()

@@ -53,8 +53,8 @@ def valuing(model: LiveModel, valuation: Valuation, held_out: Corpus, *, seed: i
         controls=f"|r| of random valuations in their best block at most {number(_chance(table)[main.dimension])}",
         verdict=(
             f"Averaged over a text's tokens, {main.dimension} correlates at {span(main.r, main.low, main.high)} with its "
-            f"annotation (best block, {main.layer}). {len(above)} of {len(best)} dimensions do so better than every random "
-            f"valuation in its best block{f': {listed(above)}' if above else ''}. {_saturation(table)}"
+            f"annotation (best block, {main.layer}). The interval of {len(above)} of {len(best)} dimensions lies above every "
+            f"random valuation in its best block{f': {listed(above)}' if above else ''}. {_saturation(table)}"
         ),
         checks={"no dimension is saturated for half of all tokens": bool((table.saturated < 0.5).all())},
         figure=_figure(valuation, table, histogram),
