@@ -101,7 +101,7 @@ def _sentence(row: dict[Any, Any]) -> str:
         return f"{said}, a ceiling: the embedding reaches {number(row['layer0'], 3)}, which leaves next to nothing to add."
     if row["fails"]:
         below = [name for control, name in NAMES.items() if row[f"{control}_gain_high"] < 0]
-        further = f", and below {listed(below)}" if below else ""
+        further = f" (it is below {listed(below)})" if below else ""
         words = (
             "words may be all that is read"
             if NAMES["bag_of_words"] in row["fails"]
