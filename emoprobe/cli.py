@@ -286,12 +286,15 @@ def inject(
 ) -> None:
     """Continue a prompt with and without a valuation in attention, each time with the likeliest token."""
     from emoprobe import typed
+    from emoprobe.probes import load_probes
     from emoprobe.valattn import inject as injected
 
     prompt = typed.words(prompt)
     valuation = typed.valuation(probes, typed.split(concepts))
     lam = 0.5 if strength is None and valuation.strength is None else strength
     live = typed.model(model, device, dtype)
+    if typed.kind(probes) != "valuation":
+        load_probes(probes).check_model(live)
     with injected(live, valuation, lam, None if layers is None else typed.layers(layers)):
         after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
