@@ -286,15 +286,14 @@ def inject(
 ) -> None:
     """Continue a prompt with and without a valuation in attention, each time with the likeliest token."""
     from emoprobe import typed
-    from emoprobe.probes import load_probes
     from emoprobe.valattn import inject as injected
 
     prompt = typed.words(prompt)
-    valuation = typed.valuation(probes, typed.split(concepts))
+    valuation, loaded = typed.valuation(probes, typed.split(concepts))
     lam = 0.5 if strength is None and valuation.strength is None else strength
     live = typed.model(model, device, dtype)
-    if typed.kind(probes) != "valuation":
-        load_probes(probes).check_model(live)
+    if loaded is not None:
+        loaded.check_model(live)
     with injected(live, valuation, lam, None if layers is None else typed.layers(layers)):
         after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
@@ -343,8 +342,13 @@ def sweep(
         raise InputError(
             f'"{figure}" is neither an SVG nor a PNG file: give a name that ends in .svg or .png'
         )
-    loaded = None if concept is None and typed.kind(probes) == "valuation" else load_probes(probes)
-    subject: Any = typed.valuation(probes, None) if loaded is None or concept is None else loaded[concept]
+    subject: Any
+    loaded: Any
+    if concept is None:
+        subject, loaded = typed.valuation(probes, None)
+    else:
+        loaded = load_probes(probes)
+        subject = loaded[concept]
     doses = typed.numbers(strengths or ("-1,-0.5,0,0.5,1" if concept is None else "-0.1,-0.05,0,0.05,0.1"))
     lines = typed.lines(texts)
     live = typed.model(model, device, dtype)
@@ -393,8 +397,8 @@ def compare(
     from emoprobe import typed
     from emoprobe.valattn import compare_valuations
 
-    second = typed.valuation(learned, None)
-    first = typed.valuation(probed, list(second.dimensions))
+    second, _ = typed.valuation(learned, None)
+    first, _ = typed.valuation(probed, list(second.dimensions))
     texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
     typer.echo(
         repr(

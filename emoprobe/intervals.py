@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 Floats = NDArray[np.float64]
+FEW_GROUPS = 15
+"""Groups below which resamples of them are too alike for percentiles: Student's t takes over."""
 
 
 def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float, float]:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -19,7 +18,7 @@ from emoprobe.errors import InputError
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel, load_model
 from emoprobe.models.reference import PASSAGES
-from emoprobe.probes import load_probes
+from emoprobe.probes import ProbeSet, load_probes
 from emoprobe.valattn import Valuation
 
 
@@ -126,11 +125,12 @@ def kind(path: Path) -> str | None:
         return None
 
 
-def valuation(path: Path, concepts: Sequence[str] | None) -> Any:
-    """Read a valuation, or make one of a probe set."""
+def valuation(path: Path, concepts: Sequence[str] | None) -> tuple[Valuation, ProbeSet | None]:
+    """Read a valuation, or make one of a probe set, which is returned too."""
     if kind(path) == "valuation":
-        return Valuation.load(path)
-    return Valuation.from_probes(load_probes(path), concepts)
+        return Valuation.load(path), None
+    loaded = load_probes(path)
+    return Valuation.from_probes(loaded, concepts), loaded
 
 
 def writable(path: Path) -> None:

@@ -25,13 +25,7 @@ from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Floats, LinearReadOut, fit_for
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.tasks import LABELS, Task, plan
-from emoprobe.probes.validation import (
-    CHEAP_PERMUTATIONS,
-    SHUFFLE_TEXTS,
-    bag_of_words,
-    cross_validate,
-    expected_range,
-)
+from emoprobe.probes.validation import SHUFFLE_TEXTS, bag_of_words, cross_validate, expected_range, times
 
 ESTIMATORS = ("auto", "mean_difference", "ridge", "logistic")
 SMALL = 2**24
@@ -136,10 +130,7 @@ def fit_probes(
             "start": start,
             "folds": folds,
             "bootstrap": bootstrap,
-            "permutations": {
-                "label": permutations,
-                "dimension": max(permutations, CHEAP_PERMUTATIONS) if permutations else 0,
-            },
+            "permutations": {kind: times(kind, permutations) for kind in ("label", "dimension")},
             "shuffled_labels_texts": SHUFFLE_TEXTS,
             "spread_texts": len(sample),
             "seed": seed,
@@ -171,11 +162,11 @@ def _probe(
     controls = {"bag_of_words": bag_of_words(task, texts, weights, seed)}
     scores: list[pd.DataFrame] = []
     read_outs: list[LinearReadOut] = []
-    best_shuffled: Floats = np.empty(0)
+    shuffled: list[Floats] = []
     for position, layer in enumerate(bar.track(layers, description=f"probing for {task.kind}s")):
         here = features[:, position].double().numpy()
         scored, resampled, null = cross_validate(task, fit, here, weights, permutations, seed)
-        best_shuffled = np.fmax(best_shuffled, null) if len(scores) else null
+        shuffled.append(null)
         controls.setdefault("layer0", resampled)  # the first layer is the embedding
         gains = {
             name: value
@@ -185,7 +176,7 @@ def _probe(
         scores.append(scored.assign(layer=layer, n=len(texts), groups=task.groups, **gains))
         read_outs.append(fit(here, task.targets, task.group))
     # The best of several layers is to be compared with the best that shuffling finds in as many.
-    highest = expected_range(best_shuffled)[:, 2]
+    highest = expected_range(np.fmax.reduce(shuffled))[:, 2]
     return pd.concat([part.assign(shuffled_best_high=highest) for part in scores]), read_outs
 
 

@@ -22,10 +22,8 @@ from scipy.sparse import csr_array
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
+from emoprobe.intervals import FEW_GROUPS
 from emoprobe.probes.estimators import Floats, Integers
-
-FEW = 15
-"""Groups below which a percentile interval over resampled groups is too narrow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +144,7 @@ def mean_known(values: Floats) -> Floats:
 def interval(scores: Floats, groups: int, level: float = 0.95) -> tuple[Floats, Floats]:
     """Return the interval of scores (1 + resamples, …), the first row being the score itself; NaN without resamples.
 
-    It is the percentile interval over resamples where these are of many groups. Of fewer than FEW groups that is too narrow;
+    It is the percentile interval over resamples where these are of many groups. Of fewer than FEW_GROUPS that is too narrow;
     there it is the score ± Student's t with groups − 1 degrees of freedom times the resamples' spread, freed of the factor by
     which resampling few groups underestimates it.
     """
@@ -157,7 +155,7 @@ def interval(scores: Floats, groups: int, level: float = 0.95) -> tuple[Floats, 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN")
         warnings.filterwarnings("ignore", "Degrees of freedom")
-        if groups >= FEW:
+        if groups >= FEW_GROUPS:
             low, high = np.nanquantile(resampled, [tail, 1 - tail], axis=0)
             return low, high
         spread = np.nanstd(resampled, axis=0, ddof=1) * np.sqrt(groups / (groups - 1))

@@ -10,17 +10,16 @@ where their annotations are alike too, shuffling single texts would make chance 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupShuffleSplit
 
+from emoprobe.intervals import prediction_interval
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
 from emoprobe.probes.tasks import Task
@@ -51,9 +50,8 @@ def cross_validate(
     shuffled_low, shuffled_high (the range in which 95% of shuffled scores are to be expected); the score in each resample
     (1 + resamples, measures) and with each permutation (permutations, measures), to be set beside those of other layers.
     """
-    order = np.random.default_rng(seed)
+    order, permutations = np.random.default_rng(seed), times(task.kind, permutations)
     if task.kind == "dimension":  # columns do not influence each other, so the shuffled ones are fitted along
-        permutations = max(permutations, CHEAP_PERMUTATIONS) if permutations else 0
         shuffled = [task.targets[shuffle(task.group, order)] for _ in range(permutations)]
         stacked = np.hstack([task.targets, *shuffled])
         predicted = np.split(out_of_fold(fit, features, stacked, task.group, task.fold), permutations + 1, 1)
@@ -116,12 +114,16 @@ def expected_range(null: Floats) -> Floats:
     """
     if len(null) < 2:
         return np.full((null.shape[1], 3), np.nan)
-    known = (~np.isnan(null)).sum(0)  # a rare label may be missing from a shuffled sample
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # NaN where it is missing from all
-        mean, spread = np.nanmean(null, axis=0), np.nanstd(null, axis=0, ddof=1)
-        reach = student.ppf(0.975, known - 1) * spread * np.sqrt(1 + 1 / known)
-    return np.stack([mean, mean - reach, mean + reach], axis=1)
+    # A rare label may be missing from a shuffled sample.
+    known = [scores[~np.isnan(scores)] for scores in null.T]
+    return np.array(
+        [(scores.mean() if len(scores) else np.nan, *prediction_interval(scores)) for scores in known]
+    )
+
+
+def times(kind: str, permutations: int) -> int:
+    """Return how often a kind of concept is shuffled where `permutations` are asked for."""
+    return max(permutations, CHEAP_PERMUTATIONS) if permutations and kind == "dimension" else permutations
 
 
 # Bag of words --------------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from emoprobe.models import LiveModel
 from emoprobe.steering import Measure, Sweep
 from emoprobe.study import injecting
 from emoprobe.study.dose import KL, NLL
-from emoprobe.study.injecting import _compared, _price, _trends
+from emoprobe.study.injecting import _price, _trends
 from emoprobe.study.result import Result
 from emoprobe.study.steering import Steered, _verdict
 from emoprobe.study.texts import counted, readable, readable_part
-from emoprobe.study.wording import correlation
+from emoprobe.study.wording import beside_one_more, correlation
 from emoprobe.valattn import Valuation
 
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -65,7 +65,7 @@ BESIDE = [0.1, 0.12, 0.14, 0.16, 0.18]  # one more within 0.14 ± 2.776 · 0.031
     ],
 )
 def test_the_price_is_held_to_one_more_random_valuation(value: float, said: str) -> None:
-    assert _compared(value, BESIDE) == (
+    assert beside_one_more(value, BESIDE, "random valuation", 3) == (
         f"{said} one more random valuation may be expected to give (+0.044 to +0.236, 95 %)"
     )
     price = _price((value, value - 0.1, value + 0.1), BESIDE, 2.0)
@@ -74,7 +74,7 @@ def test_the_price_is_held_to_one_more_random_valuation(value: float, said: str)
 
 @pytest.mark.parametrize("chance", [[0.1], [float("nan")]])
 def test_too_few_random_valuations_tell_nothing(chance: list[float]) -> None:
-    assert _compared(0.5, chance) == "too few of them to compare with"
+    assert beside_one_more(0.5, chance, "random valuation", 3) == "too few of them to compare with"
     assert (
         _trends(pd.Series({"a read-out": ""}), 1) == "With so few random valuations no trend can be judged."
     )

@@ -28,9 +28,8 @@ def describe_pass(
     inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     assert inputs is not None, "a model is called with input_ids or inputs_embeds"
     batch, length = inputs.shape[:2]
-    past = (
-        given.get("cache") if given.get("cache") is not None else given.get("past_key_values")
-    )  # until transformers 5.23
+    # "cache" from transformers 5.24 on
+    past = next((given[name] for name in ("cache", "past_key_values") if given.get(name) is not None), None)
     mask = given.get("attention_mask")
     start = int(past.get_seq_length()) if past is not None else 0
     if isinstance(mask, Tensor) and mask.dim() == 2:

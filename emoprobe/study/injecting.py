@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
-from emoprobe.intervals import prediction_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Sweep, sweep
 from emoprobe.study.dose import KL, NLL, change, checks, draw_dose, from_untouched, shared_measures
 from emoprobe.study.result import Result
 from emoprobe.study.texts import counted, readable_part
-from emoprobe.study.wording import listed, number, plain, ranged, span
+from emoprobe.study.wording import beside_one_more, listed, number, plain, ranged, span
 from emoprobe.valattn import Valuation, inject
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -78,16 +76,9 @@ def _price(cost: tuple[float, float, float], chance: Sequence[float], strength: 
     """Say how the change of the NLL, with its interval over texts, lies to those that random valuations bring about."""
     return (
         f"At λ = {plain(strength)} the valuation changes the NLL by {span(*cost, digits=3, sign=True)} nats per token (mean "
-        f"and interval over texts), random ones by {ranged(chance, 3, True)}: {_compared(cost[0], chance)}."
+        f"and interval over texts), random ones by {ranged(chance, 3, True)}: "
+        f"{beside_one_more(cost[0], chance, 'random valuation', 3)}."
     )
-
-
-def _compared(value: float, chance: Sequence[float]) -> str:
-    interval = prediction_interval(chance)
-    if np.isnan(interval).any():
-        return "too few of them to compare with"
-    which = "less than" if value < interval[0] else "more than" if value > interval[1] else "within what"
-    return f"{which} one more random valuation may be expected to give ({ranged(interval, 3, True)}, 95 %)"
 
 
 def _trends(beside_random: pd.Series[str], controls: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from emoprobe.probes import ProbeSet
-from emoprobe.probes.summary import best_rows
+from emoprobe.probes.summary import CONTROLS, best_rows
 from emoprobe.probes.tasks import LABELS
 from emoprobe.study.result import Result
 from emoprobe.study.wording import listed, number, span
@@ -20,7 +20,8 @@ from emoprobe.study.wording import listed, number, span
 METRICS = {"pearson_r": "r", "auc": "AUC", "accuracy": "accuracy", "macro_auc": "mean AUC"}
 CEILING = 0.98
 """Score of the embedding from which on there is no room left to tell layers apart."""
-NAMES = {"layer0": "the embedding", "bag_of_words": "a bag of words"}
+GAINS = {control: name for control, name in CONTROLS.items() if control != "shuffled"}
+"""Controls that a score is paired with."""
 PANELS = 6
 
 
@@ -92,7 +93,7 @@ def _called(row: dict[Any, Any]) -> str:
 def _sentence(row: dict[Any, Any]) -> str:
     """Say what a score is worth: it counts only where it passes every control."""
     said = f"{_called(row).capitalize()} is {span(row['value'], row['low'], row['high'])} at layer {row['layer']}"
-    if "shuffled annotations" in row["fails"]:
+    if CONTROLS["shuffled"] in row["fails"]:
         return (
             f"{said}, which is not shown to be above what shuffled annotations reach at their best layer "
             f"({number(row['shuffled_best_high'])})."
@@ -100,15 +101,15 @@ def _sentence(row: dict[Any, Any]) -> str:
     if row["layer0"] >= CEILING:
         return f"{said}, a ceiling: the embedding reaches {number(row['layer0'], 3)}, which leaves next to nothing to add."
     if row["fails"]:
-        below = [name for control, name in NAMES.items() if row[f"{control}_gain_high"] < 0]
+        below = [name for control, name in GAINS.items() if row[f"{control}_gain_high"] < 0]
         further = f" (it is below {listed(below)})" if below else ""
         words = (
             "words may be all that is read"
-            if NAMES["bag_of_words"] in row["fails"]
+            if GAINS["bag_of_words"] in row["fails"]
             else "no layer is shown to add to it"
         )
         return f"{said}, above chance but not above {listed(row['fails'])}{further}: {words}."
-    gains = [_gain(row, control, name) for control, name in NAMES.items()]
+    gains = [_gain(row, control, name) for control, name in GAINS.items()]
     return f"{said}, above all controls: {listed(gains)} on the same texts."
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.corpora.generator import EMOTIONS, aftermaths
-from emoprobe.intervals import mean_interval, prediction_interval
+from emoprobe.intervals import mean_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Measure, Sweep, continuation, steer, sweep
@@ -27,7 +27,7 @@ from emoprobe.study import feelings
 from emoprobe.study.dose import NLL, change, checks, draw_dose, from_untouched, shared_measures
 from emoprobe.study.result import Result
 from emoprobe.study.texts import counted, readable_part, targets
-from emoprobe.study.wording import listed, plain, ranged, span
+from emoprobe.study.wording import beside_one_more, listed, plain, ranged, span
 
 STRENGTHS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 CONTROLS = 10
@@ -168,7 +168,8 @@ def _verdict(
     others = np.concatenate([part.others for part in steered])
     said = [
         f"At s = {highest} {what} changes by {span(*effect, sign=True)}{unit} ({_over(steered)}), with random directions by "
-        f"{ranged(chance, sign=True)} (means over the same concepts): {_compared(effect[0], chance)}.",
+        f"{ranged(chance, sign=True)} (means over the same concepts): "
+        f"{beside_one_more(effect[0], chance, 'random direction')}.",
         f"It rises monotonically with s from {lowest} to {highest} for "
         f"{_which(steered, [part.concept for part in steered if part.monotone])}.",
         "It rises on the whole, by more than one more random direction may be expected to, for "
@@ -185,15 +186,6 @@ def _verdict(
         f"The price at s = {highest} is {span(*cost, digits=3, sign=True)} nats of NLL per token ({_over(steered)})."
     )
     return " ".join(said)
-
-
-def _compared(value: float, chance: Sequence[float]) -> str:
-    """Set a mean over concepts beside the prediction interval of random directions' means over the same concepts."""
-    interval = prediction_interval(chance)
-    if np.isnan(interval).any():
-        return "too few of them to compare with"
-    which = "less than" if value < interval[0] else "more than" if value > interval[1] else "within what"
-    return f"{which} one more random direction may be expected to give ({ranged(interval, sign=True)}, 95 %)"
 
 
 def _over(steered: Sequence[Steered]) -> str:

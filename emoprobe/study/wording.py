@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
+from emoprobe.intervals import FEW_GROUPS, prediction_interval
+
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
-FEW_GROUPS = 15
-"""Below so many groups resamples of them are too alike: the jackknife takes over."""
 
 
 def number(value: float, digits: int = 2, sign: bool = False) -> str:
@@ -42,6 +42,15 @@ def ranged(values: Sequence[float] | Floats, digits: int = 2, sign: bool = False
     """Write where numbers lie, from the lowest to the highest."""
     low, high = float(np.min(values)), float(np.max(values))
     return f"{number(low, digits, sign)} to {number(high, digits, sign)}"
+
+
+def beside_one_more(value: float, chance: Sequence[float], control: str, digits: int = 2) -> str:
+    """Say how a value lies to the 95 % prediction interval of one more `control`; `chance` has the values of those run."""
+    interval = prediction_interval(chance)
+    if np.isnan(interval).any():
+        return "too few of them to compare with"
+    which = "less than" if value < interval[0] else "more than" if value > interval[1] else "within what"
+    return f"{which} one more {control} may be expected to give ({ranged(interval, digits, True)}, 95 %)"
 
 
 def listed(names: Sequence[Any], most: int = 8) -> str:
