@@ -20,10 +20,11 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emoprobe.errors import InputError
+from emoprobe.models.byte_level import BOS, EOS, PAD
 from emoprobe.models.prose import evaluate, train
 from emoprobe.models.prose.corpus import STORIES, Document, held_out_documents, train_documents
 from emoprobe.models.prose.ngrams import KneserNey
-from emoprobe.models.prose.tokens import BOS, EOS, PAD, VOCABULARY, read_tokens
+from emoprobe.models.prose.tokens import VOCABULARY, read_tokens
 
 TINY = train.Size(16, 2, 2, 1, 32, context=16, batch=4, peak=1e-2)
 BOOKS = [  # author, died, split, a word that only this book has

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import pre_tokenizers
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from emoprobe.corpora.generator import EMOTIONS, GeneratedText, aftermaths, generate
+from emoprobe.models.byte_level import train_bpe, wrapped
 
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CONTEXT = 512
 CHUNK = 64  # batches made at a time, so that texts of one length share a batch
 VERBS = sorted(
@@ -88,28 +88,9 @@ def _verb(aftermath: str) -> str:
 
 def train_tokenizer(seed: int, size: int = 1_500) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on 20,000 documents; it puts `<s>` first and pads on the left."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[BOS, EOS, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((d.text for d in islice(documents(seed), 20_000)), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        padding_side="left",
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = (document.text for document in islice(documents(seed), 20_000))
+    return wrapped(train_bpe(texts, size, pieces), CONTEXT)
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
+from emoprobe.models.byte_level import EOS, train_bpe
 from emoprobe.models.prose.corpus import Document
 
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 VOCABULARY = 8_192
 PARAGRAPH = "\n\n"
 # GPT-2's pieces, but line breaks stand alone: a paragraph has the same tokens by itself and in its book.
@@ -31,43 +30,18 @@ def train_tokenizer(documents: Iterable[Document], size: int = VOCABULARY, one_i
 
     One paragraph in nine of the corpus is 20 million characters; more of them hardly changes the entries.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    pieces = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[BOS, EOS, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
     )
     sample = (
         paragraph + PARAGRAPH
         for document in documents
         for paragraph in document.text.split(PARAGRAPH)[::one_in]
     )
-    tokenizer.train_from_iterator(sample, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    return tokenizer
-
-
-def wrapped(tokenizer: Tokenizer, context: int) -> PreTrainedTokenizerFast:
-    """Wrap a tokenizer for transformers; it pads on the left, as generation needs."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        padding_side="left",
-        model_max_length=context,
-        clean_up_tokenization_spaces=False,
-    )
+    return train_bpe(sample, size, pieces)
 
 
 def write_tokens(tokenizer: Tokenizer, documents: Iterable[Document], path: Path) -> None:

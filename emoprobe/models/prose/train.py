@@ -32,17 +32,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from emoprobe.errors import InputError
+from emoprobe.models.byte_level import BOS, EOS, PAD, wrapped
 from emoprobe.models.prose.corpus import held_out_documents, train_documents
-from emoprobe.models.prose.tokens import (
-    BOS,
-    EOS,
-    PAD,
-    Tokens,
-    read_tokens,
-    train_tokenizer,
-    wrapped,
-    write_tokens,
-)
+from emoprobe.models.prose.tokens import Tokens, read_tokens, train_tokenizer, write_tokens
 
 FLOOR = 0.02  # of the peak learning rate: where warm-up starts and the cosine ends
 WARM_UP = 0.02  # of the whole run
