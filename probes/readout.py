@@ -123,8 +123,7 @@ def trace(
     deviations over the tokens of the corpus). Values of a text do not depend on the texts beside it. Raises `InputError` for
     an unknown concept, layer or kind, and a model of another shape than the probes'; warns of one with other weights.
     """
-    if kind not in UNITS:
-        raise InputError(f'kind="{kind}" is not understood: give one of {", ".join(UNITS)}')
+    _check_kind(kind)
     probes.check_model(model)
     texts = (text,) if isinstance(text, str) else tuple(text)
     if not texts:
@@ -133,12 +132,11 @@ def trace(
     wanted = sorted({layer for _, layer in pairs})
     frames: dict[int, pd.DataFrame] = {}
     for part in stream_residuals(model, texts, wanted, batch_size=batch_size):
-        values = torch.stack(
-            [
-                _values(probes, part.stream[wanted.index(layer)], concept, layer, kind)
-                for concept, layer in pairs
-            ]
-        ).cpu()
+        read = [
+            read_stream(probes, part.stream[wanted.index(layer)], layer, kind, [concept])[..., 0]
+            for concept, layer in pairs
+        ]
+        values = torch.stack(read).cpu()
         for row, index in enumerate(part.indices):
             tokens = _tokens(model, part.batch, row)
             real = part.batch.real[row].cpu()
@@ -163,30 +161,49 @@ def _pairs(probes: ProbeSet, concepts: Sequence[str] | None, layers: Layers | No
     return [(name, layer) for name in names for layer in chosen]
 
 
-def _values(probes: ProbeSet, stream: Tensor, concept: str, layer: int, kind: str) -> Tensor:
-    """Return one value per token of a stream (batch, position, d_model): (batch, position)."""
-    row, column = probes.layer_index(layer), probes.concept_index(concept)
+def read_stream(
+    probes: ProbeSet,
+    stream: Tensor,
+    layer: int | float,
+    kind: str = "read_out",
+    concepts: Sequence[str] | None = None,
+) -> Tensor:
+    """Read a residual stream (…, d_model) at `layer` out in one of the units of `trace`: (…, concepts).
+
+    Computed in float32, or in float64 where the stream is. Raises `InputError` for an unknown concept, layer or kind.
+    """
+    _check_kind(kind)
+    row = probes.layer_index(layer)
+    columns = [probes.concept_index(name) for name in (probes.concepts if concepts is None else concepts)]
     x = stream.to(torch.promote_types(stream.dtype, torch.float32))
-    direction, mean = probes.directions[row, column].to(x), probes.reference_mean[row].to(x)
-    if kind == "cosine":
-        return torch.cosine_similarity(x, direction, dim=-1)
-    if kind == "centred_cosine":
-        return torch.cosine_similarity(x - mean, direction, dim=-1)
-    if kind == "z":
-        spread = probes.reference_std[row, column].to(x)
-        return (
-            (x - mean) @ direction / spread.clamp(min=torch.finfo(x.dtype).tiny)
-        )  # 0 where there is no direction
-    along = x @ direction
-    return (
-        along if kind == "dot" else probes.scale[row, column].to(x) * along + probes.offset[row, column].to(x)
+    mean = probes.reference_mean[row].to(x)
+    directions, scale, offset, spread = (
+        part[row, columns].to(x)
+        for part in (probes.directions, probes.scale, probes.offset, probes.reference_std)
     )
+    if kind in ("centred_cosine", "z"):
+        x = x - mean
+    along = x @ directions.T
+    if kind == "read_out":
+        return scale * along + offset
+    if kind == "dot":
+        return along
+    if kind == "z":
+        return along / spread.clamp(min=torch.finfo(x.dtype).tiny)  # 0 where there is no direction
+    lengths = x.norm(dim=-1, keepdim=True) * directions.norm(dim=-1)
+    return along / lengths.clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in UNITS:
+        raise InputError(f'kind="{kind}" is not understood: give one of {", ".join(UNITS)}')
 
 
 def _centre(probes: ProbeSet, concept: str, layer: int, kind: str) -> float:
     if kind not in ("read_out", "dot"):
         return 0.0
-    return float(_values(probes, probes.reference_mean[probes.layer_index(layer)], concept, layer, kind))
+    mean = probes.reference_mean[probes.layer_index(layer)]
+    return float(read_stream(probes, mean, layer, kind, [concept]))
 
 
 def _tokens(model: LiveModel, batch: Batch, row: int) -> list[tuple[str, int, int]]:

@@ -29,7 +29,19 @@ from emoprobe.errors import InputError
 from emoprobe.study.result import Result
 
 FORMAT = 1
-FIELDS = ("name", "title", "question", "method", "finding", "controls", "verdict", "checks", "alt", "remarks")
+FIELDS = (
+    "name",
+    "title",
+    "question",
+    "method",
+    "finding",
+    "controls",
+    "verdict",
+    "checks",
+    "alt",
+    "remarks",
+    "published",
+)
 STORED = ("tables", "results", "figures")
 
 

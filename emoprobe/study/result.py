@@ -42,6 +42,8 @@ class Result:
     svg: str = ""
     remarks: tuple[str, ...] = ()
     """Warnings that came up on the way."""
+    published: str = ""
+    """What was published of the same experiment on another model, with its source; empty where nothing was."""
 
     def __post_init__(self) -> None:
         if self.figure is not None and not self.svg:
@@ -68,6 +70,10 @@ class Result:
         )
         return (
             f"<h3>{escape(self.title)}</h3><p><em>{escape(self.question)}</em> {escape(self.method)}</p>"
-            f"{self.svg[self.svg.find('<svg') :] if self.svg else ''}<p>{escape(self.verdict)}</p><ul>{checks}</ul>"
+            f"{self.svg[self.svg.find('<svg') :] if self.svg else ''}<p>{escape(self.verdict)}</p>"
+            f"{self._published_html()}<ul>{checks}</ul>"
             f"{table}{more}"
         )
+
+    def _published_html(self) -> str:
+        return f"<p><small>Published: {escape(self.published)}</small></p>" if self.published else ""
