@@ -1,6 +1,7 @@
 """Train the ground-truth model from a seed: tokenizer, Llama-architecture weights, files.
 
-    python -m emoprobe.models.ground_truth.train --out DIR --seed 0
+    python -m emoprobe.models.ground_truth.train --out DIR --seed 0 --steps 1500 --batch 32
+    python -m emoprobe.models.ground_truth.train --out DIR --seed 0 --minutes 6 --device cuda
 
 The data are the texts of `emoprobe.corpora.generator` with their aftermaths, generated on the way, no document twice.
 Nothing here knows of probes or steering; what the model is worth is measured in `evaluate.py`.
@@ -10,9 +11,10 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -20,9 +22,11 @@ from rich.progress import Progress
 from tokenizers import pre_tokenizers
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from emoprobe.corpora.generator import EMOTIONS, GeneratedText, aftermaths, generate
+from emoprobe.errors import InputError
 from emoprobe.models.byte_level import train_bpe, wrapped
 
 CONTEXT = 512
@@ -30,6 +34,7 @@ CHUNK = 64  # batches made at a time, so that texts of one length share a batch
 VERBS = sorted(
     {clause.split()[2] for emotion in EMOTIONS for clause in aftermaths(emotion)}
 )  # "Afterwards I …"
+WARM_UP = 0.04  # of the whole run
 NOTHING = -100  # PyTorch's mark of a position that has no target
 
 
@@ -158,20 +163,35 @@ def batches(
             )
 
 
+class _Batches(IterableDataset):  # type: ignore[type-arg]
+    """Let a process of its own make the batches, so that a fast device need not wait for them."""
+
+    def __init__(self, make: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return self._make()
+
+
 def train(
     tokenizer: PreTrainedTokenizerFast,
     *,
     seed: int = 0,
-    steps: int = 5_000,
+    steps: int | None = None,
+    minutes: float | None = None,
     batch: int = 64,
     peak: float = 3e-3,
     look_ahead: float = 0.5,
+    device: str = "cpu",
 ) -> tuple[LlamaForCausalLM, list[float]]:
-    """Train a model with AdamW under a warmed-up cosine schedule and return it with its loss at every step.
+    """Train a model with AdamW under a warmed-up cosine schedule and return it, on the CPU, with its loss at every step.
 
-    On one machine, with the same number of threads, the same arguments give the same weights.
+    The schedule is of so many steps or of so many minutes. With steps, the same arguments give the same weights on one CPU with
+    the same number of threads.
     """
-    model = new_model(tokenizer, seed).train()
+    if (steps is None) == (minutes is None):
+        raise InputError("give either the steps or the minutes of the schedule")
+    model = new_model(tokenizer, seed).to(device).train()
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -179,16 +199,25 @@ def train(
         lr=peak,
         betas=(0.9, 0.98),
     )
-    warmup = min(200, steps // 10 + 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2),
-    )
     losses: list[float] = []
-    verbs = torch.tensor(foreseen(tokenizer))
+    verbs = torch.tensor(foreseen(tokenizer), device=device)
+    made = _Batches(partial(batches, tokenizer, seed, batch))
+    loader = DataLoader(
+        made,
+        batch_size=None,
+        num_workers=int(device != "cpu"),
+        prefetch_factor=64 if device != "cpu" else None,
+    )
+    begun = time.monotonic()
     with Progress() as progress:
-        bar = progress.add_task("training", total=steps)
-        for ids, ahead in islice(batches(tokenizer, seed, batch), steps):
+        bar = progress.add_task("training", total=1.0)
+        for step, (ids, ahead) in zip(count(), loader):
+            over = step / steps if steps else (time.monotonic() - begun) / (60 * (minutes or 1))
+            if over >= 1:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = peak * _rate(over)
+            ids, ahead = ids.to(device), ahead.to(device)
             logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
             loss = cross_entropy(logits, ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id)
             places = ahead[:, :-1].flatten()
@@ -198,13 +227,17 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
             losses.append(loss.item())
             recent = sum(losses[-50:]) / len(losses[-50:])
-            progress.update(bar, advance=1, description=f"loss {recent:.3f}")
+            progress.update(bar, completed=over, description=f"loss {recent:.3f}")
             if len(losses) % 250 == 0:
                 progress.console.print(f"step {len(losses)}: loss {recent:.3f}")
-    return model.eval(), losses
+    return model.cpu().eval(), losses
+
+
+def _rate(over: float) -> float:
+    """Return the learning rate, as a share of its peak, when a share `over` (0 to 1) of the run is over."""
+    return min(0.005 + over / WARM_UP, 0.02 + 0.98 * (1 + math.cos(math.pi * over)) / 2)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -221,18 +254,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5_000)
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, help="length of the schedule in steps")
+    length.add_argument("--minutes", type=float, help="length of the schedule in minutes of training")
     parser.add_argument("--batch", type=int, default=64, help="documents in a step")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(given.device == "cpu")
     start = time.perf_counter()
     tokenizer = train_tokenizer(given.seed)
-    model, losses = train(tokenizer, seed=given.seed, steps=given.steps, batch=given.batch)
+    model, losses = train(
+        tokenizer,
+        seed=given.seed,
+        steps=given.steps,
+        minutes=given.minutes,
+        batch=given.batch,
+        device=given.device,
+    )
     save(model, tokenizer, given.out)
     print(
-        f"{model.num_parameters():,} parameters, last loss {losses[-1]:.3f}, {time.perf_counter() - start:.0f} s"
+        f"{model.num_parameters():,} parameters, {len(losses):,} steps, last loss {losses[-1]:.3f}, "
+        f"{time.perf_counter() - start:.0f} s"
     )
 
 
