@@ -144,11 +144,18 @@ def words_out_of_fold(task: Task, texts: Sequence[str], seed: int = 0) -> Floats
     predicted = np.empty(task.targets.shape)
     for number in np.unique(task.fold):
         test = task.fold == number
-        vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
-        train = vectoriser.fit_transform(words[~test])
-        model = _tuned_on_words(task, train, task.targets[~test], task.group[~test], seed)
-        predicted[test] = model(vectoriser.transform(words[test]))
+        read = fit_words(task, words[~test], task.targets[~test], task.group[~test], seed)
+        predicted[test] = read(words[test])
     return predicted
+
+
+def fit_words(
+    task: Task, texts: Sequence[str], targets: Floats, group: Integers, seed: int = 0
+) -> Callable[[Sequence[str]], Floats]:
+    """Fit the bag of words to texts with targets (texts, concepts) of the task's kind, and return what reads new texts out."""
+    vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    model = _tuned_on_words(task, vectoriser.fit_transform(texts), targets, group, seed)
+    return lambda new: model(vectoriser.transform(new))
 
 
 def _tuned_on_words(
