@@ -1,6 +1,6 @@
-"""Intervals for few values, from Student's t: of a mean, and of one more value of the same kind.
+"""Intervals: of a mean, of one more value of the same kind, and of a correlation.
 
-Both hold for as few as two values where these are independent and about normally distributed. Resampling would not: the
+The first two are from Student's t and hold for as few as two values where these are independent and about normally distributed. Resampling would not: the
 percentiles of resampled means of three values are hardly more than the lowest and the highest of them.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from scipy.stats import t
 Floats = NDArray[np.float64]
 FEW_GROUPS = 15
 """Groups below which resamples of them are too alike for percentiles: Student's t takes over."""
+RESAMPLES = 2000
 
 
 def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float, float]:
@@ -38,3 +40,57 @@ def _around_mean(values: Sequence[float] | Floats, more: float) -> tuple[float, 
     mean = float(known.mean())
     reach = float(t.ppf(0.975, n - 1) * known.std(ddof=1) * math.sqrt(more + 1 / n))
     return mean, mean - reach, mean + reach
+
+
+def correlation(
+    x: Floats, y: Floats, groups: np.ndarray[Any, Any], seed: int = 0
+) -> tuple[float, float, float]:
+    """Return Pearson's r of x and y (n,) and its 95 % interval over whole groups; pairs with NaN are left out.
+
+    The interval is that of the percentiles of r over resamples of groups, and with fewer than 15 groups the jackknife's (each
+    group left out once), on Fisher's z with Student's t. NaN bounds for one group, all NaN where there is nothing to correlate.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    member = np.unique(groups[known], return_inverse=True)[1]
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return np.nan, np.nan, np.nan
+    x, y = x - x.mean(), y - y.mean()
+    moments = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y])
+    sums = [np.bincount(member, weights=row).astype(float) for row in moments]
+    per_group: Floats = np.stack(sums, axis=1)  # (groups, moments)
+    r = float(_r(per_group.sum(0, keepdims=True))[0])
+    if len(per_group) < 2:
+        return r, np.nan, np.nan
+    low, high = _jackknifed(r, per_group) if len(per_group) < FEW_GROUPS else _resampled(per_group, seed)
+    return r, low, high
+
+
+def _jackknifed(r: float, per_group: Floats) -> tuple[float, float]:
+    """Return the interval of r from how much it changes as each group's sums (groups, moments) are left out."""
+    count = len(per_group)
+    left_out = _z(_r(per_group.sum(0) - per_group))
+    error = np.sqrt((count - 1) * left_out.var())  # Tukey's: (G − 1) / G times the sum of squares
+    low, high = np.tanh(_z(r) + np.array([-1, 1]) * t.ppf(0.975, count - 1) * error)
+    return float(low), float(high)
+
+
+def _resampled(per_group: Floats, seed: int) -> tuple[float, float]:
+    """Return the interval of r over resamples of groups, each given by its sums (groups, moments)."""
+    drawn = np.random.default_rng(seed).integers(len(per_group), size=(RESAMPLES, len(per_group)))
+    counts = np.stack([np.bincount(row, minlength=len(per_group)) for row in drawn]).astype(float)
+    low, high = np.nanquantile(_r(counts @ per_group), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _z(r: float | Floats) -> Floats:
+    """Return Fisher's z of a correlation, finite for a perfect one as well."""
+    z: Floats = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    return z
+
+
+def _r(sums: Floats) -> Floats:
+    n, x, y, xy, xx, yy = sums.T
+    spread = np.sqrt(np.maximum(xx - x * x / n, 0) * np.maximum(yy - y * y / n, 0))
+    result: Floats = np.divide(xy - x * y / n, spread, out=np.full_like(spread, np.nan), where=spread > 1e-12)
+    return result
