@@ -1,7 +1,8 @@
 """Intervals: of a mean, of one more value of the same kind, and of a correlation.
 
-The first two are from Student's t and hold for as few as two values where these are independent and about normally distributed. Resampling would not: the
-percentiles of resampled means of three values are hardly more than the lowest and the highest of them.
+The first two are from Student's t and hold for as few as two values where these are independent and about normally
+distributed. Resampling would not: the percentiles of resampled means of three values are hardly more than the lowest and the
+highest of them.
 """
 
 from __future__ import annotations

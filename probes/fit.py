@@ -15,23 +15,22 @@ from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from emoprobe.activations import Pool, pooling, stream_residuals
+from emoprobe.activations import Pool
 from emoprobe.artefacts import versions
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import Floats, LinearReadOut, fit_for
+from emoprobe.probes.estimators import Fit, Floats, LinearReadOut, fit_for
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.tasks import LABELS, Task, plan
+from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
 from emoprobe.probes.validation import SHUFFLE_TEXTS, bag_of_words, cross_validate, expected_range, times
 
 ESTIMATORS = ("auto", "mean_difference", "ridge", "logistic")
 SMALL = 2**24
 """Features of a layer, texts × d_model, below which probes are fitted on one thread."""
-SPREAD_TEXTS = 512
-"""Texts on whose tokens the spread along each direction is measured."""
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
 MEASURED = [
     "value",
@@ -82,7 +81,7 @@ def fit_probes(
     estimators = _estimators(estimator, tasks)
     texts = corpus.texts
     captured = tuple(sorted({0, *chosen}))  # layer 0 is a control, asked for or not
-    tokens = _Tokens(pool)
+    tokens = TokenMeans(pool)
     features = model.capture(texts, captured, tokens, start=start, batch_size=batch_size, progress=progress)
     _check_finite(features, captured, model.name)
 
@@ -91,9 +90,9 @@ def fit_probes(
     small = features.shape[0] * features.shape[-1] < SMALL
     with Progress(transient=True, disable=not progress) as bar, threadpool_limits(1 if small else None):
         found = [
-            _probe(
+            probe_layers(
                 task,
-                estimators[task.kind],
+                fit_for(estimators[task.kind], task.kind, task.exclusive),
                 features[task.rows],
                 [texts[row] for row in task.rows],
                 captured,
@@ -108,7 +107,7 @@ def fit_probes(
     }
     directions, scale, offset = _stacked(tasks, [read_outs for _, read_outs in found], list(kinds))
     kept = [captured.index(layer) for layer in chosen]
-    mean, sample = tokens.mean[kept], _sample(texts, seed)
+    mean, sample = tokens.mean[kept], sampled(texts, seed)
     return ProbeSet(
         model=model.name,
         n_layers=model.n_layers,
@@ -121,9 +120,9 @@ def fit_probes(
         scale=scale[kept],
         offset=offset[kept],
         reference_mean=mean,
-        reference_std=_spread(model, sample, chosen, directions[kept], mean, start, batch_size),
+        reference_std=token_spread(model, sample, chosen, directions[kept], mean, start, batch_size),
         residual_norms=tokens.norm[kept],
-        scores=_tidy(pd.concat([scores for scores, _ in found]), chosen, [LABELS, *kinds]),
+        scores=tidied(pd.concat([scores for scores, _ in found]), chosen, [LABELS, *kinds]),
         metadata={
             "estimators": estimators,
             "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
@@ -143,21 +142,21 @@ def fit_probes(
     )
 
 
-def _probe(
+def probe_layers(
     task: Task,
-    estimator: str,
+    fit: Fit,
     features: Tensor,
     texts: Sequence[str],
     layers: Sequence[int],
     options: tuple[int, int, int],
     bar: Progress,
 ) -> tuple[pd.DataFrame, list[LinearReadOut]]:
-    """Return a task's scores at all layers, and the read-outs fitted on all of its texts.
+    """Return a task's scores at all layers, with their controls, and the read-outs fitted on all of its texts.
 
-    `features` is (texts, layers, d_model); `options` are the numbers of resamples and permutations, and the seed.
+    `features` is (texts, layers, d_model), the first layer being the embedding; `options` are the numbers of resamples and
+    permutations, and the seed.
     """
     bootstrap, permutations, seed = options
-    fit = fit_for(estimator, task.kind, task.exclusive)
     weights = metrics.weighting(task.group, task.fold, bootstrap, seed)
     controls = {"bag_of_words": bag_of_words(task, texts, weights, seed)}
     scores: list[pd.DataFrame] = []
@@ -224,32 +223,6 @@ def _estimators(estimator: str, tasks: Sequence[Task]) -> dict[str, str]:
     return {kind: estimator if both else auto[kind] for kind in sorted(kinds)}
 
 
-class _Tokens:
-    """Pool texts as `capture` would, and add up over single tokens on the way."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pooling(pool)
-        self._vectors = self._norms = torch.zeros(1, dtype=torch.float64)
-        self._count = 0
-
-    def __call__(self, stream: Tensor, counted: Tensor) -> Tensor:
-        weight = counted.to(stream)
-        self._vectors = self._vectors + torch.einsum("lbpd,bp->ld", stream, weight).double().cpu()
-        self._norms = self._norms + torch.einsum("lbp,bp->l", stream.norm(dim=-1), weight).double().cpu()
-        self._count += int(counted.sum())
-        return self._pool(stream, counted)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean residual vector over tokens, float32 (layers, d_model)."""
-        return (self._vectors / self._count).float()
-
-    @property
-    def norm(self) -> Tensor:
-        """Mean norm of the residual stream over tokens, float32 (layers,)."""
-        return (self._norms / self._count).float()
-
-
 def _check_finite(features: Tensor, layers: Sequence[int], name: str) -> None:
     finite = torch.isfinite(features).all(dim=-1).all(dim=0)
     if not bool(finite.all()):
@@ -259,35 +232,7 @@ def _check_finite(features: Tensor, layers: Sequence[int], name: str) -> None:
         )
 
 
-def _sample(texts: Sequence[str], seed: int) -> list[str]:
-    order = np.random.default_rng(seed).permutation(len(texts))
-    return [texts[row] for row in np.sort(order[:SPREAD_TEXTS])]
-
-
-def _spread(
-    model: LiveModel,
-    texts: Sequence[str],
-    layers: Sequence[int],
-    directions: Tensor,
-    mean: Tensor,
-    start: int,
-    batch_size: int,
-) -> Tensor:
-    """Return the standard deviation over tokens along each direction, float32 (layers, concepts)."""
-    first = second = torch.zeros(1, dtype=torch.float64)
-    count = 0
-    for part in stream_residuals(model, texts, layers, batch_size=batch_size):
-        counted = part.counted(start)
-        vectors = part.stream[:, counted].float()  # (layers, tokens, d_model)
-        # Far from the origin a variance loses its digits, so it is taken around the corpus mean.
-        centred = vectors - mean.to(vectors)[:, None]
-        along = torch.einsum("ltd,lcd->ltc", centred, directions.to(vectors)).double().cpu()
-        first, second = first + along.sum(1), second + (along**2).sum(1)
-        count += int(counted.sum())
-    return (second / count - (first / count) ** 2).clamp(min=0).sqrt().float()
-
-
-def _tidy(scores: pd.DataFrame, layers: Sequence[int], concepts: Sequence[str]) -> pd.DataFrame:
+def tidied(scores: pd.DataFrame, layers: Sequence[int], concepts: Sequence[str]) -> pd.DataFrame:
     """Keep the layers and concepts that were asked for, in order."""
     scores = scores[scores.layer.isin(layers) & scores.concept.isin(concepts)]
     rank = {concept: place for place, concept in enumerate(concepts)}

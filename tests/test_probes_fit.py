@@ -14,8 +14,9 @@ from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.probes import ProbeSet, fit_probes, metrics
 from emoprobe.probes.estimators import fit_for
-from emoprobe.probes.fit import _probe, _sample
+from emoprobe.probes.fit import probe_layers
 from emoprobe.probes.tasks import Task, grouped_folds, plan
+from emoprobe.probes.tokens import sampled
 from emoprobe.probes.validation import out_of_fold
 
 QUICK: dict[str, Any] = {"permutations": 0, "bootstrap": 0, "progress": False}
@@ -85,7 +86,9 @@ def test_the_best_of_many_layers_is_held_to_the_best_of_shuffled_ones() -> None:
         task = Task("dimension", False, ("noise",), np.arange(90), targets, group, grouped_folds(group, 5))
         features = torch.from_numpy(generator.normal(size=(90, 12, 8))).float()
         bar = Progress(disable=True)
-        scores, _ = _probe(task, "ridge", features, ["text"] * 90, range(12), (0, 2, seed), bar)
+        scores, _ = probe_layers(
+            task, fit_for("ridge", "dimension"), features, ["text"] * 90, range(12), (0, 2, seed), bar
+        )
         best = scores.loc[scores.reset_index(drop=True).value.idxmax() == np.arange(len(scores))].iloc[0]
         naive += best.value > best.shuffled_high
         corrected += best.value > best.shuffled_best_high
@@ -166,8 +169,8 @@ def test_reference_statistics_are_those_of_the_corpus_s_tokens() -> None:
 
 def test_the_spread_is_measured_on_a_seeded_sample_of_a_large_corpus() -> None:
     written = [f"text {row}" for row in range(2000)]
-    sample = _sample(written, 0)
-    assert len(set(sample)) == 512 and sample == _sample(written, 0) != _sample(written, 1)
+    sample = sampled(written, 0)
+    assert len(set(sample)) == 512 and sample == sampled(written, 0) != sampled(written, 1)
     assert [written.index(text) for text in sample] == sorted(written.index(text) for text in sample)
 
 

@@ -1,0 +1,74 @@
+"""Statistics of single tokens, gathered while texts are read: what probes are centred on, and their units.
+
+Which tokens count is said by `emoprobe.models.live.Batch.counted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emoprobe.activations import Pool, pooling, stream_residuals
+from emoprobe.models.live import LiveModel
+
+SPREAD_TEXTS = 512
+"""Texts on whose tokens the spread along each direction is measured."""
+
+
+class TokenMeans:
+    """Pool texts as `capture` would, and add up over single tokens on the way."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pooling(pool)
+        self._vectors = self._norms = torch.zeros(1, dtype=torch.float64)
+        self._count = 0
+
+    def __call__(self, stream: Tensor, counted: Tensor) -> Tensor:
+        # A product with the mask would keep the NaN that some models compute at padding.
+        vectors = stream.where(counted[..., None], 0)
+        self._vectors = self._vectors + vectors.sum((1, 2)).double().cpu()
+        self._norms = self._norms + vectors.norm(dim=-1).sum((1, 2)).double().cpu()
+        self._count += int(counted.sum())
+        return self._pool(stream, counted)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean residual vector over tokens, float32 (layers, d_model)."""
+        return (self._vectors / self._count).float()
+
+    @property
+    def norm(self) -> Tensor:
+        """Mean norm of the residual stream over tokens, float32 (layers,)."""
+        return (self._norms / self._count).float()
+
+
+def token_spread(
+    model: LiveModel,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    directions: Tensor,
+    mean: Tensor,
+    start: int,
+    batch_size: int,
+) -> Tensor:
+    """Return the standard deviation over tokens along each direction, float32 (layers, concepts)."""
+    first = second = torch.zeros(1, dtype=torch.float64)
+    count = 0
+    for part in stream_residuals(model, texts, layers, batch_size=batch_size):
+        counted = part.counted(start)
+        vectors = part.stream[:, counted].float()  # (layers, tokens, d_model)
+        # Far from the origin a variance loses its digits, so it is taken around the corpus mean.
+        centred = vectors - mean.to(vectors)[:, None]
+        along = torch.einsum("ltd,lcd->ltc", centred, directions.to(vectors)).double().cpu()
+        first, second = first + along.sum(1), second + (along**2).sum(1)
+        count += int(counted.sum())
+    return (second / count - (first / count) ** 2).clamp(min=0).sqrt().float()
+
+
+def sampled(texts: Sequence[str], seed: int) -> list[str]:
+    """Return at most SPREAD_TEXTS of the texts, drawn at random and kept in order."""
+    order = np.random.default_rng(seed).permutation(len(texts))
+    return [texts[row] for row in np.sort(order[:SPREAD_TEXTS])]
