@@ -1,0 +1,120 @@
+"""What probes are fitted to: the pooled residual streams of a corpus at some layers, and the tasks that the corpus gives.
+
+One pass over the texts serves all layers and concepts, and every fit on some of the texts. Layer 0, the embedding, is always
+among the layers: it is a control, asked for or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from threadpoolctl import threadpool_limits
+from torch import Tensor, isfinite
+
+from emoprobe.activations import Pool
+from emoprobe.corpora import Corpus
+from emoprobe.errors import InputError
+from emoprobe.layers import Layers, resolve_layers
+from emoprobe.models.live import LiveModel
+from emoprobe.probes.estimators import Fit, Floats, fit_for
+from emoprobe.probes.tasks import Task, plan
+
+ESTIMATORS = ("auto", "mean_difference", "ridge", "logistic")
+SMALL = 2**24
+"""Features of a layer, texts × d_model, below which probes are fitted on one thread."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Hold a corpus's texts as vectors: `vectors` is float32 (texts, layers, d_model), its layers those of `layers`.
+
+    `chosen` are the layers that were asked for, and `concepts` those that the tasks fit and that were asked for; `estimators`
+    says which estimator each kind of concept gets.
+    """
+
+    tasks: list[Task]
+    concepts: tuple[str, ...]
+    estimators: dict[str, str]
+    chosen: tuple[int, ...]
+    layers: tuple[int, ...]
+    texts: list[str]
+    vectors: Tensor
+
+    def fit(self, task: Task) -> Fit:
+        """Return the function that fits a task's probes."""
+        return fit_for(self.estimators[task.kind], task.kind, task.exclusive)
+
+    def at(self, layer: int, task: Task) -> Floats:
+        """Return the vectors of a task's texts at a layer, float64 (texts, d_model)."""
+        found: Floats = self.vectors[task.rows, self.layers.index(layer)].double().numpy()
+        return found
+
+    def texts_of(self, task: Task) -> list[str]:
+        """Return a task's texts."""
+        return [self.texts[row] for row in task.rows]
+
+
+def read_features(
+    model: LiveModel,
+    corpus: Corpus,
+    layers: Layers = "all",
+    *,
+    estimator: str = "auto",
+    concepts: Sequence[str] | str | None = None,
+    pool: Pool = "mean",
+    start: int = 1,
+    folds: int = 5,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> Features:
+    """Read a corpus once, at layer 0 and `layers`; options are as in `fit_probes`, and so is what is refused."""
+    concepts = [concepts] if isinstance(concepts, str) else concepts
+    chosen = tuple(sorted(resolve_layers(layers, model.n_layers)))
+    captured = tuple(sorted({0, *chosen}))
+    tasks = plan(corpus, concepts, folds, seed)
+    estimators = estimators_for(estimator, tasks)
+    vectors = model.capture(
+        corpus.texts, captured, pool, start=start, batch_size=batch_size, progress=progress
+    )
+    check_finite(vectors, captured, model.name)
+    fitted = {name for task in tasks for name in task.concepts}
+    asked = tuple(
+        name for name, _ in corpus.concepts if name in fitted and (not concepts or name in concepts)
+    )
+    return Features(tasks, asked, estimators, chosen, captured, corpus.texts, vectors)
+
+
+def estimators_for(estimator: str, tasks: Sequence[Task]) -> dict[str, str]:
+    """Say which estimator each kind of concept gets.
+
+    Raises `InputError` for one that is not among ESTIMATORS, and for "logistic" without labels.
+    """
+    if estimator not in ESTIMATORS:
+        known = ", ".join(f'"{name}"' for name in ESTIMATORS)
+        raise InputError(f'estimator="{estimator}" is not understood: give one of {known}')
+    auto = {"label": "logistic", "dimension": "ridge"}
+    kinds = {task.kind for task in tasks}
+    if estimator == "logistic" and kinds == {"dimension"}:
+        raise InputError('estimator="logistic" is for labels, and these concepts are dimensions: use "ridge"')
+    both = estimator in ("ridge", "mean_difference")
+    return {kind: estimator if both else auto[kind] for kind in sorted(kinds)}
+
+
+def check_finite(vectors: Tensor, layers: Sequence[int], name: str) -> None:
+    """Raise `InputError` where vectors (texts, layers, d_model) hold what is infinite or NaN."""
+    finite = isfinite(vectors).all(dim=-1).all(dim=0)
+    if not bool(finite.all()):
+        broken = [layer for layer, fine in zip(layers, finite.tolist(), strict=True) if not fine]
+        raise InputError(
+            f"the residual stream of {name} is infinite or NaN at layers {broken}: load the model in another dtype"
+        )
+
+
+def few_threads(vectors: Tensor) -> threadpool_limits:
+    """Return a context in which probes of vectors (texts, layers, d_model) are fitted on one thread where these are few.
+
+    A solver of many small steps spends its time starting threads, many times over where cores are shared.
+    """
+    return threadpool_limits(1 if len(vectors) * vectors.shape[-1] < SMALL else None)
