@@ -11,10 +11,9 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from rich.progress import Progress
 from tokenizers import pre_tokenizers
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from emoprobe.corpora.generator import EMOTIONS, GeneratedText, aftermaths, generate
@@ -34,6 +33,7 @@ CHUNK = 64  # batches made at a time, so that texts of one length share a batch
 VERBS = sorted(
     {clause.split()[2] for emotion in EMOTIONS for clause in aftermaths(emotion)}
 )  # "Afterwards I …"
+WORKERS = 6  # processes that make batches for a GPU
 WARM_UP = 0.04  # of the whole run
 NOTHING = -100  # PyTorch's mark of a position that has no target
 
@@ -46,14 +46,16 @@ class Document:
     ahead: tuple[tuple[int, int, str], ...] = ()
 
 
-def documents(seed: int) -> Iterator[Document]:
+def documents(seed: int, part: int = 0, parts: int = 1) -> Iterator[Document]:
     """Yield training documents without end: mostly a text with its aftermath, now and then something less tidy.
+
+    Processes that share the work each take a `part` of so many `parts`; no two of them make the same document.
 
     One in seven is a pair of documents, an aftermath before its cause, or starts in mid-sentence, so that the model
     is not lost in other places than the beginning of a story.
     """
-    rng = random.Random(seed)
-    for chunk in range(1_000_000):
+    rng = random.Random(seed + 7_919 * part)
+    for chunk in range(part, 1_000_000, parts):
         # Evaluation takes small seeds; these never coincide with them.
         start = 10_000_000 * (seed + 1) + 2 * chunk
         texts = generate(1_300, seed=start, forms=("first", "third")) + generate(
@@ -133,13 +135,13 @@ def foreseen(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, size: int
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: int, part: int = 0, parts: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield token ids and look-ahead targets, both (batch, length), of documents of about one length.
 
     Documents are closed by `</s>` and padded on the right. A target is an index into `foreseen`, or `NOTHING`.
     """
-    rng, stream = random.Random(seed), documents(seed)
+    rng, stream = random.Random(seed), documents(seed, part, parts)
     place = {token: i for i, token in enumerate(foreseen(tokenizer))}
     verbs = {v: place[tokenizer(" " + v, add_special_tokens=False)["input_ids"][0]] for v in VERBS}
     while True:
@@ -164,13 +166,32 @@ def batches(
 
 
 class _Batches(IterableDataset):  # type: ignore[type-arg]
-    """Let a process of its own make the batches, so that a fast device need not wait for them."""
+    """Let processes of their own make the batches, so that a fast device need not wait for them."""
 
-    def __init__(self, make: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]) -> None:
-        self._make = make
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, size: int) -> None:
+        self._made_of = tokenizer, seed, size
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return self._make()
+        worker = get_worker_info()
+        return batches(*self._made_of, worker.id, worker.num_workers)
+
+
+def _prepared(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: int, device: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the batches, made on the way for a CPU and ahead of time for anything faster."""
+    if device == "cpu":
+        return batches(tokenizer, seed, size)
+    # Spawned: a process forked off one that has used the tokenizer's threads may wait for them forever.
+    return iter(
+        DataLoader(
+            _Batches(tokenizer, seed, size),
+            batch_size=None,
+            num_workers=WORKERS,
+            prefetch_factor=CHUNK,
+            multiprocessing_context="spawn",
+        )
+    )
 
 
 def train(
@@ -201,17 +222,11 @@ def train(
     )
     losses: list[float] = []
     verbs = torch.tensor(foreseen(tokenizer), device=device)
-    made = _Batches(partial(batches, tokenizer, seed, batch))
-    loader = DataLoader(
-        made,
-        batch_size=None,
-        num_workers=int(device != "cpu"),
-        prefetch_factor=64 if device != "cpu" else None,
-    )
+    prepared = _prepared(tokenizer, seed, batch, device)
     begun = time.monotonic()
     with Progress() as progress:
         bar = progress.add_task("training", total=1.0)
-        for step, (ids, ahead) in zip(count(), loader):
+        for step, (ids, ahead) in enumerate(prepared):
             over = step / steps if steps else (time.monotonic() - begun) / (60 * (minutes or 1))
             if over >= 1:
                 break
