@@ -166,11 +166,13 @@ class ProbeSet:
                 stacklevel=3,
             )
 
-    def logit_lens(self, model: LiveModel, layer: int | float, top: int = 10) -> pd.DataFrame:
-        """Return the tokens that each direction promotes and suppresses; see `emoprobe.probes.readout.logit_lens`."""
-        from emoprobe.probes.readout import logit_lens
+    def logit_lens(
+        self, model: LiveModel, layer: int | float, top: int = 10, *, words: str = "text", merge: bool = False
+    ) -> pd.DataFrame:
+        """Return the tokens that each direction promotes and suppresses; see `emoprobe.probes.lens.logit_lens`."""
+        from emoprobe.probes.lens import logit_lens
 
-        return logit_lens(model, self, layer, top)
+        return logit_lens(model, self, layer, top, words=words, merge=merge)
 
     def geometry(
         self, layer: int | float, norms: Mapping[str, Mapping[str, float]] | None = None

@@ -1,14 +1,16 @@
-"""Reading probes out: along the tokens of a text, and through the unembedding.
+"""Reading probes out along the tokens of a text.
 
-`trace` gives one number per token, concept and layer, in one of five units; which one is always said. This file knows nothing
-of how probes are fitted.
+`trace` gives one number per token, concept and layer, in one of five units; which one is always said. Two of these, z-scores
+and centred cosines, are about how a corpus's tokens lie: those that the probes were fitted on, or those of a `reference`. This
+file knows nothing of how probes are fitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,18 +20,24 @@ from torch import Tensor
 
 from emoprobe import drawing
 from emoprobe.activations import stream_residuals
+from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import Batch, LiveModel
+from emoprobe.probes.lens import logit_lens as logit_lens  # where it once stood
 from emoprobe.probes.probe_set import ProbeSet
+
+if TYPE_CHECKING:
+    from emoprobe.probes.reference_corpus import Reference
 
 UNITS = {
     "read_out": "read-out (the annotation's units; logits for labels)",
     "dot": "u·x",
     "cosine": "cosine of u and x",
-    "centred_cosine": "cosine of u and x minus the corpus mean",
-    "z": "standard deviations of u·x over the corpus's tokens",
+    "centred_cosine": "cosine of u and x minus the mean token",
+    "z": "standard deviations of u·x from the mean token",
 }
+OWN_CORPUS = "the probes' corpus"
 ABOVE, BELOW = (213, 94, 0), (0, 114, 178)
 """Vermilion and blue of Okabe and Ito, which everyone can tell apart."""
 
@@ -47,11 +55,41 @@ class Trace:
     """(concept, layer) -> the value that is shown uncoloured: that of the corpus's mean token, or 0 where there is none."""
     start: int = 1
     """Tokens before this one do not set the scale of colours: in most models the first token is an attention sink."""
+    reference: str = OWN_CORPUS
+    """The corpus whose mean token and spread the values are about."""
+    window: int = 1
+    """Tokens that each value is the mean of, see `smoothed`."""
+
+    @property
+    def unit(self) -> str:
+        """What the values are, in words."""
+        about = f", of {self.reference}" if self.kind in ("z", "centred_cosine") else ""
+        over = f"; mean of {self.window} tokens" if self.window > 1 else ""
+        return f"{UNITS[self.kind]}{about}{over}"
 
     def __repr__(self) -> str:
         pairs = ", ".join(f"{concept} at layer {layer}" for concept, layer in self.centres)
         tokens = len(self.frame) // max(1, len(self.centres))
-        return f"<Trace of {len(self.texts)} texts, {tokens} tokens: {pairs}; {UNITS[self.kind]}>"
+        return f"<Trace of {len(self.texts)} texts, {tokens} tokens: {pairs}; {self.unit}>"
+
+    def smoothed(self, window: int) -> Trace:
+        """Return the trace with each value replaced by the mean over `window` tokens around it, for display.
+
+        Fewer at the ends of a text; tokens before `start` are left as they are and have no part in the others. What is shown
+        says so. Raises `InputError` unless `window` is odd and positive, and for a trace that is smoothed already.
+        """
+        if window < 1 or window % 2 == 0:
+            raise InputError(f"window={window}: give an odd number of tokens, so that each is in the middle")
+        if self.window > 1:
+            raise InputError(
+                f"this trace is a mean of {self.window} tokens already: smooth the one it was made of"
+            )
+        later = self.frame[self.frame.position >= self.start]
+        along = later.groupby(["text", "concept", "layer"], sort=False).value
+        means = along.rolling(window, center=True, min_periods=1).mean().droplevel([0, 1, 2])
+        values = self.frame.value.copy()
+        values[means.index] = means
+        return replace(self, frame=self.frame.assign(value=values), window=window)
 
     def coloured(self) -> pd.DataFrame:
         """Return the frame with a column `colour` in [-1, 1]: how far above or below its centre each value is shown."""
@@ -74,13 +112,13 @@ class Trace:
                 ]
                 rows.append(_row(text, _titled((concept, layer)), of_text))
         caption = (
-            f"{UNITS[self.kind]}. Orange: above, blue: below {self._centre_in_words()}; the strongest colour is the 99th "
+            f"{self.unit}. Orange: above, blue: below {self._centre_in_words()}; the strongest colour is the 99th "
             "percentile of each row's concept."
         )
         return f'<div style="line-height:1.7">{"".join(rows)}<p><small>{escape(caption)}</small></p></div>'
 
     def _centre_in_words(self) -> str:
-        return "the mean token of the probes' corpus" if self.kind in ("read_out", "dot") else "0"
+        return f"the mean token of {self.reference}" if self.kind in ("read_out", "dot") else "0"
 
     def plot(self, text: int = 0) -> Figure:
         """Draw one text: tokens from left to right, one line of coloured fields per concept and layer."""
@@ -88,7 +126,7 @@ class Trace:
         part = part[part.text == text]
         if part.empty:
             raise InputError(f"text {text} is not in this trace: it has 0 to {len(self.texts) - 1}")
-        tokens = part.drop_duplicates("position").sort_values("position").token.map(_visible).tolist()
+        tokens = part.drop_duplicates("position").sort_values("position").token.map(visible).tolist()
         field = np.stack(
             [part[(part.concept == c) & (part.layer == layer)].colour.to_numpy() for c, layer in self.centres]
         )
@@ -101,7 +139,7 @@ class Trace:
             axes.set_yticks(range(len(field)), [_titled(pair) for pair in self.centres], parse_math=False)
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-            axes.set_title(UNITS[self.kind])
+            axes.set_title(self.unit)
             figure.colorbar(image, ax=axes, label=f"away from {self._centre_in_words()}")
         return figure
 
@@ -114,21 +152,24 @@ def trace(
     concepts: Sequence[str] | None = None,
     layers: Layers | None = None,
     kind: str = "read_out",
+    reference: Reference | None = None,
     batch_size: int = 32,
 ) -> Trace:
     """Read probes out at every token of one text or several.
 
     `concepts` are by default all, `layers` the best one of each concept. `kind` is "read_out" (in the annotation's units, or
-    logits), "dot" (u·x), "cosine" (of u and x), "centred_cosine" (of u and x less the corpus mean) or "z" (u·x in standard
-    deviations over the tokens of the corpus). Values of a text do not depend on the texts beside it. Raises `InputError` for
-    an unknown concept, layer or kind, and a model of another shape than the probes'; warns of one with other weights.
+    logits), "dot" (u·x), "cosine" (of u and x), "centred_cosine" (of u and x less the mean token) or "z" (u·x in standard
+    deviations over tokens from the mean token). Mean and spread are those of the tokens that the probes were fitted on, or of a
+    `reference`. Values of a text do not depend on the texts beside it. Raises `InputError` for an unknown concept, layer or
+    kind, a reference of other probes, and a model of another shape than the probes'; warns of one with other weights.
     """
     _check_kind(kind)
     probes.check_model(model)
+    probes = probes if reference is None else reference.applied_to(probes)
     texts = (text,) if isinstance(text, str) else tuple(text)
     if not texts:
         raise InputError("no text was given")
-    pairs = _pairs(probes, concepts, layers)
+    pairs = concepts_and_layers(probes, concepts, layers)
     wanted = sorted({layer for _, layer in pairs})
     frames: dict[int, pd.DataFrame] = {}
     for part in stream_residuals(model, texts, wanted, batch_size=batch_size):
@@ -138,15 +179,19 @@ def trace(
         ]
         values = torch.stack(read).cpu()
         for row, index in enumerate(part.indices):
-            tokens = _tokens(model, part.batch, row)
+            tokens = tokens_of(model, part.batch, row)
             real = part.batch.real[row].cpu()
             frames[index] = _frame(index, tokens, pairs, kind, values[:, row, real])
     ordered = pd.concat([frames[index] for index in range(len(texts))], ignore_index=True)
-    centres = {pair: _centre(probes, *pair, kind) for pair in pairs}
-    return Trace(texts, kind, ordered, centres, int(probes.metadata.get("start", 1)))
+    centres = {pair: centre(probes, *pair, kind) for pair in pairs}
+    named = OWN_CORPUS if reference is None else reference.name
+    return Trace(texts, kind, ordered, centres, first_counted(probes), named)
 
 
-def _pairs(probes: ProbeSet, concepts: Sequence[str] | None, layers: Layers | None) -> list[tuple[str, int]]:
+def concepts_and_layers(
+    probes: ProbeSet, concepts: Sequence[str] | None, layers: Layers | None
+) -> list[tuple[str, int]]:
+    """Return what is read: each concept, by default all, at its best layer or at each of `layers` ("all": all probed)."""
     names = (
         [concepts] if isinstance(concepts, str) else list(probes.concepts if concepts is None else concepts)
     )
@@ -199,14 +244,20 @@ def _check_kind(kind: str) -> None:
         raise InputError(f'kind="{kind}" is not understood: give one of {", ".join(UNITS)}')
 
 
-def _centre(probes: ProbeSet, concept: str, layer: int, kind: str) -> float:
+def first_counted(probes: ProbeSet) -> int:
+    """Return the position of the first token that belongs into statistics."""
+    return int(probes.metadata.get("start", 1))
+
+
+def centre(probes: ProbeSet, concept: str, layer: int, kind: str) -> float:
+    """Return what a concept reads at the mean token, or 0 where the unit is about it already."""
     if kind not in ("read_out", "dot"):
         return 0.0
     mean = probes.reference_mean[probes.layer_index(layer)]
     return float(read_stream(probes, mean, layer, kind, [concept]))
 
 
-def _tokens(model: LiveModel, batch: Batch, row: int) -> list[tuple[str, int, int]]:
+def tokens_of(model: LiveModel, batch: Batch, row: int) -> list[tuple[str, int, int]]:
     """Return (token, start, end) of the real tokens of one text."""
     ids = batch.input_ids[row][batch.real[row]].tolist()
     names = [str(name) for name in model.tokenizer.convert_ids_to_tokens(ids)]
@@ -242,48 +293,39 @@ def _row(text: str, title: str, tokens: pd.DataFrame) -> str:
         if stop > start:  # else a special token, or a tokenizer that does not know where its tokens lie
             pieces.append(escape(text[end:start]))
             shown, end = text[max(end, start) : stop] or "·", max(end, stop)
-        red, green, blue = ABOVE if colour > 0 else BELOW
-        style = f"background:rgba({red},{green},{blue},{0.6 * abs(colour):.2f})"
-        pieces.append(f'<span style="{style}" title="{token["value"]:.3g}">{escape(shown)}</span>')
+        pieces.append(f'<span style="{shade(colour)}" title="{token["value"]:.3g}">{escape(shown)}</span>')
     pieces.append(escape(text[end:]) if tokens.end.max() >= 0 else "")
     return f'<div style="white-space:pre-wrap"><b>{escape(title)}</b>  {"".join(pieces)}</div>'
+
+
+def shade(colour: float) -> str:
+    """Return the CSS of a ground for a colour in [-1, 1]."""
+    red, green, blue = ABOVE if colour > 0 else BELOW
+    return f"background:rgba({red},{green},{blue},{0.6 * abs(colour):.2f})"
 
 
 def _titled(pair: tuple[str, int]) -> str:
     return f"{pair[0]}, layer {pair[1]}"
 
 
-def _visible(token: str) -> str:
+def visible(token: str) -> str:
+    """Return a token as it can be written below an axis."""
     return token.replace("\n", "⏎").strip(" ") or "␣"
 
 
-def logit_lens(model: LiveModel, probes: ProbeSet, layer: int | float, top: int = 10) -> pd.DataFrame:
-    """Return the tokens whose logits each direction at `layer` raises and lowers most when it is read as the last layer's.
+# A control -----------------------------------------------------------------------------------------------------------
 
-    One row per concept and rank: concept, rank (from 1), promoted, suppressed. Special tokens, entries of the unembedding
-    that the tokenizer does not have, and tokens that are no text by themselves are left out. Raises `InputError` as
-    `ProbeSet.check_model` does.
+
+def random_probes(probes: ProbeSet, concept: str, times: int, seed: int = 0) -> ProbeSet:
+    """Return probes along random directions, the control of what a concept reads: its own turned at random `times` times.
+
+    Norms, angles between layers, scales, offsets and spreads stay the concept's.
     """
-    probes.check_model(model)
-    logits = model.logit_lens(probes.directions[probes.layer_index(layer)]).cpu()
-    rows = []
-    for concept, order in zip(probes.concepts, logits.argsort(dim=-1, descending=True), strict=True):
-        promoted = _first_words(model, order.tolist(), top)
-        suppressed = _first_words(model, order.flip(0).tolist(), top)
-        for rank, (up, down) in enumerate(zip(promoted, suppressed, strict=True), start=1):
-            rows.append({"concept": concept, "rank": rank, "promoted": up, "suppressed": down})
-    return pd.DataFrame(rows, columns=["concept", "rank", "promoted", "suppressed"])
-
-
-def _first_words(model: LiveModel, ids: list[int], top: int) -> list[str]:
-    words: list[str] = []
-    special, size = set(model.tokenizer.all_special_ids), len(model.tokenizer)
-    for token in ids:
-        if len(words) == top:
-            break
-        if token in special or token >= size:
-            continue
-        word = str(model.tokenizer.decode([token]))
-        if word.strip() and "\N{REPLACEMENT CHARACTER}" not in word:
-            words.append(word)
-    return words
+    column = probes.concept_index(concept)
+    own = probes.directions[:, column]
+    turned = [turned_at_random(own, seed * times + number) for number in range(times)]
+    names = tuple(f"random {number}" for number in range(times))
+    parts: Mapping[str, Tensor] = {
+        name: getattr(probes, name)[:, [column] * times] for name in ("scale", "offset", "reference_std")
+    }
+    return replace(probes, concepts=names, directions=torch.stack(turned, dim=1), **parts)

@@ -124,13 +124,16 @@ def test_generate_gives_back_what_it_was_given() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logit_lens_folds_in_the_gain_of_the_final_norm(family: str) -> None:
+def test_logit_lens_folds_in_what_the_final_norm_does_to_a_direction(family: str) -> None:
     model = tiny_model(family)
     norm, head = Oracle(model)._norm(), model.underlying.get_output_embeddings()
-    direction = torch.randn(2, model.d_model, generator=torch.Generator().manual_seed(0))
-    expected = (direction * norm.weight.float()) @ head.weight.float().T
+    direction = torch.randn(2, model.d_model, generator=torch.Generator().manual_seed(0)) + 1
+    seen = direction if family == "llama" else direction - direction.mean(-1, keepdim=True)
+    expected = (seen * norm.weight.float()) @ head.weight.float().T
     assert torch.allclose(model.logit_lens(direction), expected, atol=1e-4)
-    assert not torch.allclose(expected, direction @ head.weight.float().T, atol=1e-2)
+    raw = direction @ head.weight.float().T
+    assert torch.allclose(model.logit_lens(direction, folded=False), raw, atol=1e-4)
+    assert not torch.allclose(expected, raw, atol=1e-2)
 
 
 def test_fingerprint_tells_models_apart() -> None:

@@ -1,6 +1,7 @@
 """Traces: the numbers of each kind, their independence of padding, and what is shown of them."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_probes import model, probes
+from small_probes import model, probes, texts
 
 from emoprobe.errors import InputError
-from emoprobe.probes import Trace, trace
-from emoprobe.probes.readout import UNITS
+from emoprobe.probes import Trace, fit_probes, trace
+from emoprobe.probes.readout import UNITS, random_probes
+from emoprobe.probes.reference_corpus import Reference, reference
 
 TEXTS = ("the sun came up", "we were so glad that the music <b>was</b> not so dark & sad\nafter all")
 
@@ -58,8 +60,6 @@ def test_a_probe_without_a_direction_reads_the_same_everywhere() -> None:
 
 
 def test_the_tokens_of_the_corpus_have_mean_0_and_spread_1_in_z() -> None:
-    from small_probes import texts
-
     frame = trace(model(), probes(), texts(), concepts=["planted", "high"], layers=[2], kind="z").frame
     values = frame[frame.position >= 1].groupby("concept").value
     assert np.allclose(values.mean(), 0, atol=1e-3) and np.allclose(values.std(ddof=0), 1, atol=1e-3)
@@ -181,3 +181,122 @@ def test_figures_take_any_token(recwarn: Any) -> None:
     with pytest.raises(InputError, match="text 2 is not in this trace"):
         found.plot(2)
     assert repr(found).startswith("<Trace of 2 texts")
+
+
+# Against a corpus of one's own ---------------------------------------------------------------------------------------
+
+
+OTHER = [f"they were {word} and {'so ' * (number % 5)}dark" for number, word in enumerate(texts(23, seed=3))]
+
+
+def token_vectors(layer: int) -> Any:
+    """Return the residual vectors of all tokens of OTHER but the first of each text, one text at a time, float64."""
+    with torch.no_grad():
+        streams = [model().streams(model().tokenize(text), [layer])[0, 0, 1:] for text in OTHER]
+    return torch.cat(streams).double().numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_a_reference_is_mean_and_spread_over_the_tokens_of_its_texts(batch_size: int) -> None:
+    read: list[str] = []
+
+    def stream() -> Iterator[str]:
+        for text in OTHER:
+            read.append(text)
+            yield text
+
+    found = reference(model(), probes(), stream(), batch_size=batch_size)
+    assert read == OTHER and found.texts == len(OTHER)
+    for row, layer in enumerate(probes().layers):
+        x = token_vectors(layer)
+        assert found.tokens == len(x)
+        assert np.allclose(found.mean[row], x.mean(0), atol=1e-9)
+        assert np.allclose(
+            found.std[row], (x @ probes().directions[row].double().numpy().T).std(0), atol=1e-9
+        )
+
+
+def test_traces_are_about_the_reference_that_they_name() -> None:
+    about = reference(model(), probes(), OTHER, name="the <other> texts")
+    x = token_vectors(2)
+    column = probes().concept_index("planted")
+    u = probes().directions[2, column].double().numpy()
+    with torch.no_grad():
+        new = model().streams(model().tokenize(TEXTS[1]), [2])[0, 0].double().numpy()
+    expected = {
+        "z": (new @ u - (x @ u).mean()) / (x @ u).std(),
+        "centred_cosine": (new - x.mean(0)) @ u / np.linalg.norm(new - x.mean(0), axis=1) / np.linalg.norm(u),
+    }
+    for kind, values in expected.items():
+        options: Any = {"concepts": "planted", "layers": 2, "kind": kind}
+        found = trace(model(), probes(), TEXTS[1], reference=about, **options)
+        own = trace(model(), probes(), TEXTS[1], **options)
+        assert np.allclose(found.frame.value, values, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(found.frame.value, own.frame.value, atol=1e-2)
+        assert "the <other> texts" in repr(found) and "the &lt;other&gt; texts" in found._repr_html_()
+        assert "of the probes' corpus" in repr(own) and "other" not in repr(own)
+    dot = trace(model(), probes(), TEXTS[1], reference=about, concepts="planted", layers=2, kind="dot")
+    assert dot.centres["planted", 2] == pytest.approx((x @ u).mean(), abs=1e-5)
+    assert "below the mean token of the &lt;other&gt; texts" in dot._repr_html_()
+
+
+def test_references_add_up_in_any_order() -> None:
+    whole = reference(model(), probes(), OTHER)
+    parts = [reference(model(), probes(), part) for part in (OTHER[:3], OTHER[3:4], OTHER[4:])]
+    for one, two, three in (parts, parts[::-1]):
+        joined = one + two + three
+        assert (joined.tokens, joined.texts) == (whole.tokens, whole.texts)
+        assert torch.allclose(joined.mean, whole.mean, rtol=0, atol=1e-10)
+        assert torch.allclose(joined.std, whole.std, rtol=0, atol=1e-10)
+
+
+def test_a_reference_of_other_probes_is_refused() -> None:
+    from small_probes import planted
+
+    about = reference(model(), probes(), OTHER[:4])
+    options: Any = {"permutations": 0, "bootstrap": 0, "progress": False}
+    fewer = fit_probes(model(), planted()[0], concepts=["planted"], **options)
+    turned = replace(probes(), directions=probes().directions.flip(-1))
+    for others in (fewer, turned):
+        with pytest.raises(InputError, match="gathered along other probes"):
+            trace(model(), others, TEXTS[0], reference=about)
+    with pytest.raises(InputError, match="do not add up"):
+        about + reference(model(), fewer, OTHER[:4])
+    with pytest.raises(InputError, match="no text was given"):
+        reference(model(), probes(), [])
+    assert isinstance(about, Reference) and "4 texts" in repr(about)
+
+
+def test_smoothing_is_a_mean_over_neighbours_and_says_so() -> None:
+    found = trace(model(), probes(), TEXTS, concepts=["high", "planted"], layers=[2])
+    smooth = found.smoothed(3)
+    assert "mean of 3 tokens" in repr(smooth) and "mean of 3 tokens" in smooth._repr_html_()
+    assert "mean of" not in repr(found)
+    for (number, concept), part in smooth.frame.groupby(["text", "concept"]):
+        before = found.frame[(found.frame.text == number) & (found.frame.concept == concept)].value.to_numpy()
+        values = [before[0]]  # the first token, an attention sink, stays by itself
+        for place in range(1, len(before)):
+            values.append(before[max(1, place - 1) : place + 2].mean())
+        assert np.allclose(part.value, values)
+    assert smooth.frame.drop(columns="value").equals(found.frame.drop(columns="value"))
+    assert np.allclose(found.smoothed(1).frame.value, found.frame.value)
+    for window in (0, 2, -3):
+        with pytest.raises(InputError, match="odd number"):
+            found.smoothed(window)
+    with pytest.raises(InputError, match="a mean of 3 tokens already"):
+        smooth.smoothed(3)
+
+
+def test_random_probes_keep_all_but_where_a_concept_points() -> None:
+    turned = random_probes(probes(), "planted", 40, seed=1)
+    column = probes().concept_index("planted")
+    own = probes().directions[:, column].double()
+    assert turned.directions.shape == (4, 40, 32) and len(set(turned.concepts)) == 40
+    for number in range(40):
+        rows = turned.directions[:, number].double()
+        assert torch.allclose(rows @ rows.T, own @ own.T, atol=1e-5)
+    assert torch.equal(turned.scale, probes().scale[:, [column]].expand(-1, 40))
+    cosines = turned.directions[2].double() @ own[2]
+    assert float(cosines.square().mean()) == pytest.approx(1 / 32, rel=0.6) and cosines.abs().max() < 0.8
+    other = random_probes(probes(), "planted", 40, seed=2)
+    assert not torch.isclose(turned.directions, other.directions, atol=1e-3).all(-1).any()

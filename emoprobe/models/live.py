@@ -106,8 +106,12 @@ class LiveModel(ABC):
         """Return prompt and continuation, (batch × sequences, position)."""
 
     @abstractmethod
-    def logit_lens(self, vectors: Tensor) -> Tensor:
-        """Map residual vectors (…, d_model) to the logits that they promote (…, vocab), the final norm's gain folded in."""
+    def logit_lens(self, vectors: Tensor, *, folded: bool = True) -> Tensor:
+        """Map residual vectors (…, d_model) to the logits that they promote (…, vocab), float32.
+
+        What the final norm does to a direction is folded in: its gain and, where it takes the mean out of the stream (layer
+        norm), that as well; not its division by the stream's size. With `folded=False` the unembedding alone is read.
+        """
 
     @abstractmethod
     def _place(self, interventions: Sequence[Intervention]) -> AbstractContextManager[None]:

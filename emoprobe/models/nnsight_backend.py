@@ -85,9 +85,9 @@ class NnsightModel(LiveModel):
         """Return prompt and continuation, (batch × sequences, position)."""
         return self._local.generate_ids(batch, **options)
 
-    def logit_lens(self, vectors: Tensor) -> Tensor:
-        """Map residual vectors (…, d_model) to the logits they promote (…, vocab), the final norm's gain folded in."""
-        return self._local.logit_lens(vectors)
+    def logit_lens(self, vectors: Tensor, *, folded: bool = True) -> Tensor:
+        """Map residual vectors (…, d_model) to the logits they promote (…, vocab), with what the final norm does to them."""
+        return self._local.logit_lens(vectors, folded=folded)
 
     def _found(self) -> dict[str, object]:
         """Return what the transformers backend has to say, and which blocks take a bias as an nnsight edit."""

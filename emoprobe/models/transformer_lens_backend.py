@@ -169,11 +169,12 @@ class TransformerLensModel(LiveModel):
             raise InputError(f"{where} has no attention: it is of another kind")
         return attention
 
-    def logit_lens(self, vectors: Tensor) -> Tensor:
-        """Map residual vectors (…, d_model) to the logits they promote (…, vocab), the final norm's gain folded in."""
+    def logit_lens(self, vectors: Tensor, *, folded: bool = True) -> Tensor:
+        """Map residual vectors (…, d_model) to the logits they promote (…, vocab), with what the final norm does to them."""
         from emoprobe.models.transformers_backend import TransformersModel
 
-        return TransformersModel(self.underlying.original_model, self.tokenizer).logit_lens(vectors)
+        local = TransformersModel(self.underlying.original_model, self.tokenizer)
+        return local.logit_lens(vectors, folded=folded)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights under the names they have in transformers, so that fingerprints agree between backends."""

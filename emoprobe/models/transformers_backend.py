@@ -26,12 +26,12 @@ from emoprobe.models.transformers_attention import ROUTES, Route, eager, routed
 from emoprobe.models.transformers_structure import (
     AttentionSite,
     context_length_of,
+    effect_of,
     find_attention,
     find_blocks,
     find_final_norm,
     find_trunk,
     first_position,
-    gain_of,
     gives_its_whole_output,
     is_encoder,
     parameters_of,
@@ -219,16 +219,19 @@ class TransformersModel(LiveModel):
             )
         return stream
 
-    def logit_lens(self, vectors: Tensor) -> Tensor:
-        """Map residual vectors (…, d_model) to the logits they promote (…, vocab), the final norm's gain folded in."""
+    def logit_lens(self, vectors: Tensor, *, folded: bool = True) -> Tensor:
+        """Map residual vectors (…, d_model) to the logits they promote (…, vocab), with what the final norm does to them."""
         head, why = self._head(), self._why_no_lens()
         if why:
             raise InputError(f"no logit lens for {self.name}: {why}")
         norm = find_final_norm(self.underlying, self._blocks)
         with torch.no_grad(), align_module_device(norm), align_module_device(head):
             vectors = vectors.to(head.weight.device, torch.float32)
-            gain = gain_of(norm, self.d_model).to(vectors.device)
-            logits: Tensor = (vectors * gain) @ head.weight.float().T
+            if folded:
+                gain, takes_mean_out = effect_of(norm, self.d_model)
+                mean = vectors.mean(-1, keepdim=True) if takes_mean_out else 0.0
+                vectors = (vectors - mean) * gain.to(vectors.device)
+            logits: Tensor = vectors @ head.weight.float().T
         return logits
 
     def _why_no_lens(self) -> str:

@@ -155,18 +155,20 @@ def find_final_norm(model: PreTrainedModel, blocks: nn.ModuleList) -> nn.Module:
     return norms[-1] if norms else nn.Identity()
 
 
-def gain_of(norm: nn.Module, width: int) -> Tensor:
-    """Return the factor by which a norm scales each coordinate, (width,), found by asking it.
+def effect_of(norm: nn.Module, width: int) -> tuple[Tensor, bool]:
+    """Return the factor by which a norm scales each coordinate, (width,), and whether it takes the mean out of its input.
 
-    A vector of alternating ±1 has mean 0 and mean square 1, so layer norm, RMS norm and RMS norm with 1 + weight all leave it
-    as it is but for their gain and bias.
+    Both are found by asking it. A vector of alternating ±1 has mean 0 and mean square 1, so layer norm, RMS norm and RMS norm
+    with 1 + weight all leave it as it is but for their gain and bias; and with 1 added to it, layer norm alone does the same.
     """
     weight = next(norm.parameters(), torch.empty(0))
     probe = torch.ones(1, 1, width, dtype=weight.dtype, device=weight.device)
     probe[..., 1::2] = -1
     with torch.no_grad():
-        gain: Tensor = (norm(probe) - norm(-probe)) / 2 * probe
-    return gain.float().flatten()
+        plain, turned, shifted = norm(probe), norm(-probe), norm(probe + 1)
+    twice = plain - turned
+    takes_mean_out = bool((shifted - plain).abs().max() < 0.05 * twice.abs().max())
+    return (twice / 2 * probe).float().flatten(), takes_mean_out
 
 
 def first_position(model: PreTrainedModel) -> int:
