@@ -12,25 +12,22 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.progress import Progress
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from emoprobe.activations import Pool
 from emoprobe.artefacts import versions
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
-from emoprobe.layers import Layers, resolve_layers
+from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import Fit, Floats, LinearReadOut, fit_for
+from emoprobe.probes.estimators import Fit, Floats, LinearReadOut
+from emoprobe.probes.features import few_threads, read_features
 from emoprobe.probes.probe_set import ProbeSet
-from emoprobe.probes.tasks import LABELS, Task, plan
+from emoprobe.probes.tasks import LABELS, Task
 from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
 from emoprobe.probes.validation import SHUFFLE_TEXTS, bag_of_words, cross_validate, expected_range, times
 
-ESTIMATORS = ("auto", "mean_difference", "ridge", "logistic")
-SMALL = 2**24
-"""Features of a layer, texts × d_model, below which probes are fitted on one thread."""
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
 MEASURED = [
     "value",
@@ -74,39 +71,39 @@ def fit_probes(
 
     Raises `InputError` for an unknown concept, for "logistic" without labels, and for fewer groups than folds.
     """
-    _check_options(estimator, permutations, bootstrap)
-    concepts = [concepts] if isinstance(concepts, str) else concepts
-    chosen = tuple(sorted(resolve_layers(layers, model.n_layers)))
-    tasks = plan(corpus, concepts, folds, seed)
-    estimators = _estimators(estimator, tasks)
-    texts = corpus.texts
-    captured = tuple(sorted({0, *chosen}))  # layer 0 is a control, asked for or not
+    _check_options(permutations, bootstrap)
     tokens = TokenMeans(pool)
-    features = model.capture(texts, captured, tokens, start=start, batch_size=batch_size, progress=progress)
-    _check_finite(features, captured, model.name)
-
+    read = read_features(
+        model,
+        corpus,
+        layers,
+        estimator=estimator,
+        concepts=concepts,
+        pool=tokens,
+        start=start,
+        folds=folds,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    tasks, texts, chosen = read.tasks, read.texts, read.chosen
     options = (bootstrap, permutations, seed)
-    # A solver of many small steps spends its time starting threads, many times over where cores are shared.
-    small = features.shape[0] * features.shape[-1] < SMALL
-    with Progress(transient=True, disable=not progress) as bar, threadpool_limits(1 if small else None):
+    with Progress(transient=True, disable=not progress) as bar, few_threads(read.vectors):
         found = [
             probe_layers(
                 task,
-                fit_for(estimators[task.kind], task.kind, task.exclusive),
-                features[task.rows],
-                [texts[row] for row in task.rows],
-                captured,
+                read.fit(task),
+                read.vectors[task.rows],
+                read.texts_of(task),
+                read.layers,
                 options,
                 bar,
             )
             for task in tasks
         ]
-    fitted = {name for task in tasks for name in task.concepts}
-    kinds = {
-        name: kind for name, kind in corpus.concepts if name in fitted and (not concepts or name in concepts)
-    }
+    kinds = {name: kind for name, kind in corpus.concepts if name in read.concepts}
     directions, scale, offset = _stacked(tasks, [read_outs for _, read_outs in found], list(kinds))
-    kept = [captured.index(layer) for layer in chosen]
+    kept = [read.layers.index(layer) for layer in chosen]
     mean, sample = tokens.mean[kept], sampled(texts, seed)
     return ProbeSet(
         model=model.name,
@@ -124,7 +121,7 @@ def fit_probes(
         residual_norms=tokens.norm[kept],
         scores=tidied(pd.concat([scores for scores, _ in found]), chosen, [LABELS, *kinds]),
         metadata={
-            "estimators": estimators,
+            "estimators": read.estimators,
             "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
             "start": start,
             "folds": folds,
@@ -201,34 +198,12 @@ def _stacked(
     return tuple(torch.from_numpy(part).float() for part in (directions, scale, offsets))  # type: ignore[return-value]
 
 
-def _check_options(estimator: str, permutations: int, bootstrap: int) -> None:
-    if estimator not in ESTIMATORS:
-        known = ", ".join(f'"{name}"' for name in ESTIMATORS)
-        raise InputError(f'estimator="{estimator}" is not understood: give one of {known}')
+def _check_options(permutations: int, bootstrap: int) -> None:
     if permutations < 0 or permutations == 1:
         raise InputError(f"permutations={permutations}: give 0, or at least 2, so that they have a range")
     if bootstrap < 0 or 0 < bootstrap < 40:
         raise InputError(
             f"bootstrap={bootstrap}: give 0, or at least 40 resamples, so that a 95% interval exists"
-        )
-
-
-def _estimators(estimator: str, tasks: Sequence[Task]) -> dict[str, str]:
-    """Say which estimator each kind of concept gets."""
-    auto = {"label": "logistic", "dimension": "ridge"}
-    kinds = {task.kind for task in tasks}
-    if estimator == "logistic" and kinds == {"dimension"}:
-        raise InputError('estimator="logistic" is for labels, and these concepts are dimensions: use "ridge"')
-    both = estimator in ("ridge", "mean_difference")
-    return {kind: estimator if both else auto[kind] for kind in sorted(kinds)}
-
-
-def _check_finite(features: Tensor, layers: Sequence[int], name: str) -> None:
-    finite = torch.isfinite(features).all(dim=-1).all(dim=0)
-    if not bool(finite.all()):
-        broken = [layer for layer, fine in zip(layers, finite.tolist(), strict=True) if not fine]
-        raise InputError(
-            f"the residual stream of {name} is infinite or NaN at layers {broken}: load the model in another dtype"
         )
 
 

@@ -206,10 +206,10 @@ class Stability:
     draws: int
     frame: pd.DataFrame
     """One row per layer, concept and draw: layer, concept, kind ("label" or "dimension"), draw ("halves" or "resamples"),
-    cosine (mean over draws), low, high (where 95% of the draws lie: draws share texts, and no interval of the mean follows), shuffled,
-    shuffled_low, shuffled_high (mean and 95% range with shuffled annotations), shuffled_best_high (upper end of that range for
-    the best of all layers), random (1/√d_model, the standard deviation of the cosine of two random directions), n (texts),
-    groups."""
+    cosine (mean over draws), low, high (where 95% of the draws lie: draws share texts, and no interval of the mean follows),
+    shuffled, shuffled_low, shuffled_high (mean and 95% range with shuffled annotations), shuffled_best_high (upper end of that
+    range for the best of all layers), random (1/√d_model, the standard deviation of the cosine of two random directions), n
+    (texts), groups."""
 
     def best(self, draw: str = HALVES) -> pd.DataFrame:
         """Return the rows of each concept's most stable layer, with a column `above`: whether it exceeds shuffled annotations.
@@ -282,7 +282,8 @@ def _said(row: Any) -> str:
 def _panel(axis: Axes, frame: pd.DataFrame) -> None:
     for name, colour, style in ((HALVES, drawing.BLUE, "--"), (RESAMPLES, drawing.GREEN, ":")):
         part = frame[frame.draw == name]
-        bounds = part.shuffled_low, part.shuffled_high
+        # One grey band is enough: the other would lie across it.
+        bounds = (part.shuffled_low, part.shuffled_high) if name == HALVES else (None, None)
         drawing.control(axis, part.layer, part.shuffled, *bounds, label=f"{name}, shuffled", style=style)
         drawing.line(axis, part.layer, part.cosine, part.low, part.high, label=name, colour=colour)
     random = frame.random.iloc[0]
