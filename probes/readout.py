@@ -63,9 +63,8 @@ class Trace:
     @property
     def unit(self) -> str:
         """What the values are, in words."""
-        about = f", of {self.reference}" if self.kind in ("z", "centred_cosine") else ""
         over = f"; mean of {self.window} tokens" if self.window > 1 else ""
-        return f"{UNITS[self.kind]}{about}{over}"
+        return unit_of(self.kind, self.reference) + over
 
     def __repr__(self) -> str:
         pairs = ", ".join(f"{concept} at layer {layer}" for concept, layer in self.centres)
@@ -112,12 +111,14 @@ class Trace:
                 ]
                 rows.append(_row(text, _titled((concept, layer)), of_text))
         caption = (
-            f"{self.unit}. Orange: above, blue: below {self._centre_in_words()}; the strongest colour is the 99th "
+            f"{self.unit}. Orange: above, blue: below {self.centre_in_words}; the strongest colour is the 99th "
             "percentile of each row's concept."
         )
         return f'<div style="line-height:1.7">{"".join(rows)}<p><small>{escape(caption)}</small></p></div>'
 
-    def _centre_in_words(self) -> str:
+    @property
+    def centre_in_words(self) -> str:
+        """What is shown uncoloured."""
         return f"the mean token of {self.reference}" if self.kind in ("read_out", "dot") else "0"
 
     def plot(self, text: int = 0) -> Figure:
@@ -140,7 +141,7 @@ class Trace:
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
             axes.set_title(self.unit)
-            figure.colorbar(image, ax=axes, label=f"away from {self._centre_in_words()}")
+            figure.colorbar(image, ax=axes, label=f"away from {self.centre_in_words}")
         return figure
 
 
@@ -163,7 +164,7 @@ def trace(
     `reference`. Values of a text do not depend on the texts beside it. Raises `InputError` for an unknown concept, layer or
     kind, a reference of other probes, and a model of another shape than the probes'; warns of one with other weights.
     """
-    _check_kind(kind)
+    check_kind(kind)
     probes.check_model(model)
     probes = probes if reference is None else reference.applied_to(probes)
     texts = (text,) if isinstance(text, str) else tuple(text)
@@ -217,7 +218,7 @@ def read_stream(
 
     Computed in float32, or in float64 where the stream is. Raises `InputError` for an unknown concept, layer or kind.
     """
-    _check_kind(kind)
+    check_kind(kind)
     row = probes.layer_index(layer)
     columns = [probes.concept_index(name) for name in (probes.concepts if concepts is None else concepts)]
     x = stream.to(torch.promote_types(stream.dtype, torch.float32))
@@ -239,9 +240,15 @@ def read_stream(
     return along / lengths.clamp(min=torch.finfo(x.dtype).tiny)
 
 
-def _check_kind(kind: str) -> None:
+def check_kind(kind: str) -> None:
+    """Raise `InputError` for a unit that there is not."""
     if kind not in UNITS:
         raise InputError(f'kind="{kind}" is not understood: give one of {", ".join(UNITS)}')
+
+
+def unit_of(kind: str, reference: str = OWN_CORPUS) -> str:
+    """Return a unit in words, with the corpus that it is about."""
+    return f"{UNITS[kind]} of {reference}" if kind in ("z", "centred_cosine") else UNITS[kind]
 
 
 def first_counted(probes: ProbeSet) -> int:
