@@ -41,27 +41,27 @@ def test_the_files_are_few_and_small() -> None:
         "tokenizer_config.json",
     }
     assert set(files) == names | {"MODEL_CARD.md"}
-    assert sum(files.values()) <= 6_000_000
+    assert sum(files.values()) <= 15_000_000
     with safe_open(FOLDER / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.bfloat16}
     assert json.loads((FOLDER / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_it_is_the_model_that_its_card_describes(model: LiveModel) -> None:
-    assert model.dtype == torch.float32 and model.backend == "transformers" and model.context_length == 256
+    assert model.dtype == torch.float32 and model.backend == "transformers" and model.context_length == 512
     parameters = sum(weight.numel() for _, weight in model.named_weights())
-    assert parameters <= 3_000_000
+    assert parameters <= 8_000_000
     card = (FOLDER / "MODEL_CARD.md").read_text()
     assert f"{parameters:,} parameters" in card and f"{model.n_layers} blocks, width {model.d_model}" in card
     assert "ELTeC" in card and "TODO" not in card
-    assert load_model("prose-small").fingerprint() == model.fingerprint()
+    assert load_model("prose").fingerprint() == model.fingerprint()
 
 
 def test_it_has_read_english_and_not_its_shuffled_words(model: LiveModel) -> None:
     nll, _ = text_nll(model, list(PROSE))
     shuffled, _ = text_nll(model, [" ".join(sorted(text.split())) for text in PROSE])
     characters = sum(map(len, PROSE))
-    assert float(nll.sum()) / torch.log(torch.tensor(2.0)) / characters < 1.6  # bits
+    assert float(nll.sum()) / torch.log(torch.tensor(2.0)) / characters < 1.45  # bits
     assert bool((shuffled > 1.2 * nll).all())
 
 

@@ -15,7 +15,7 @@ from emoprobe.models.live import Batch, LiveModel
 
 __all__ = ["Batch", "LiveModel", "load_model", "wrap"]
 
-BUNDLED = {"ground-truth": "ground_truth", "bundled": "prose", "prose-small": "prose"}
+BUNDLED = {"ground-truth": "ground_truth", "bundled": "prose", "prose": "prose"}
 """Names of the models inside the package, and the folders they lie in."""
 BACKENDS = ("transformers", "transformer_lens", "nnsight")
 
@@ -34,7 +34,7 @@ def load_model(
 ) -> LiveModel:
     """Load a language model, ready to be read and intervened in.
 
-    `name` is a hub name, a folder in Hugging Face format, "bundled" (also "prose-small": 2.9 million parameters, trained on
+    `name` is a hub name, a folder in Hugging Face format, "bundled" (also "prose": 7.3 million parameters, trained on
     public-domain fiction) or "ground-truth" (trained on the package's own generator, whose emotions are known). Encoders
     (BERT) come with their masked-language-model head where the checkpoint has one. `backend` is the library that runs the
     model: "transformers", "transformer_lens" (always with plain attention) or "nnsight". `dtype`, `device_map`,
