@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ def _pair(
 ) -> Dialogue:
     edges = np.unique([0, len(text), *(edge for span in spans for edge in span)]).tolist()
     said: list[Turn] = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         words = text[start:end]
         if not words.strip():
             continue
