@@ -141,8 +141,11 @@ class ProbeSet:
     def best_layer(self, concept: str | None = None) -> int:
         """Return the layer with the highest score, the shallowest of equals; without a concept, for all of them on average.
 
-        Averages are over r for dimensions and 2·AUC - 1 for labels, which like r is 0 at chance and 1 at best.
+        Averages are over r for dimensions and 2·AUC - 1 for labels, which like r is 0 at chance and 1 at best. Where nothing
+        was scored it is the layer closest to two thirds of the depth (Sofroniew et al. 2026, arXiv 2604.07729).
         """
+        if self.scores.empty:
+            return min(self.layers, key=lambda layer: abs(3 * layer - 2 * self.n_layers))
         scores = self.scores[self.scores.concept != LABELS]
         if concept is not None:
             scores = self.scores[self.scores.concept == concept]
