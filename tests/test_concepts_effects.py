@@ -58,6 +58,16 @@ def test_pooled_cosines_are_of_means_over_topics() -> None:
     assert found[0, 2] == pytest.approx(expected) and found[1, 1] == pytest.approx(1)
 
 
+def test_reliability_is_the_share_of_what_is_planted() -> None:
+    shared = np.random.default_rng(0).normal(size=(1, 1, 200, WIDTH))
+    directions = shared[:1] + 2 * np.random.default_rng(1).normal(size=(1, 8, 200, WIDTH))
+    found = effects.reliability(effects.same_emotion(effects.products(directions)))
+    assert found[0] == pytest.approx(1 / (1 + 4 / 8), abs=0.05)
+    mean = directions[0].mean(0)
+    cosine = np.mean([unit(mean[e]) @ unit(shared[0, 0, e]) for e in range(200)])
+    assert cosine / np.sqrt(found[0]) == pytest.approx(1, abs=0.05)
+
+
 def test_shuffling_hands_the_emotions_of_each_topic_on_alike_in_all_families() -> None:
     directions = noise(3)
     null = effects.shuffled(effects.products(directions), 4, seed=7)

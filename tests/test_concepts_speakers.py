@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted_probes import planted_probes
 from tiny import tiny_model
 
 from emoprobe import InputError
@@ -207,23 +208,10 @@ def test_the_verdict_names_the_words_where_the_embedding_does_as_well() -> None:
 
 
 def test_probes_are_compared_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    from small_probes import probes
 
     made = planted(monkeypatch, (P1, P1), (P2, P2))
-    directions = torch.from_numpy(P1).float()[None].repeat(4, 1, 1)
-    fitted = replace(
-        probes(),
-        concepts=tuple(EMOTIONS),
-        kinds=dict.fromkeys(EMOTIONS, "label"),
-        ranges={},
-        directions=directions / directions.norm(dim=-1, keepdim=True),
-        scale=torch.ones(4, 6),
-        offset=torch.zeros(4, 6),
-        reference_std=torch.ones(4, 6),
-    )
     model = tiny_model("gpt2")
+    fitted = planted_probes(model, P1, EMOTIONS)
     result = speakers(model, made, layer=2, layers=[2], shuffles=99, probes=fitted)
     table = result.table.set_index("comparison")
     assert (
@@ -231,7 +219,7 @@ def test_probes_are_compared_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert table.p["other speaker, with probes"] > 0.05
     with pytest.raises(InputError, match="at least 3"):
-        speakers(model, made, layer=2, layers=[2], probes=probes())
+        speakers(model, made, layer=2, layers=[2], probes=planted_probes(model, P1[:2], EMOTIONS[:2]))
 
 
 def test_what_cannot_be_told_apart_is_refused() -> None:

@@ -62,8 +62,8 @@ class Dialogue:
 class Hidden:
     """A dialogue at whose end a speaker feels `target` and shows `displayed`, or speaks of something neutral.
 
-    `span` is the speaker's last turn, `words` what it says. Statistics are over that span alone: the preamble, which tells
-    what is felt, stands before it.
+    `span` is the speaker's last turn, `words` what it says. Statistics are over that span alone. `preamble` is where the text
+    tells what is felt, (0, 0) where it does not.
     """
 
     text: str
@@ -71,6 +71,7 @@ class Hidden:
     target: str
     displayed: str
     span: Span
+    preamble: Span
 
     @property
     def words(self) -> str:
@@ -210,7 +211,7 @@ def _hidden(
 ) -> Hidden:
     before = "Scenario: " + _bank()["preambles"][target][topic].format(name=speakers[0]) if preamble else ""
     text, said = _written([(speakers[1], prompt), (speakers[0], words)], before)
-    return Hidden(text, topic, target, displayed, (said[-1].start, said[-1].end))
+    return Hidden(text, topic, target, displayed, (said[-1].start, said[-1].end), (0, len(before)))
 
 
 # Pairs whose emotions were drawn -------------------------------------------------------------------------------------

@@ -124,11 +124,31 @@ def pooled_cosines(same: Floats) -> Floats:
     return mean
 
 
+def reliability(same: Floats) -> Floats:
+    """Return which share of the squared norm of directions that are means over topics is no noise, (families,).
+
+    What directions of different topics have in common has no noise in it. A cosine with such a mean direction is lowered by
+    the square root of its reliability. NaN where nothing is in common.
+    """
+    topics = same.shape[1]
+    within = np.einsum("ftfse->fts", same)
+    common = (within.sum((1, 2)) - np.trace(within, axis1=1, axis2=2)) / (topics * (topics - 1))
+    whole = within.mean((1, 2))
+    share: Floats = np.divide(common, whole, out=np.full_like(whole, np.nan), where=common > 0)
+    return share
+
+
 def left_out(same: Floats) -> Floats:
     """Return the mean held-out cosines with each topic left out altogether, (topics, families, families)."""
+    return np.stack([held_out_cosines(part).mean(-1) for part in each_left_out(same)])
+
+
+def each_left_out(same: Floats) -> Iterator[Floats]:
+    """Yield `same_emotion`'s products with each topic left out."""
     topics = same.shape[1]
-    kept = [np.delete(np.arange(topics), topic) for topic in range(topics)]
-    return np.stack([held_out_cosines(same[:, rows][:, :, :, rows]).mean(-1) for rows in kept])
+    for topic in range(topics):
+        rows = np.delete(np.arange(topics), topic)
+        yield same[:, rows][:, :, :, rows]
 
 
 def shuffled(dots: Floats, shuffles: int = SHUFFLES, seed: int = 0) -> Floats:
@@ -161,6 +181,49 @@ def p_apart(value: Floats, null: Floats) -> Floats:
     """Return how often a null (shuffles, …) lies as far from its mean as a value (…), on either side."""
     centre = null.mean(0)
     return p_above(np.abs(value - centre), np.abs(null - centre))
+
+
+# Beside directions that were found elsewhere -------------------------------------------------------------------------
+
+
+def with_named(
+    directions: Floats, named: Floats, shuffles: int = SHUFFLES, seed: int = 0
+) -> tuple[Floats, Floats, Floats]:
+    """Compare families (families, topics, emotions, d) with directions of the same emotions found elsewhere, (emotions, d).
+
+    Returns the mean cosine of a family's mean over topics with its namesake (families,), the same with names handed on at
+    random (shuffles, families), and without each topic (topics, families); NaN where there is no direction. The directions
+    found elsewhere are centred over the emotions, as families are.
+    """
+    theirs = unit(named - named.mean(0))
+    generator = np.random.default_rng(seed)
+    count = len(theirs)
+
+    def cosines(part: Floats) -> Floats:
+        means = unit(part.mean(1))
+        means[~means.any(-1)] = np.nan
+        return means @ theirs.T
+
+    found = cosines(directions)
+    null = np.stack(
+        [found[:, np.arange(count), generator.permutation(count)].mean(-1) for _ in range(shuffles)]
+    )
+    without = np.stack(
+        [_traces(cosines(np.delete(directions, topic, 1))) for topic in range(directions.shape[1])]
+    )
+    return _traces(found), null, without
+
+
+def _traces(cosines: Floats) -> Floats:
+    mean: Floats = np.trace(cosines, axis1=1, axis2=2) / cosines.shape[-1]
+    return mean
+
+
+def unit(vectors: Floats) -> Floats:
+    """Return vectors (…, d) at length 1; what is zero stays zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    units: Floats = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return units
 
 
 # The same geometry ---------------------------------------------------------------------------------------------------
