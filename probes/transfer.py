@@ -206,7 +206,7 @@ def _fitted(
     vectors = read.vectors[task.rows]
     scores, read_outs = probe_layers(task, fit, vectors, texts, read.layers, (bootstrap, 0, seed), bar)
     null = [
-        _shuffled(task, fit, read.at(layer, task), permutations, np.random.default_rng(seed))
+        shuffled_fits(task, fit, read.at(layer, task), permutations, np.random.default_rng(seed))
         for layer in read.layers
     ]
     mine = {task.concepts[column]: name for column, name in _columns(task, names)}
@@ -225,7 +225,7 @@ def _columns(task: Task, names: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     yield from ((column, names[name]) for column, name in enumerate(task.concepts) if name in names)
 
 
-def _shuffled(
+def shuffled_fits(
     task: Task, fit: Fit, features: Floats, permutations: int, order: np.random.Generator
 ) -> list[LinearReadOut]:
     """Fit a task's probes to annotations that are shuffled over groups, so many times; on a part of very many texts."""

@@ -18,7 +18,7 @@ from emoprobe.probes import fit_probes
 from emoprobe.probes.estimators import fit_for
 from emoprobe.probes.shared import fresh_texts, shared_concepts
 from emoprobe.probes.tasks import Task, plan
-from emoprobe.probes.transfer import Transfer, _shuffled, fisher, one_more, transfer
+from emoprobe.probes.transfer import Transfer, fisher, one_more, shuffled_fits, transfer
 from emoprobe.probes.validation import fit_words, shuffle
 
 Array = np.ndarray[Any, Any]
@@ -174,7 +174,7 @@ def test_fits_to_many_shuffles_are_those_to_each(concept: str) -> None:
     fit = fit_for("ridge", task.kind, task.exclusive)
     features = features_of(corpora()[0], task, 3)
     order = np.random.default_rng(1)
-    for read_out in _shuffled(task, fit, features, 3, np.random.default_rng(1)):
+    for read_out in shuffled_fits(task, fit, features, 3, np.random.default_rng(1)):
         alone = fit(features, task.targets[shuffle(task.group, order)], task.group)
         assert read_out.weights == pytest.approx(alone.weights, abs=1e-8)
         assert read_out.offsets == pytest.approx(alone.offsets, abs=1e-8)
