@@ -335,4 +335,4 @@ def random_probes(probes: ProbeSet, concept: str, times: int, seed: int = 0) -> 
     parts: Mapping[str, Tensor] = {
         name: getattr(probes, name)[:, [column] * times] for name in ("scale", "offset", "reference_std")
     }
-    return replace(probes, concepts=names, directions=torch.stack(turned, dim=1), **parts)
+    return replace(probes, concepts=names, directions=torch.stack([own, *turned], dim=1)[:, 1:], **parts)
