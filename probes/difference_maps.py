@@ -155,7 +155,7 @@ def difference_map(
     pairs = concepts_and_layers(probes, names, layers)
     chosen = list(dict.fromkeys(layer for _, layer in pairs))
     read = [_read(model, text, chosen) for text in (text_a, text_b)]
-    places = _places(*(tokens for tokens, _, _ in read), [ids for _, ids, _ in read])
+    places = _places(read[0][0], read[1][0], [ids for _, ids, _ in read])
     # Before the first difference a model that looks back only reads the same, but for rounding.
     places["reached"] = getattr(model, "is_encoder", False) | (places.relation != SAME).cummax()
     streams = [stream for _, _, stream in read]
@@ -283,7 +283,7 @@ def align(first: Sequence[int], second: Sequence[int]) -> Alignment:
     tail = next((n for n in range(shorter - head) if first[-1 - n] != second[-1 - n]), shorter - head)
     middle = [list(ids[head : len(ids) - tail]) for ids in (first, second)]
     pairs: Alignment = [(place, place) for place in range(head)]
-    for _, a, a_end, b, b_end in SequenceMatcher(None, *middle, autojunk=False).get_opcodes():
+    for _, a, a_end, b, b_end in SequenceMatcher(None, middle[0], middle[1], autojunk=False).get_opcodes():
         if a_end - a == b_end - b:
             pairs += [(head + a + n, head + b + n) for n in range(a_end - a)]
         else:
@@ -316,7 +316,7 @@ def _column(relation: str, token_a: str, token_b: str) -> str:
     return token_a if relation == SAME else f"{visible(token_a or '–')} / {visible(token_b or '–')}"
 
 
-def _sentence(test: dict[str, Any], randoms: int) -> str:
+def _sentence(test: dict[Any, Any], randoms: int) -> str:
     if not test["cells"]:
         return f"{test['concept']}: after their first difference the texts share no token that could differ."
     found = "more than" if test["p"] <= 0.05 else "not shown to be more than what"

@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def vector_lens(
     norms = rows.norm(dim=1)
     frames = []
     for name, row, norm in zip(names, scores, norms, strict=True):
-        sides = {}
+        sides: dict[str, list[Any]] = {}
         for side, sign in (("promoted", 1), ("suppressed", -1)):
             best = entries.leading(sign * row, top)
             found = row[best]
@@ -151,7 +152,7 @@ class _Entries:
         self.kept = torch.tensor(kept)
         same = {text.strip().casefold(): number for number, text in enumerate(self.texts)}
         numbers = [same[text.strip().casefold()] for text in self.texts] if merge else range(len(kept))
-        self.groups = torch.tensor(list(numbers)).unique(return_inverse=True)[1]
+        self.groups = torch.from_numpy(np.unique(list(numbers), return_inverse=True)[1])
         self.count = int(self.groups.max()) + 1
 
     def scores(self, model: LiveModel, vectors: Tensor, folded: bool) -> Tensor:

@@ -7,7 +7,7 @@ file knows nothing of how probes are fitted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
@@ -236,7 +236,7 @@ def read_stream(
         return along
     if kind == "z":
         return along / spread.clamp(min=torch.finfo(x.dtype).tiny)  # 0 where there is no direction
-    lengths = x.norm(dim=-1, keepdim=True) * directions.norm(dim=-1)
+    lengths: Tensor = x.norm(dim=-1, keepdim=True) * directions.norm(dim=-1)
     return along / lengths.clamp(min=torch.finfo(x.dtype).tiny)
 
 
@@ -331,8 +331,12 @@ def random_probes(probes: ProbeSet, concept: str, times: int, seed: int = 0) -> 
     column = probes.concept_index(concept)
     own = probes.directions[:, column]
     turned = [turned_at_random(own, seed * times + number) for number in range(times)]
-    names = tuple(f"random {number}" for number in range(times))
-    parts: Mapping[str, Tensor] = {
-        name: getattr(probes, name)[:, [column] * times] for name in ("scale", "offset", "reference_std")
-    }
-    return replace(probes, concepts=names, directions=torch.stack([own, *turned], dim=1)[:, 1:], **parts)
+    again = [column] * times
+    return replace(
+        probes,
+        concepts=tuple(f"random {number}" for number in range(times)),
+        directions=torch.stack([own, *turned], dim=1)[:, 1:],
+        scale=probes.scale[:, again],
+        offset=probes.offset[:, again],
+        reference_std=probes.reference_std[:, again],
+    )

@@ -309,7 +309,8 @@ class _Reader:
 
     def __call__(self, stream: Tensor) -> Tensor:
         """Read streams (layers, batch, position, d_model) out: float32 (batch, position, columns), on the CPU."""
-        own, random = {}, []
+        own: dict[str, Tensor] = {}
+        random = []
         for depth, at in zip(self.depths, stream, strict=True):
             probes, turned = self._sets[depth]
             found = read_stream(probes, at, depth, self.kind, self._at[depth])

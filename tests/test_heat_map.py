@@ -16,6 +16,7 @@ from emoprobe.errors import InputError
 from emoprobe.probes import fit_probes, trace
 from emoprobe.probes.difference_maps import align, difference_map
 from emoprobe.probes.heat_maps import HeatMap, heat_map
+from emoprobe.probes.readout import random_probes
 from emoprobe.probes.reference_corpus import reference
 
 TEXT = "we were so glad that <b>music</b> was not dark"
@@ -72,6 +73,9 @@ def test_pictures_have_a_panel_for_each_concept_and_escape_what_they_write(kind:
     figure.canvas.draw()
     assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == ["high", "planted"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["3", "2", "1", "0"]
+    centres = [[found.trace.centres["high", layer]] for layer in (3, 2, 1, 0)]
+    drawn = figure.axes[0].collections[0].get_array()
+    assert np.allclose(drawn, found.matrix("high").to_numpy()[::-1] - centres)
     html = found._repr_html_()
     assert set(re.findall(r"<(\w+)", html)) == {
         "div", "p", "b", "table", "thead", "tbody", "tr", "th", "td", "small"
@@ -174,6 +178,38 @@ def test_where_texts_have_not_come_to_differ_there_is_nothing_to_compare() -> No
     assert "share no token that could differ" in same.report()
     same.plot().canvas.draw()
     assert "<td" in same._repr_html_()
+
+
+def test_rounding_before_the_first_difference_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision the same tokens in texts of other lengths differ in their last digits."""
+    streams, generator = model().streams, torch.Generator().manual_seed(0)
+
+    def rough(*args: Any) -> torch.Tensor:
+        exact = streams(*args)
+        return exact * (1 + 1e-2 * torch.randn(exact.shape, generator=generator))
+
+    monkeypatch.setattr(model(), "streams", rough)
+    found = difference_map(model(), probes(), GLAD, SAD, "high")
+    first = found.frame[found.frame.relation != "same"].place.min()
+    assert first > 1 and found.frame[found.frame.place < first].z.isna().all()
+    assert found.frame[found.frame.place >= first].z.notna().any()
+    assert found.tests.place[0] >= first
+
+
+def test_p_is_how_often_a_random_directions_largest_z_is_as_large() -> None:
+    found = difference_map(model(), probes(), GLAD, SAD, "planted", kind="dot", randoms=30, seed=3)
+    turned, cells = random_probes(probes(), "planted", 30, 3), []
+    a, b = stream(GLAD), stream(SAD)
+    shared = found.frame[(found.frame.relation == "same") & found.frame.z.notna()]
+    assert len(shared) == found.tests.cells[0]
+    for row in shared.itertuples():
+        apart = a[row.layer, row.position_a] - b[row.layer, row.position_b]
+        own = probes().directions[row.layer, probes().concept_index("planted")].double()
+        cells.append([float(apart @ own), *(turned.directions[row.layer].double() @ apart).tolist()])
+    values = np.array(cells)
+    z = np.abs(values) / np.sqrt((values**2).mean(1))[:, None]
+    assert found.tests.p[0] == pytest.approx((z.max(0) >= z[:, 0].max()).mean(), abs=1e-9)
+    assert abs(found.tests.z[0]) == pytest.approx(shared.z.abs().max())
 
 
 def test_p_of_the_largest_cell_is_uniform_for_random_directions_and_small_for_a_planted_one() -> None:

@@ -184,6 +184,15 @@ def test_p_is_uniform_for_random_directions_and_small_for_a_tokens_own() -> None
     assert frame.promoted[0] == " the" and frame.promoted_p[0] == 0.01 and frame.promoted_z[0] > 4
 
 
+def test_another_seed_draws_other_directions() -> None:
+    def drawn_with(seed: int) -> set[float]:
+        p = vector_lens(model(), torch.eye(32)[:1] * 100, top=3, randoms=6, seed=seed)
+        return {round(value, 6) for value in p.promoted_z}
+
+    assert drawn_with(0) == drawn_with(0) and not drawn_with(0) & drawn_with(1)
+    assert not drawn_with(1) & drawn_with(2)
+
+
 def test_a_concept_without_a_direction_promotes_nothing() -> None:
     silent = replace(probes(), directions=torch.zeros_like(probes().directions))
     frame = logit_lens(model(), silent, 1, top=2, randoms=20)
