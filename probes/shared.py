@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from emoprobe.corpora import Corpus
@@ -26,7 +26,7 @@ def shared_concepts(
     if len(set(called)) < max(2, len(called)):
         raise InputError(f"corpora {', '.join(called) or 'none'}: give two or more, of different names")
     known = [_usable(corpus, same) for corpus in corpora]
-    counts = pd.Series([key for own in known for key in own.values()]).value_counts()
+    counts = Counter(key for own in known for key in own.values())
     shared = {key for key, count in counts.items() if count > 1}
     wanted = {name for name, _ in shared} if concepts is None else set(concepts)
     missing = sorted(wanted - {name for name, _ in shared})

@@ -279,7 +279,7 @@ def _said(row: Any) -> str:
     return f"{_two(row['cosine'])} [{_two(row['low'])}, {_two(row['high'])}]"
 
 
-def _panel(axis: Axes, frame: pd.DataFrame) -> None:
+def _panel(axis: Any, frame: pd.DataFrame) -> None:
     for name, colour, style in ((HALVES, drawing.BLUE, "--"), (RESAMPLES, drawing.GREEN, ":")):
         part = frame[frame.draw == name]
         # One grey band is enough: the other would lie across it.
@@ -291,4 +291,4 @@ def _panel(axis: Axes, frame: pd.DataFrame) -> None:
         -random, random, color=drawing.INK, alpha=0.12, linewidth=0, label="random directions ± 1 sd"
     )
     axis.set_xlabel("layer")
-    axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+    axis.xaxis.get_major_locator().set_params(integer=True)

@@ -50,6 +50,7 @@ COLUMNS += [
     f"{control}{end}" for control in ("layer0", "bag_of_words") for end in ("", "_gain_low", "_gain_high")
 ]
 COLUMNS += ["within", "within_low", "within_high", "chosen", "n", "groups", "left_out"]
+KEPT = ["metric", "chance", "within", "within_low", "within_high", "chosen"]
 
 
 def transfer(
@@ -181,7 +182,7 @@ class _Probe:
             if layer not in other.chosen:
                 continue
             shuffled = np.stack([score(one(features), plain)[0] for one in null])
-            frame = within.loc[[(layer, name) for name in concepts], KEPT].reset_index()
+            frame = within[KEPT].reindex([(layer, name) for name in concepts]).reset_index()
             frame["value"], (frame["low"], frame["high"]) = found[0], metrics.interval(found, groups)
             frame[list(NULL)] = expected_range(shuffled)
             frame["p"] = one_more(*(fisher(scores, target.kind) for scores in (found[0], shuffled)))
@@ -192,9 +193,6 @@ class _Probe:
         return pd.concat(parts).assign(
             n=len(tested), groups=groups, left_out=int(len(target.rows) - len(tested))
         )
-
-
-KEPT = ["metric", "chance", "within", "within_low", "within_high", "chosen"]
 
 
 def _fitted(
