@@ -109,7 +109,7 @@ def plan(corpus: Corpus, concepts: Sequence[str] | None = None, folds: int = 5, 
         problem = f"{corpus.name}: nothing to learn {', '.join(missing)} from: the same in all groups but one"
         if concepts is not None or not found:
             raise InputError(f"{problem}; annotate more texts, or choose other concepts")
-        warnings.warn(f"{problem}; left out", stacklevel=3)
+        warnings.warn(f"{problem}; left out", stacklevel=4)
     return tasks
 
 
