@@ -76,7 +76,7 @@ def transfer(
     other, {"happiness": "joy"}. `concepts` chooses among those shared. `layers`, `estimator`, `pool` and `start` are as in
     `fit_probes`, and so are `folds`, by which the layer is chosen on the corpus that is fitted on. The annotations fitted on
     are shuffled `permutations` times, the groups tested on resampled `bootstrap` times. Texts that two corpora share are warned
-    of, and not tested on.
+    of, and not tested on. Each corpus is read once, and all of their vectors are held, float32 (texts, layers, d_model).
 
     Raises `InputError` for fewer than two corpora, two of one name, concepts that are not shared, fewer than 4 permutations or
     40 resamples, and what `fit_probes` refuses.
