@@ -436,6 +436,7 @@ def main() -> None:
         done["transfer"] = across(model, given.shared / "data", out)
         done["ran"] = {
             "limit": given.limit,
+            "fingerprint": model.fingerprint(),
             "machine": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
