@@ -1,4 +1,4 @@
-"""Prompts with named places in them, and what probes say there.
+"""Prompts with named places in them, and what probes say there, beside what random directions say there.
 
 A place is a span of characters; what is read there is the mean over the tokens that overlap it, so that a place of one
 character is the one token which holds it. Prompts of chat models are in their own template, those of other models in the form
@@ -8,13 +8,15 @@ character is the one token which holds it. Prompts of chat models are in their o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from emoprobe.activations import stream_residuals
+from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 from emoprobe.interventions import Span
 from emoprobe.models.live import LiveModel
@@ -22,14 +24,19 @@ from emoprobe.probes import ProbeSet
 from emoprobe.probes.readout import read_stream
 
 Floats = NDArray[np.float64]
+Place = Span | Sequence[Span]
+CONTROLS = 20
+"""Sets of random directions beside each set of probes."""
+DEPTH = 2 / 3
+"""Where experiments read unless they are told otherwise: the paper's share of the depth (section on its probes)."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and the places in it that are read: name -> (start, end) in characters, one or several."""
+    """A text and the places in it that are read: name -> (start, end) in characters, or several such spans."""
 
     text: str
-    places: Mapping[str, Span]
+    places: Mapping[str, Place]
 
     def with_place(self, name: str, words: str, occurrence: int = 0) -> Prompt:
         """Return the prompt with one more place: where `words` stand in it, the first time or a later one.
@@ -42,6 +49,16 @@ class Prompt:
             if start < 0:
                 raise InputError(f"{words!r} does not stand {occurrence + 1} times in {self.text!r}")
         return Prompt(self.text, {**self.places, name: (start, start + len(words))})
+
+    def at_end_of(self, name: str) -> Prompt:
+        """Return the prompt with a place cut down to its last character: the token at which all of it has been read."""
+        end = _spans(self.places[name])[-1][1]
+        return Prompt(self.text, {**self.places, name: (end - 1, end)})
+
+
+def plain(text: str) -> Prompt:
+    """Return a text as it is; its places are "text" (all of it) and "last" (its last character)."""
+    return Prompt(text, {"text": (0, len(text)), "last": (len(text) - 1, len(text))})
 
 
 def turn(model: LiveModel, user: str, reply: str = "") -> Prompt:
@@ -61,6 +78,17 @@ def turn(model: LiveModel, user: str, reply: str = "") -> Prompt:
     if reply:
         places["reply"] = (len(text), len(text) + len(reply))
     return Prompt(text + reply, places)
+
+
+def chosen_layer(probes: ProbeSet, layer: int | float | None = None) -> int:
+    """Return the layer to read at: the one given, or else the fitted one nearest to two thirds of the depth.
+
+    It is not the best of several, so that no number has to be corrected for having been chosen. Raises `InputError` for a
+    layer without probes.
+    """
+    if layer is not None:
+        return probes.layers[probes.layer_index(layer)]
+    return min(probes.layers, key=lambda fitted: (abs(fitted - DEPTH * probes.n_layers), fitted))
 
 
 def read_at(
@@ -83,22 +111,101 @@ def read_at(
     chosen = list(probes.concepts if concepts is None else concepts)
     read = np.empty((len(prompts), len(places), len(layers), len(chosen)))
     for part in stream_residuals(model, [prompt.text for prompt in prompts], layers, batch_size=batch_size):
-        values = torch.stack(
-            [read_stream(probes, part.stream[i], layer, kind, chosen) for i, layer in enumerate(layers)]
-        )
         if part.batch.offsets is None:
             raise InputError(f"{model.name}: its tokenizer does not say where tokens lie; load a fast one")
-        for row, index in enumerate(part.indices):
-            for column, place in enumerate(places):
-                held = _overlapping(part.batch.offsets[row], prompts[index].places[place])
-                if not held:
-                    raise InputError(
-                        f"no token of {prompts[index].text!r} lies at its place {place!r}: it may be too long for the model"
-                    )
-                read[index, column] = values[:, row, held].double().mean(1).cpu().numpy()
+        asked = [(row, prompts[index], place) for row, index in enumerate(part.indices) for place in places]
+        held = [_tokens_at(part.batch.offsets[row], prompt, place) for row, prompt, place in asked]
+        counts = np.array([len(positions) for positions in held])
+        rows = torch.tensor([row for row, _, _ in asked]).repeat_interleave(torch.tensor(counts))
+        tokens = part.stream[
+            :, rows, torch.tensor(np.concatenate(held))
+        ]  # (layers, tokens at places, d_model)
+        values = torch.stack(
+            [
+                read_stream(probes, stream, layer, kind, chosen)
+                for stream, layer in zip(tokens, layers, strict=True)
+            ]
+        )
+        sums = np.add.reduceat(values.double().cpu().numpy(), np.r_[0, counts.cumsum()[:-1]], axis=1)
+        means = (sums / counts[:, None]).reshape(len(layers), len(part.indices), len(places), len(chosen))
+        read[list(part.indices)] = means.transpose(1, 2, 0, 3)
     return read
 
 
-def _overlapping(tokens: Sequence[Span], place: Span) -> list[int]:
-    start, end = place
-    return [position for position, (a, b) in enumerate(tokens) if a < end and start < b]
+def read_beside_random(
+    model: LiveModel,
+    probes: ProbeSet,
+    prompts: Sequence[Prompt],
+    places: Sequence[str],
+    layers: Sequence[int],
+    *,
+    kind: str = "centred_cosine",
+    concepts: Sequence[str] | None = None,
+    controls: int = CONTROLS,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Floats:
+    """Read probes and random directions out in one pass: (1 + controls, prompts, places, layers, concepts), the probes first.
+
+    Each control turns all directions by one random rotation, see `emoprobe.controls`: norms and angles, between concepts and
+    between layers, stay what they are. With kind "z" controls are divided by the probes' own spread. Raises `InputError` as
+    `read_at` does, and for fewer than two controls, which say nothing of a third.
+    """
+    if controls < 2:
+        raise InputError(f"controls={controls}: give at least 2, so that their range is known")
+    chosen = tuple(probes.concepts if concepts is None else concepts)
+    both = _with_random(probes, chosen, layers, controls, seed)
+    read = read_at(model, both, prompts, places, layers, kind=kind, batch_size=batch_size)
+    apart = read.reshape(*read.shape[:-1], 1 + controls, len(chosen))
+    return np.moveaxis(apart, -2, 0)
+
+
+def _with_random(
+    probes: ProbeSet, concepts: Sequence[str], layers: Sequence[int], controls: int, seed: int
+) -> ProbeSet:
+    """Return probes for some concepts at some layers, followed by copies of them whose directions are turned at random."""
+    rows = [probes.layer_index(layer) for layer in layers]
+    columns = [probes.concept_index(name) for name in concepts]
+    directions = probes.directions[rows][:, columns]
+    turned = [turned_at_random(directions, 1000 * seed + control) for control in range(controls)]
+
+    def repeated(values: Tensor) -> Tensor:
+        return values[rows][:, columns].repeat(1, 1 + controls)
+
+    names = [*concepts, *(f"{name}, turned {control}" for control in range(controls) for name in concepts)]
+    return replace(
+        probes,
+        layers=tuple(probes.layers[row] for row in rows),
+        concepts=tuple(names),
+        kinds={name: probes.kinds[concepts[place % len(concepts)]] for place, name in enumerate(names)},
+        ranges={},
+        directions=torch.cat([directions, *turned], dim=1),
+        scale=repeated(probes.scale),
+        offset=repeated(probes.offset),
+        reference_mean=probes.reference_mean[rows],
+        reference_std=repeated(probes.reference_std),
+        residual_norms=probes.residual_norms[rows],
+    )
+
+
+def _tokens_at(tokens: Sequence[Span], prompt: Prompt, name: str) -> list[int]:
+    """Return the positions of the tokens that overlap a place of a prompt."""
+    if name not in prompt.places:
+        raise InputError(f"{prompt.text!r} has no place {name!r}: it has {', '.join(prompt.places)}")
+    spans = _spans(prompt.places[name])
+    held = [
+        position
+        for position, (a, b) in enumerate(tokens)
+        if any(a < end and start < b for start, end in spans)
+    ]
+    unread = prompt.text[max(b for _, b in tokens) : spans[-1][1]]
+    if not held or unread.strip():
+        raise InputError(
+            f"the tokens of {prompt.text!r} do not reach its place {name!r}: it may be too long for the model"
+        )
+    return held
+
+
+def _spans(place: Place) -> list[Span]:
+    """Return a place as a list of spans."""
+    return [(int(start), int(end)) for start, end in np.reshape(np.asarray(place), (-1, 2))]
