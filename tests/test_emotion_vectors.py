@@ -158,7 +158,7 @@ def test_scores_are_those_of_nearest_vectors_on_held_out_groups() -> None:
     assert found.raw.best_layer() >= PLANTED_LAYER and "accuracy" in found.denoised.report()
     assert found.denoised.scores.layer.unique().tolist() == [0, 1, 2, 3]
     at = scores[scores.concept == "(labels)"].set_index("layer")
-    assert at.value[2] > at.shuffled_best_high[2] and at.value[2] > at.chance[2] + 0.2
+    assert at.value[2] > at.shuffled_best_high[2] and at.value[2] > at.chance[2] + 0.1
     assert np.allclose(at.layer0, at.value[0])
     # Accuracy at one layer, by hand: cosines with vectors of the other folds, about their mean.
     (task,) = (task for task in plan(corpus, None, 4, 0) if task.kind == "label")
