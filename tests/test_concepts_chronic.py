@@ -37,7 +37,7 @@ def blank() -> module.Turns:
     topic = np.unique([one.topic for one in given], return_inverse=True)[1]
     carried = np.array([[float(one.target == name) for name in bank.targets()] for one in given])
     task = module.Task("label", True, bank.targets(), np.arange(len(given)), carried, topic, topic)
-    generator = np.random.default_rng(1)
+    generator = np.random.default_rng(5)
     noise = generator.normal(size=(len(given), WIDTH)) + 0.5 * generator.normal(size=(6, WIDTH))[topic]
     return module.Turns(given, condition, task, noise, generator.normal(size=noise.shape))
 
