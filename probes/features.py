@@ -70,6 +70,7 @@ def read_features(
     progress: bool = False,
 ) -> Features:
     """Read a corpus once, at layer 0 and `layers`; options are as in `fit_probes`, and so is what is refused."""
+    check_estimator(estimator)
     concepts = [concepts] if isinstance(concepts, str) else concepts
     chosen = tuple(sorted(resolve_layers(layers, model.n_layers)))
     captured = tuple(sorted({0, *chosen}))
@@ -86,14 +87,19 @@ def read_features(
     return Features(tasks, asked, estimators, chosen, captured, corpus.texts, vectors)
 
 
+def check_estimator(estimator: str) -> None:
+    """Raise `InputError` for an estimator that is not among ESTIMATORS."""
+    if estimator not in ESTIMATORS:
+        known = ", ".join(f'"{name}"' for name in ESTIMATORS)
+        raise InputError(f'estimator="{estimator}" is not understood: give one of {known}')
+
+
 def estimators_for(estimator: str, tasks: Sequence[Task]) -> dict[str, str]:
     """Say which estimator each kind of concept gets.
 
     Raises `InputError` for one that is not among ESTIMATORS, and for "logistic" without labels.
     """
-    if estimator not in ESTIMATORS:
-        known = ", ".join(f'"{name}"' for name in ESTIMATORS)
-        raise InputError(f'estimator="{estimator}" is not understood: give one of {known}')
+    check_estimator(estimator)
     auto = {"label": "logistic", "dimension": "ridge"}
     kinds = {task.kind for task in tasks}
     if estimator == "logistic" and kinds == {"dimension"}:
