@@ -37,7 +37,7 @@ RELATIVES = {
     "self-critical": "critical",
     "shaken": "shake",
 }
-"""Words that no inflection leads to a lemma from, and what is close to them; "on edge" is not about an edge, and so not here."""
+"""Words that no inflection leads to a lemma from, and what is close to them. "On edge" is not about an edge: it is left out."""
 _ENTRY = ("word", "term", "lemma")
 _COLUMNS = {name: (name, f"{name[0]}.mean.sum", name[0]) for name in NORMS}
 

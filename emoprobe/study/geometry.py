@@ -13,7 +13,6 @@ import warnings
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.stats import spearmanr
 
 from emoprobe import drawing
@@ -21,6 +20,7 @@ from emoprobe.corpora import Corpus
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.estimators import fit_for
+from emoprobe.probes.geometry import ordered
 from emoprobe.probes.tasks import plan
 from emoprobe.probes.validation import shuffle
 from emoprobe.study.result import Result
@@ -141,11 +141,8 @@ def _extremes(table: pd.DataFrame) -> str:
 @drawing.styled()
 def _figure(names: list[str], cosines: Floats, annotated: Floats) -> Figure:
     """Draw both matrices, like concepts beside like."""
-    order = np.arange(len(names))
-    if len(names) > 2:
-        distances = 1 - cosines[np.triu_indices(len(names), 1)].clip(-1, 1)
-        order = leaves_list(linkage(distances, "average", optimal_ordering=True))
-    shown = [names[place] for place in order]
+    shown = ordered(pd.DataFrame(cosines, names, names))
+    order = [names.index(name) for name in shown]
     figure, axes = drawing.panels(1, 2, height=1.2 + min(4.2, 0.19 * len(names)), sharey=True)
     apart = ~np.eye(len(names), dtype=bool)
     limit = float(np.nanmax(np.abs([cosines[apart], annotated[apart]])))
