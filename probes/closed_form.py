@@ -24,14 +24,17 @@ class Weights(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Hold scores of each fold, predicted from the others: all (folds, penalties, layers, targets).
+    """Hold how each fold is predicted from the others, all (folds, penalties, layers, targets).
 
     `r2` is one minus squared error over squared deviation from the fold's own mean, as in scikit-learn, `pearson_r` the
-    correlation within the fold. NaN where a target does not vary within the fold.
+    correlation within the fold; both NaN where a target does not vary within the fold. `error` is the sum over the fold's
+    texts of the squared error, and `baseline` the same where the mean of the other folds is all that is predicted.
     """
 
     r2: Tensor
     pearson_r: Tensor
+    error: Tensor
+    baseline: Tensor
 
 
 class Components(NamedTuple):
@@ -73,7 +76,7 @@ def linear_discriminants(moments: Moments, shrinkage: float = 0.0) -> Weights:
 def _discriminants(pooled: Pooled, shrinkage: float) -> Weights:
     d = pooled.d_model
     texts, centre = pooled.count.sum().clamp(min=1), pooled.grand_mean[..., :d]
-    values, vectors = torch.linalg.eigh(pooled.within[..., :d, :d] / texts)
+    values, vectors = torch.linalg.eigh(pooled.within[..., :d] / texts)
     values = (1 - shrinkage) * values + shrinkage * values.mean(-1, keepdim=True)
     apart = (pooled.mean[..., :d] - centre[:, None]).where(pooled.count[:, None] > 0, 0.0)
     weights = apart @ vectors * _inverse(values)[:, None] @ vectors.mT
@@ -100,37 +103,39 @@ class _Normal(NamedTuple):
 def _normal(pooled: Pooled) -> _Normal:
     """Return the normal equations for the targets; where there are none, for 0 and 1 of each class."""
     d, texts, mean, total = pooled.d_model, pooled.count.sum(), pooled.grand_mean, pooled.total
-    xx, mean_x = total[:, :d, :d], mean[:, :d]
-    if pooled.n_targets:
-        return _Normal(
-            texts, mean_x, mean[:, d:], xx, total[:, :d, d:], total[:, d:, d:].diagonal(dim1=1, dim2=2)
-        )
+    mean_x, mean_y = mean[:, :d], mean[:, d:]
+    if mean_y.shape[1]:
+        return _Normal(texts, mean_x, mean_y, total[..., :d], total[..., d:], pooled.total_squares)
     share = (pooled.count / texts.clamp(min=1)).expand(len(mean), -1)
     xy = (pooled.count[:, None] * (pooled.mean - mean_x[:, None])).mT
-    return _Normal(texts, mean_x, share, xx, xy, texts * share * (1 - share))
+    return _Normal(texts, mean_x, share, total, xy, texts * share * (1 - share))
 
 
-def ridge(moments: Moments, penalties: Sequence[float], *, standardise: bool = False) -> Weights:
-    """Return the ridge regression of each target, each layer at a penalty of its own: weights (layers, targets, d_model).
+def ridge(moments: Moments, penalties: Sequence[float] | Tensor, *, standardise: bool = False) -> Weights:
+    """Return the ridge regression of each target at a penalty of its own: weights (layers, targets, d_model).
 
-    Otherwise as `ridge_path`. Raises `InputError` for penalties that are not positive, or so small that rounding outweighs
-    them, and where there is not one for each layer.
+    `penalties` is (layers,) or (layers, targets). Otherwise as `ridge_path`. Raises `InputError` for penalties that are not
+    positive, or so small that rounding outweighs them, and where there is not one for each layer.
     """
-    if len(penalties) != moments.n_layers:
-        raise InputError(f"{len(penalties)} penalties for {moments.n_layers} layers: give one for each")
-    strengths = _positive(penalties, moments.mean)
+    strengths = torch.as_tensor(penalties, dtype=torch.float64)
+    outputs = moments.n_targets or moments.n_classes
+    if strengths.shape not in ((moments.n_layers,), (moments.n_layers, outputs)):
+        raise InputError(
+            f"penalties of shape {tuple(strengths.shape)} for {moments.n_layers} layers: give one for each, "
+            f"or ({moments.n_layers}, {outputs}), one for each target too"
+        )
+    strengths = strengths.view(moments.n_layers, -1, 1)
     found = []
     for layers in moments.by_layers():
         normal = _normal(moments.pooled(layers=layers))
-        unit = _deviation(normal) if standardise else torch.ones_like(normal.mean_x)
-        normal.xx.diagonal(dim1=1, dim2=2).add_(strengths[layers, None] * unit**2)
-        root, failed = torch.linalg.cholesky_ex(normal.xx)
-        if failed.any():
-            raise InputError(
-                f"penalties={list(penalties)}: one is less than rounding errors; give larger ones"
-            )
-        weights = torch.cholesky_solve(normal.xy, root).mT
-        found.append((weights, normal.mean_y - torch.einsum("ltd,ld->lt", weights, normal.mean_x)))
+        scale = _scale(normal, standardise)
+        here, weights = strengths[layers].to(scale), torch.zeros_like(normal.xy.mT)
+        for strength in _positive(here.unique(), scale):
+            solved = _solved(normal, strength, scale)
+            if solved is None:
+                raise InputError(f"penalties={penalties}: one is less than rounding errors; give larger ones")
+            weights = torch.where(here == strength, solved, weights)
+        found.append(_with_offsets(normal, weights))
     return Weights(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
@@ -144,7 +149,7 @@ def ridge_path(moments: Moments, penalties: Sequence[float], *, standardise: boo
     found = []
     for layers in moments.by_layers():
         normal = _normal(moments.pooled(layers=layers))
-        found.append(_path(normal, _positive(penalties, normal.xx), standardise)[0])
+        found.append(_path(normal, _positive(penalties, normal.xx), standardise))
     return Weights(*(torch.cat(part, 1) for part in zip(*found, strict=True)))
 
 
@@ -159,11 +164,11 @@ def generalised_cross_validation(
     found = []
     for layers in moments.by_layers():
         normal = _normal(moments.pooled(layers=layers))
-        strength = _positive(penalties, normal.xx)
-        (weights, _), freedom = _path(normal, strength, standardise)
-        left = normal.texts - 1 - freedom  # (penalties, layers)
-        error = _squared_error(normal, weights)
-        found.append(normal.texts * error / (left**2)[..., None])
+        strengths = _positive(penalties, normal.xx)
+        values = torch.linalg.eigvalsh(_scaled(normal.xx, _scale(normal, standardise))).clamp(min=0)
+        freedom = (values / (values + strengths[:, None, None])).sum(-1)  # (penalties, layers)
+        error = _squared_error(normal, _path(normal, strengths, standardise).weights)
+        found.append(normal.texts * error / ((normal.texts - 1 - freedom) ** 2)[..., None])
     return torch.cat(found, 1)
 
 
@@ -183,30 +188,52 @@ def grouped_k_fold(moments: Moments, penalties: Sequence[float], *, standardise:
         folds = []
         for fold in filled:
             train = _normal(moments.pooled([other for other in filled if other != fold], layers))
-            read_out, _ = _path(train, _positive(penalties, train.xx), standardise)
-            folds.append(_scored(_normal(moments.pooled([fold], layers)), read_out))
+            read_out, mean_y = _path(train, _positive(penalties, train.xx), standardise), train.mean_y
+            del train  # its matrices are the largest things here
+            folds.append(_scored(_normal(moments.pooled([fold], layers)), read_out, mean_y))
         by_layers.append([torch.stack(part) for part in zip(*folds, strict=True)])
     return HeldOut(*(torch.cat(part, 2) for part in zip(*by_layers, strict=True)))
 
 
-def _path(normal: _Normal, penalties: Tensor, standardise: bool) -> tuple[Weights, Tensor]:
-    """Return the ridge read-outs (penalties, layers, targets, d_model) and degrees of freedom (penalties, layers)."""
-    scale = _deviation(normal) if standardise else torch.ones_like(normal.mean_x)
-    xx = normal.xx / (scale[:, :, None] * scale[:, None]) if standardise else normal.xx
-    values, vectors = torch.linalg.eigh(xx)
-    values = values.clamp(min=0)
+def _path(normal: _Normal, penalties: Tensor, standardise: bool) -> Weights:
+    """Return the ridge read-outs (penalties, layers, targets, d_model)."""
+    scale = _scale(normal, standardise)
+    d, targets = normal.xy.shape[1:]
+    # One eigendecomposition does for any number of penalties, and costs about as much as 14 Cholesky factors; but with
+    # many targets these cost more to use.
+    if len(penalties) * (d + 9 * targets) < 14 * d:
+        solved = [_solved(normal, strength, scale) for strength in penalties]
+        if all(weights is not None for weights in solved):
+            return _with_offsets(normal, torch.stack([weights for weights in solved if weights is not None]))
+    values, vectors = torch.linalg.eigh(_scaled(normal.xx, scale))
     along = (normal.xy / scale[..., None]).mT @ vectors  # (layers, targets, d_model)
-    shrunk = along / (values + penalties[:, None, None])[:, :, None]
-    weights = torch.einsum("pltk,ldk->pltd", shrunk, vectors) / scale[:, None]
-    offsets = normal.mean_y - torch.einsum("pltd,ld->plt", weights, normal.mean_x)
-    return Weights(weights, offsets), (values / (values + penalties[:, None, None])).sum(-1)
+    shrunk = along / (values.clamp(min=0) + penalties[:, None, None])[:, :, None]
+    return _with_offsets(normal, shrunk @ vectors.mT / scale[:, None])
 
 
-def _deviation(normal: _Normal) -> Tensor:
-    """Return the features' standard deviations (layers, d_model), 1 where one does not vary."""
+def _solved(normal: _Normal, strength: Tensor, scale: Tensor) -> Tensor | None:
+    """Return the weights (layers, targets, d_model) at one penalty by Cholesky's factor; None where rounding outweighs it."""
+    penalised = normal.xx.clone()
+    penalised.diagonal(dim1=1, dim2=2).add_(strength * scale**2)
+    root, failed = torch.linalg.cholesky_ex(penalised)
+    return None if failed.any() else torch.cholesky_solve(normal.xy, root).mT
+
+
+def _with_offsets(normal: _Normal, weights: Tensor) -> Weights:
+    return Weights(weights, normal.mean_y - torch.einsum("...td,...d->...t", weights, normal.mean_x))
+
+
+def _scale(normal: _Normal, standardise: bool) -> Tensor:
+    """Return what features are divided by before they are penalised, (layers, d_model): 1, or their standard deviations."""
+    if not standardise:
+        return torch.ones_like(normal.mean_x)
     variance = normal.xx.diagonal(dim1=1, dim2=2) / normal.texts.clamp(min=1)
     rounding = torch.finfo(variance.dtype).eps * normal.mean_x
     return variance.where(variance > 10 * rounding**2, 1.0).sqrt()
+
+
+def _scaled(xx: Tensor, scale: Tensor) -> Tensor:
+    return xx / (scale[:, :, None] * scale[:, None])
 
 
 def _squared_error(normal: _Normal, weights: Tensor) -> Tensor:
@@ -217,24 +244,26 @@ def _squared_error(normal: _Normal, weights: Tensor) -> Tensor:
 
 def _spread(normal: _Normal, weights: Tensor) -> Tensor:
     """Return Σ (Xw)² about the mean, (penalties, layers, targets)."""
-    return (torch.einsum("pltd,lde->plte", weights, normal.xx) * weights).sum(-1).clamp(min=0)
+    return ((weights @ normal.xx) * weights).sum(-1).clamp(min=0)
 
 
-def _scored(test: _Normal, read_out: Weights) -> list[Tensor]:
-    """Return R² and Pearson's r of texts known by their moments, each (penalties, layers, targets)."""
+def _scored(test: _Normal, read_out: Weights, mean_y: Tensor) -> list[Tensor]:
+    """Return what `HeldOut` holds of one fold known by its moments, where those of the others gave `read_out` and `mean_y`."""
     weights, offsets = read_out
     bias = test.mean_y - offsets - torch.einsum("pltd,ld->plt", weights, test.mean_x)
-    error = _squared_error(test, weights) + test.texts * bias**2
     spread, shared = _spread(test, weights), (weights * test.xy.mT).sum(-1)
+    error = (test.yy - 2 * shared + spread).clamp(min=0) + test.texts * bias**2
     varies = test.yy > 0
     r2 = (1 - error / test.yy).where(varies, torch.nan)
-    return [r2, (shared / (spread * test.yy).sqrt()).where(varies & (spread > 0), torch.nan)]
+    r = (shared / (spread * test.yy).sqrt()).where(varies & (spread > 0), torch.nan)
+    baseline = test.yy + test.texts * (test.mean_y - mean_y) ** 2
+    return [r2, r, error, baseline.expand_as(error)]
 
 
-def _positive(penalties: Sequence[float], like: Tensor) -> Tensor:
+def _positive(penalties: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     if not len(penalties) or not min(penalties) > 0:
-        raise InputError(f"penalties={list(penalties)}: give one or more positive numbers")
-    return torch.as_tensor(list(penalties), dtype=like.dtype, device=like.device)
+        raise InputError(f"penalties={[float(one) for one in penalties]}: give one or more positive numbers")
+    return torch.as_tensor(penalties, dtype=like.dtype, device=like.device)
 
 
 def _inverse(values: Tensor) -> Tensor:
@@ -251,9 +280,7 @@ def principal_components(moments: Moments) -> Components:
     found = []
     for layers in moments.by_layers():
         pooled = moments.pooled(layers=layers)
-        covariance = pooled.total[:, : pooled.d_model, : pooled.d_model] / (pooled.count.sum() - 1).clamp(
-            min=1
-        )
+        covariance = pooled.total[..., : pooled.d_model] / (pooled.count.sum() - 1).clamp(min=1)
         values, vectors = torch.linalg.eigh(covariance)
         found.append((values.clamp(min=0).flip(-1), vectors.mT.flip(-2)))
     return Components(*(torch.cat(part) for part in zip(*found, strict=True)))

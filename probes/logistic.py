@@ -72,8 +72,8 @@ def logistic(
         moments = Moments.zeros(1, features.shape[1], n_classes=len(there), device=features.device)
         moments.add(features[:, None], classes=classes)
         pooled = moments.pooled()
-    wanted = (1, len(there), features.shape[1] + pooled.n_targets)
-    if tuple(pooled.mean.shape) != wanted or pooled.count.sum() != len(features):
+    shape = (*pooled.mean.shape[:2], pooled.d_model)
+    if shape != (1, len(there), features.shape[1]) or pooled.count.sum() != len(features):
         raise InputError(
             f"the moments given are not those of these {len(features)} texts and {len(there)} classes"
         )
@@ -113,7 +113,7 @@ class _Problem:
         self.prior = pooled.count / len(features)
         # For two classes scikit-learn has one row, the difference, whose square is twice that of two opposite rows.
         self.penalty = (2.0 if self.count == 2 else 1.0) / (C * len(features))
-        variances, self.axes = torch.linalg.eigh(pooled.within[0, :d, :d] / len(features))
+        variances, self.axes = torch.linalg.eigh(pooled.within[0, :, :d] / len(features))
         self.variances = variances.clamp(min=0)
         self.probabilities = self.mean.new_empty(self.count, len(features))
         self.passes = 0

@@ -5,8 +5,8 @@ Golub & LeVeque 1983, "Algorithms for computing the sample variance"). Mean diff
 regression with its whole regularisation path and its cross-validation, and principal components are functions of these sums
 alone, so that no activation need be stored: memory does not grow with the number of texts.
 
-Targets of a regression ride along as further columns beside the features, so that one matrix holds all the cross-moments.
-Everything is float64, on the CPU or on a GPU that has it.
+Targets of a regression ride along as further columns beside the features; of their products with each other only the squares
+are kept, so that there may be many. Everything is float64, on the CPU or on a GPU that has it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,22 +25,27 @@ from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
-from emoprobe.probes.tasks import Task
+
+if TYPE_CHECKING:
+    from emoprobe.probes.tasks import Task  # which imports what estimators import
 
 ROWS = 512
 """Texts that are added at once: enough for fast products, few enough to need little memory."""
 BLOCK = 96
 """Height of the strips in which the upper triangle of a scatter matrix is kept."""
-KIND, VERSION = "set of moments", 1
+TOGETHER = 2**28
+"""Entries of the matrices of all layers that are worked on together on a GPU."""
+KIND, VERSION = "set of moments", 2
 
 
 @dataclass(eq=False)
 class Moments:
-    """Hold moments of vectors (features, then targets) by fold, layer and class, all float64.
+    """Hold moments of vectors z = (x, y), features then targets, by fold, layer and class, all float64.
 
     `count` is (folds, classes) and `mean` (folds, layers, classes, width), where width is d_model + n_targets. `scatter`
-    (folds, layers, packed) is the sum over texts of (x - m)(x - m)ᵀ about the mean m of the text's own fold and class; its
-    upper triangle is kept in strips, see `Pooled` for the full matrix. Moments of the same shape add up with `+`.
+    (folds, layers, packed) holds the sums over texts of (x - m)(z - m)ᵀ about the mean m of the text's own fold and class, of
+    the symmetric part only the upper triangle, in strips, and behind them the squares of the targets; `pooled` gives whole
+    matrices. Moments of the same shape add up with `+`.
     """
 
     count: Tensor
@@ -60,7 +66,7 @@ class Moments:
     ) -> Moments:
         """Return the moments of no text."""
         width = d_model + n_targets
-        packed = sum(rows * (width - first) for first, rows in _strips(width))
+        packed = sum(rows * (width - first) for first, rows in _strips(d_model)) + n_targets
 
         def empty(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -102,11 +108,9 @@ class Moments:
         of range; then nothing is added.
         """
         fold, classes, targets = self._checked(vectors, fold, classes, targets)
-        for first in range(0, len(vectors), ROWS):
-            part = slice(first, first + ROWS)
-            for number in sorted(set(fold[part].tolist())):
-                rows = first + (fold[part] == number).nonzero().squeeze(1)
-                self._add_to_fold(number, vectors[rows.to(vectors.device)], classes[rows], targets[rows])
+        for number in sorted(set(fold.tolist())):
+            for rows in (fold == number).nonzero().squeeze(1).split(ROWS):
+                self._add_to_fold(number, vectors, rows.to(vectors.device), classes[rows], targets[rows])
 
     def __iadd__(self, other: Moments) -> Moments:
         """Take in moments of other texts, gathered apart: in another batch, process or machine."""
@@ -116,10 +120,12 @@ class Moments:
                 f"moments of shapes {shapes[0]} and {shapes[1]} (folds, layers, classes, width; targets) do not add up: gather "
                 "them with the same folds, layers, classes and targets"
             )
+        count, every = other.count.to(self.count), slice(None)
         for fold in range(self.n_folds):
             self.scatter[fold] += other.scatter[fold].to(self.scatter)
-            between = self._moved(fold, other.count[fold].to(self.count), other.mean[fold].to(self.mean))
-            _add_products(self.scatter[fold], between)
+            between = self._moved(fold, every, count[fold], other.mean[fold].to(self.mean))
+            _add_products(self.scatter[fold], between, self.d_model)
+        self.count += count
         return self
 
     def __add__(self, other: Moments) -> Moments:
@@ -140,8 +146,8 @@ class Moments:
         return write_artefact(path, KIND, VERSION, tensors, {"n_targets": self.n_targets})
 
     def by_layers(self) -> Iterator[slice]:
-        """Yield the layers to work on together: all of them on a GPU, where it is faster; one by one elsewhere."""
-        together = self.n_layers if self.mean.is_cuda else 1
+        """Yield the layers to work on together: many on a GPU, where it is faster; one by one elsewhere, to save memory."""
+        together = max(1, TOGETHER // self.mean.shape[-1] ** 2) if self.mean.is_cuda else 1
         for first in range(0, self.n_layers, together):
             yield slice(first, first + together)
 
@@ -151,41 +157,42 @@ class Moments:
         The moments that a fold is predicted from are those of the other folds: nothing is fitted anew.
         """
         chosen = list(range(self.n_folds)) if folds is None else list(folds)
-        by_fold, means = self.count[chosen], self.mean[:, layers][chosen]
+        by_fold, means, d = self.count[chosen], self.mean[:, layers][chosen], self.d_model
         count = by_fold.sum(0)
         mean = torch.einsum("fc,flcw->lcw", by_fold / count.clamp(min=1), means)
         apart = by_fold.sqrt()[:, None, :, None] * (means - mean)
         apart = apart.transpose(0, 1).flatten(1, 2)  # (layers, folds × classes, width)
-        within = apart.mT @ apart
-        packed = self.scatter[chosen[0], layers].clone()
-        for fold in chosen[1:]:
-            packed += self.scatter[fold, layers]
-        _add_unpacked(within, packed)
-        return Pooled(count, mean, within, self.n_targets)
+        within, squares = apart[..., :d].mT @ apart, (apart[..., d:] ** 2).sum(1)
+        for fold in chosen:
+            _add_unpacked(within, squares, self.scatter[fold, layers])
+        return Pooled(count, mean, within, squares)
 
-    def _add_to_fold(self, fold: int, vectors: Tensor, classes: Tensor, targets: Tensor) -> None:
-        texts = len(vectors)
-        rows = self.mean.new_empty(self.n_layers, texts + self.n_classes, self.mean.shape[-1])
-        own = rows[:, :texts]
-        own[..., : self.d_model] = vectors.transpose(0, 1)
-        own[..., self.d_model :] = targets
-        carried = torch.nn.functional.one_hot(classes, self.n_classes).to(rows)
+    def _add_to_fold(
+        self, fold: int, vectors: Tensor, rows: Tensor, classes: Tensor, targets: Tensor
+    ) -> None:
+        carried = torch.nn.functional.one_hot(classes, self.n_classes).to(self.mean)
         count = carried.sum(0)
-        mean = carried.T @ own / count.clamp(min=1)[:, None]
-        own -= carried @ mean
-        rows[:, texts:] = self._moved(fold, count, mean)
-        _add_products(self.scatter[fold], rows)
+        for layers in self.by_layers():
+            mine = vectors[:, layers][rows].transpose(0, 1).to(self.mean.device)
+            both = self.mean.new_empty(len(mine), len(rows) + self.n_classes, self.mean.shape[-1])
+            own = both[:, : len(rows)]
+            own[..., : self.d_model] = mine
+            own[..., self.d_model :] = targets
+            mean = carried.T @ own / count.clamp(min=1)[:, None]
+            own -= mean[:, classes]
+            both[:, len(rows) :] = self._moved(fold, layers, count, mean)
+            _add_products(self.scatter[fold, layers], both, self.d_model)
+        self.count[fold] += count
 
-    def _moved(self, fold: int, count: Tensor, mean: Tensor) -> Tensor:
-        """Join count and class means of a fold with others; return vectors (layers, classes, width) to add the products of.
+    def _moved(self, fold: int, layers: slice, count: Tensor, mean: Tensor) -> Tensor:
+        """Join class means of a fold with others; return vectors (layers, classes, width) to add the products of.
 
         The squares about the joint mean exceed those about the two means by one product of their difference.
         """
-        before = self.count[fold].clone()
+        before = self.count[fold]
         joint = (before + count).clamp(min=1)
-        apart = mean - self.mean[fold]
-        self.mean[fold] += (count / joint)[:, None] * apart
-        self.count[fold] += count
+        apart = mean - self.mean[fold, layers]
+        self.mean[fold, layers] += (count / joint)[:, None] * apart
         return (before * count / joint).sqrt()[:, None] * apart
 
     def _checked(
@@ -230,19 +237,20 @@ def load_moments(path: str | Path) -> Moments:
 class Pooled:
     """Hold moments of some folds taken together, for some layers.
 
-    `count` is (classes,), `mean` (layers, classes, width), and `within` (layers, width, width) the sum of squares and products
-    about the class means; the last `n_targets` columns are the targets.
+    `count` is (classes,), `mean` (layers, classes, width), `within` (layers, d_model, width) the sums of products of the
+    features with the features and the targets about the class means, `squares` (layers, n_targets) those of each target with
+    itself.
     """
 
     count: Tensor
     mean: Tensor
     within: Tensor
-    n_targets: int
+    squares: Tensor
 
     @property
     def d_model(self) -> int:
         """The number of features."""
-        return self.mean.shape[-1] - self.n_targets
+        return self.within.shape[1]
 
     @property
     def grand_mean(self) -> Tensor:
@@ -251,9 +259,18 @@ class Pooled:
 
     @property
     def total(self) -> Tensor:
-        """Sum of squares and products about the mean over all texts, (layers, width, width)."""
-        between = self.count.sqrt()[:, None] * (self.mean - self.grand_mean[:, None])
-        return torch.baddbmm(self.within, between.mT, between)
+        """What `within` is, about the mean over all texts."""
+        between = self._between
+        return torch.baddbmm(self.within, between[..., : self.d_model].mT, between)
+
+    @property
+    def total_squares(self) -> Tensor:
+        """What `squares` is, about the mean over all texts."""
+        return self.squares + (self._between[..., self.d_model :] ** 2).sum(1)
+
+    @property
+    def _between(self) -> Tensor:
+        return self.count.sqrt()[:, None] * (self.mean - self.grand_mean[:, None])
 
 
 # Out of a model ------------------------------------------------------------------------------------------------------
@@ -348,31 +365,32 @@ def _vectors(
 # Upper triangles in strips -------------------------------------------------------------------------------------------
 
 
-def _strips(width: int) -> Iterator[tuple[int, int]]:
+def _strips(d_model: int) -> Iterator[tuple[int, int]]:
     """Yield the first row and the number of rows of each strip; it holds the columns from its first row on."""
-    yield from ((first, min(BLOCK, width - first)) for first in range(0, width, BLOCK))
+    yield from ((first, min(BLOCK, d_model - first)) for first in range(0, d_model, BLOCK))
 
 
-def _views(packed: Tensor, width: int) -> Iterator[tuple[int, int, Tensor]]:
+def _views(packed: Tensor, d_model: int, width: int) -> Iterator[tuple[int, int, Tensor]]:
     """Yield the strips of packed matrices (layers, packed): first row, end row, and (layers, rows, columns) in place."""
     start = 0
-    for first, rows in _strips(width):
+    for first, rows in _strips(d_model):
         size = rows * (width - first)
         yield first, first + rows, packed[:, start : start + size].view(len(packed), rows, width - first)
         start += size
 
 
-def _add_products(packed: Tensor, rows: Tensor) -> None:
-    """Add the sum over texts of xxᵀ of rows (layers, texts, width) to packed matrices."""
-    for first, end, strip in _views(packed, rows.shape[-1]):
+def _add_products(packed: Tensor, rows: Tensor, d_model: int) -> None:
+    """Add the sums over texts of products in rows (layers, texts, width) to packed matrices."""
+    width = rows.shape[-1]
+    for first, end, strip in _views(packed, d_model, width):
         strip.baddbmm_(rows[..., first:end].mT, rows[..., first:])
+    packed[:, packed.shape[1] - (width - d_model) :] += (rows[..., d_model:] ** 2).sum(1)
 
 
-def _add_unpacked(matrices: Tensor, packed: Tensor) -> None:
-    """Add packed matrices (layers, packed) to full ones (layers, width, width)."""
-    for first, end, strip in _views(packed, matrices.shape[-1]):
-        square = end - first
-        matrices[:, first:end, end:] += strip[..., square:]
-        matrices[:, end:, first:end] += strip[..., square:].mT
-        upper = strip[..., :square].triu()
-        matrices[:, first:end, first:end] += upper + upper.triu(1).mT
+def _add_unpacked(matrices: Tensor, squares: Tensor, packed: Tensor) -> None:
+    """Add packed matrices (layers, packed) to whole ones (layers, d_model, width) and squares (layers, n_targets)."""
+    _, d, width = matrices.shape
+    for first, end, strip in _views(packed, d, width):
+        matrices[:, first:end, first:] += strip
+        matrices[:, end:d, first:end] += strip[..., end - first : d - first].mT
+    squares += packed[:, packed.shape[1] - squares.shape[1] :]

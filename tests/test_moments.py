@@ -94,9 +94,11 @@ def test_moments_are_those_of_numpy(data: Data) -> None:
             mine = joint[rows & (data.label == number), layer]
             assert same(pooled.mean[layer, number], mine.mean(0), 1e-13)
             within = within + (len(mine) - 1) * np.cov(mine.T)
-        assert same(pooled.within[layer], within, 1e-12)
-        everything = joint[rows, layer]
-        assert same(pooled.total[layer], (len(everything) - 1) * np.cov(everything.T), 1e-12)
+        total = (rows.sum() - 1) * np.cov(joint[rows, layer].T)
+        assert same(pooled.within[layer], within[:WIDTH], 1e-12)
+        assert same(pooled.squares[layer], np.diag(within)[WIDTH:], 1e-12)
+        assert same(pooled.total[layer], total[:WIDTH], 1e-12)
+        assert same(pooled.total_squares[layer], np.diag(total)[WIDTH:], 1e-12)
 
 
 @pytest.mark.parametrize("order", list(permutations(range(4))))
@@ -218,6 +220,14 @@ def test_each_layer_may_have_a_penalty_of_its_own(data: Data, standardise: bool)
     for layer, place in enumerate([2, 0]):
         assert same(found.weights[layer], path.weights[place, layer], 1e-9)
         assert same(found.offsets[layer], path.offsets[place, layer], 1e-9)
+    places = torch.tensor([[2, 0], [1, 1]])  # and each target
+    found = ridge(
+        data.moments(), torch.tensor(PENALTIES, dtype=torch.float64)[places], standardise=standardise
+    )
+    for layer, target in np.ndindex(LAYERS, TARGETS):
+        place = places[layer, target]
+        assert same(found.weights[layer, target], path.weights[place, layer, target], 1e-9)
+        assert same(found.offsets[layer, target], path.offsets[place, layer, target], 1e-9)
     with pytest.raises(InputError, match="one for each"):
         ridge(data.moments(), [1.0])
     with pytest.raises(InputError, match="rounding"):
@@ -245,8 +255,16 @@ def test_grouped_folds_equal_the_long_way(data: Data, targets: bool, standardise
             assert same(
                 found.r2[fold, place, 0], r2_score(y[test], predicted, multioutput="raw_values"), 1e-6
             )
+            assert same(found.error[fold, place, 0], ((y[test] - predicted) ** 2).sum(0), 1e-6)
+            assert same(found.baseline[fold, place, 0], ((y[test] - y[~test].mean(0)) ** 2).sum(0), 1e-9)
             pairs = zip(predicted.T, y[test].T, strict=True)
             assert same(found.pearson_r[fold, place, 0], [np.corrcoef(*pair)[0, 1] for pair in pairs], 1e-6)
+
+
+def test_one_eigendecomposition_finds_what_factors_at_each_penalty_find(data: Data) -> None:
+    """Few penalties are solved for one by one, many together."""
+    few, many = (ridge_path(data.moments(), penalties) for penalties in (PENALTIES[:2], PENALTIES * 20))
+    assert same(few.weights, many.weights[:2], 1e-8) and same(few.offsets, many.offsets[:2], 1e-8)
 
 
 def test_a_fold_that_lacks_a_class_has_no_score_for_it(data: Data) -> None:
@@ -303,8 +321,7 @@ def test_moments_of_a_corpus_are_those_of_captured_activations(batch_size: int) 
         x, pooled = captured[task.rows], moments.pooled([0, 2])
         rows = np.isin(task.fold, [0, 2])
         total = torch.stack([(rows.sum() - 1) * x[rows][:, layer].T.cov() for layer in range(3)])
-        width = model.d_model
-        assert same(pooled.total[:, :width, :width], total, 1e-5)
+        assert same(pooled.total[..., : model.d_model], total, 1e-5)
         model_of = Ridge(10.0, solver="svd").fit(x[:, 1], task.targets)
         assert same(ridge_path(moments, [10.0]).weights[0, 1], np.atleast_2d(model_of.coef_), 1e-5)
 
