@@ -1,0 +1,133 @@
+"""A number beside what chance gives, and which of three things it comes to: an effect, its opposite, or nothing shown.
+
+An effect counts only if its interval leaves out where nothing lies, one more set of random directions is not expected to give
+as much, and, where there is one, a permutation or sign test agrees. Nothing here knows models or probes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest, t
+
+from emoprobe.intervals import mean_interval, prediction_interval
+from emoprobe.study.wording import number, span
+
+Floats = NDArray[np.float64]
+SURE = 0.05
+NOT_MEASURED = (np.nan, np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Hold a number, its 95 % interval, and the same number for random directions (controls,).
+
+    `nothing` is what it is where there is nothing to find. `p` is that of a two-sided permutation or sign test, NaN where none
+    was made.
+    """
+
+    value: float
+    low: float
+    high: float
+    chance: Floats
+    nothing: float = 0.0
+    p: float = float("nan")
+
+    @property
+    def expected(self) -> tuple[float, float]:
+        """Where one more set of random directions would lie, at 95 %."""
+        return prediction_interval(self.chance) if len(self.chance) else NOT_MEASURED
+
+    @property
+    def sign(self) -> int:
+        """1 for an effect, -1 for its opposite, 0 where nothing is shown."""
+        low, high = self.expected
+        if self.p >= SURE:  # not so for NaN
+            return 0
+        if self.low > self.nothing and self.value > high:
+            return 1
+        return -1 if self.high < self.nothing and self.value < low else 0
+
+    def said(self, digits: int = 2, sign: bool = True) -> str:
+        """Write the number with its interval, what random directions are expected to give, and p."""
+        low, high = (number(bound, digits, sign) for bound in self.expected)
+        test = f", p = {self.p:.2g}" if np.isfinite(self.p) else ""
+        return (
+            f"{span(self.value, self.low, self.high, digits, sign)} (random directions {low} to {high}{test})"
+        )
+
+    def row(self) -> dict[str, float]:
+        """Return the columns of a table: value, low, high, random_low, random_high, p."""
+        low, high = self.expected
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "random_low": low,
+            "random_high": high,
+            "p": self.p,
+        }
+
+
+def of_mean(units: Floats, nothing: float = 0.0, p: float = float("nan")) -> Evidence:
+    """Return the mean over units, with Student's interval over them; `units` is (1 + controls, units), the probes first."""
+    return Evidence(*mean_interval(units[0]), units[1:].mean(1), nothing, p)
+
+
+def of_share(units: Floats, nothing: float, p: float = float("nan")) -> Evidence:
+    """Return the mean of shares in [0, 1], one for each unit, as `of_mean`, with an interval within [0, 1].
+
+    Where all units agree, Student's interval has no width: then it is that of Clopper and Pearson for so many units, each of
+    which counts once.
+    """
+    found = of_mean(units, nothing, p)
+    if np.ptp(units[0]) < 1e-12 and len(units[0]) > 1:
+        low, high = clopper_pearson(float(units[0].sum()), len(units[0]))
+    else:
+        low, high = float(np.maximum(found.low, 0)), float(np.minimum(found.high, 1))
+    return Evidence(found.value, low, high, found.chance, nothing, p)
+
+
+def clopper_pearson(hits: float, trials: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share; hits that ties have made fractional are rounded."""
+    exact = binomtest(round(hits), trials).proportion_ci()
+    return float(exact.low), float(exact.high)
+
+
+def sign_test(values: Floats) -> float:
+    """Return the two-sided p of the exact sign test; zeros are left out, and 1 is what nothing but zeros gives."""
+    moved = values[np.isfinite(values) & (values != 0)]
+    return float(binomtest(int((moved > 0).sum()), len(moved)).pvalue) if len(moved) else 1.0
+
+
+def p_two_sided(value: float, null: Floats) -> float:
+    """Return how often a null (permutations,) lies as far from 0 as a value, the value counted among them."""
+    return float((1 + (np.abs(null) >= abs(value) - 1e-12).sum()) / (1 + len(null)))
+
+
+def p_of_all(value: float, everything: Floats) -> float:
+    """Return the same where the null is all permutations (n,), the one that was seen among them."""
+    return float((np.abs(everything) >= abs(value) - 1e-12).mean())
+
+
+def fieller(numerator: Floats, denominator: Floats) -> tuple[float, float, float]:
+    """Return the ratio of the means of pairs (n,) and Fieller's 95 % interval, exact for normal pairs.
+
+    The bounds are infinite where the denominator's mean is not told from zero: then any ratio is possible. Source: E. C.
+    Fieller, "Some problems in interval estimation", 1954.
+    """
+    n = len(numerator)
+    if n < 2:
+        return np.nan, np.nan, np.nan
+    above, below = numerator.mean(), denominator.mean()
+    ratio = float(above / below) if below else np.nan
+    (v11, v12), (_, v22) = np.cov(numerator, denominator) / n
+    square = t.ppf(0.975, n - 1) ** 2
+    # All r for which the mean of numerator - r · denominator is not told from zero: a r² - 2 b r + c <= 0.
+    a, b, c = below**2 - square * v22, above * below - square * v12, above**2 - square * v11
+    if a <= 0:
+        return ratio, -np.inf, np.inf
+    reach = np.sqrt(max(b * b - a * c, 0))
+    return ratio, float((b - reach) / a), float((b + reach) / a)
