@@ -47,9 +47,9 @@ def val_attention(
     that λ means the same in every model. Queries that see no key get zeros.
 
     `implementation` is "reference", "folded", "flex", "triton" or None, which leaves it to `choose_implementation`; all give
-    gradients to q, k, v, vq, vk and strength ("flex" on a GPU alone is compiled, "triton" takes as mask only which keys of
-    each text are real). Raises `InputError` for shapes that do not fit together, and where an implementation that was asked
-    for cannot compute this.
+    gradients to q, k, v, vq, vk and strength ("flex" only on a GPU, where it is compiled; "triton" takes as mask only which
+    keys of each text are real). Raises `InputError` for shapes that do not fit together, and where an implementation that
+    was asked for cannot compute this.
     """
     _check(q, k, v, vq, vk, mask, causal, scale, window, softcap)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -235,6 +235,10 @@ def _flex(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
+    if not q.is_cuda and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, vq, vk, lam)):
+        raise InputError(
+            'implementation="flex" cannot compute this: FlexAttention has no gradients on a CPU; take "folded"'
+        )
     # A tensor that wants a gradient may be looked up only once, so that every dimension is one of its own.
     of_queries = [t.contiguous() for t in (vq.float()).unbind(-1)]
     of_keys = [t.contiguous() for t in (vk.float()).unbind(-1)]

@@ -6,7 +6,6 @@ of the queries is λ·dS·V_K, to those of the keys λ·dSᵀ·V_Q, and to λ it
 """
 
 # mypy: disable-error-code="no-untyped-def"
-# ruff: noqa: ANN001, N803
 
 import triton
 import triton.language as tl

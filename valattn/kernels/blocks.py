@@ -8,7 +8,6 @@ valuations need no large exponents.
 """
 
 # mypy: disable-error-code="no-untyped-def"
-# ruff: noqa: ANN001, N803
 
 import triton
 import triton.language as tl
@@ -55,7 +54,7 @@ def spread(
     QUERY: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Write strength · factor · source, (batch, positions, m), as the columns described above, (batch · heads, positions, R)."""
+    """Write strength · factor · source (batch, positions, m) as the columns above, (batch · heads, positions, R)."""
     batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, R)[None, :]

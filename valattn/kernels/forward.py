@@ -6,7 +6,6 @@ Exponentials are to base 2, with log2(e) in the scale.
 """
 
 # mypy: disable-error-code="no-untyped-def"
-# ruff: noqa: ANN001, N803
 
 import triton
 import triton.language as tl
