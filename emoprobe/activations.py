@@ -7,6 +7,8 @@ many times that of other tokens, so that a mean over all tokens would mostly mea
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
     from emoprobe.models.live import Batch, LiveModel
 
 Pool: TypeAlias = "str | Callable[[Tensor, Tensor], Tensor]"
+IN_MEMORY = 2**31
+"""Bytes of captured activations above which they are kept in a file."""
 WINDOW = 32  # batches that are sorted by length together: enough to save padding, few enough to stream
+IN_MEMORY = 2 * 2**30
+"""Bytes up to which `capture` keeps vectors in memory; more lie in a temporary file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,21 +96,50 @@ def capture(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Tensor:
-    """Return one vector per text and layer: float32 (texts, layers, d_model) on the CPU.
+    """Return one vector per text and layer: float32 (texts, layers, d_model) on the CPU, each layer's in one piece.
+
+    What takes more than IN_MEMORY bytes lies in a memory-mapped file in the folder for temporary files (TMPDIR), which is gone
+    when the tensor is: work on it layer by layer, and memory stays bounded.
 
     `pool` is "mean" (over tokens from the `start`-th on), "last" (the last token), or a function of the stream
     (layers, batch, position, d_model) and the counted positions (batch, position) that returns (layers, batch, d_model).
+
+    Vectors of more than `IN_MEMORY` bytes lie in a temporary file that the system pages in and out, and that is gone with the
+    tensor; the environment variable TMPDIR says where. Raises `InputError` where that place has no room for them.
     """
     pooled_by = pooling(pool)
     texts = list(texts)
     if not texts:
         raise InputError("no text was given")
-    rows: list[Tensor | None] = [None] * len(texts)
+    kept, drop = torch.empty(0), _nothing
     for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
         pooled = pooled_by(part.stream.float(), part.counted(start)).cpu()
-        for row, index in enumerate(part.indices):
-            rows[index] = pooled[:, row]
-    return torch.stack([row for row in rows if row is not None])
+        if not len(kept):
+            kept, drop = _room(len(pooled), len(texts), pooled.shape[-1])
+        kept[:, list(part.indices)] = pooled.float()
+        drop()
+    return kept.transpose(0, 1)
+
+
+def _room(*shape: int) -> tuple[Tensor, Callable[[], None]]:
+    """Return a float32 tensor to write into, and what takes the part of it that lies on disk out of memory.
+
+    On disk is all of one that is larger than IN_MEMORY: in a file without a name, which is gone when the tensor is.
+    """
+    size = math.prod(shape)
+    if 4 * size <= IN_MEMORY:
+        return torch.empty(shape), _nothing
+    with tempfile.TemporaryFile() as file:
+        file.truncate(4 * size)
+        mapped = mmap.mmap(file.fileno(), 4 * size)
+    written = torch.frombuffer(mapped, dtype=torch.float32).view(shape)
+    if not hasattr(mmap, "MADV_DONTNEED"):  # the system writes pages out when it needs room
+        return written, _nothing
+    return written, lambda: mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _nothing() -> None:
+    pass
 
 
 def pooling(pool: Pool) -> Callable[[Tensor, Tensor], Tensor]:
@@ -119,11 +154,11 @@ def pooling(pool: Pool) -> Callable[[Tensor, Tensor], Tensor]:
     raise InputError(f'pool="{pool}" is not understood: give "mean", "last" or a function')
 
 
-def mean_norms(model: LiveModel, texts: Sequence[str], *, start: int = 1) -> Tensor:
+def mean_norms(model: LiveModel, texts: Sequence[str], *, start: int = 1, batch_size: int = 32) -> Tensor:
     """Return the mean L2 norm of the residual stream over tokens, at layers 0 … n_layers: float32 (n_layers + 1,)."""
     total = torch.zeros(model.n_layers + 1, dtype=torch.float64)
     count = 0
-    for part in stream_residuals(model, texts):
+    for part in stream_residuals(model, texts, batch_size=batch_size):
         counted = part.counted(start)
         norms = part.stream.float().norm(dim=-1)
         total += norms.where(counted, 0).sum((-1, -2)).cpu().double()
