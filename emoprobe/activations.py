@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from emoprobe.models.live import Batch, LiveModel
 
 Pool: TypeAlias = "str | Callable[[Tensor, Tensor], Tensor]"
-IN_MEMORY = 2**31
-"""Bytes of captured activations above which they are kept in a file."""
 WINDOW = 32  # batches that are sorted by length together: enough to save padding, few enough to stream
 IN_MEMORY = 2 * 2**30
 """Bytes up to which `capture` keeps vectors in memory; more lie in a temporary file."""
@@ -96,10 +94,7 @@ def capture(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Tensor:
-    """Return one vector per text and layer: float32 (texts, layers, d_model) on the CPU, each layer's in one piece.
-
-    What takes more than IN_MEMORY bytes lies in a memory-mapped file in the folder for temporary files (TMPDIR), which is gone
-    when the tensor is: work on it layer by layer, and memory stays bounded.
+    """Return one vector per text and layer: float32 (texts, layers, d_model) on the CPU.
 
     `pool` is "mean" (over tokens from the `start`-th on), "last" (the last token), or a function of the stream
     (layers, batch, position, d_model) and the counted positions (batch, position) that returns (layers, batch, d_model).
@@ -111,35 +106,33 @@ def capture(
     texts = list(texts)
     if not texts:
         raise InputError("no text was given")
-    kept, drop = torch.empty(0), _nothing
+    vectors = None
     for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
-        pooled = pooled_by(part.stream.float(), part.counted(start)).cpu()
-        if not len(kept):
-            kept, drop = _room(len(pooled), len(texts), pooled.shape[-1])
-        kept[:, list(part.indices)] = pooled.float()
-        drop()
-    return kept.transpose(0, 1)
+        pooled = pooled_by(part.stream.float(), part.counted(start)).to("cpu", torch.float32)
+        if vectors is None:
+            vectors = _room(len(texts), len(pooled), *pooled.shape[2:])
+        vectors.index_copy_(0, torch.tensor(part.indices), pooled.transpose(0, 1))
+    assert vectors is not None
+    return vectors
 
 
-def _room(*shape: int) -> tuple[Tensor, Callable[[], None]]:
-    """Return a float32 tensor to write into, and what takes the part of it that lies on disk out of memory.
-
-    On disk is all of one that is larger than IN_MEMORY: in a file without a name, which is gone when the tensor is.
-    """
-    size = math.prod(shape)
+def _room(*shape: int) -> Tensor:
+    """Return a float32 tensor to fill: in memory, or in a file if it takes more than `IN_MEMORY` bytes."""
+    size = torch.Size(shape).numel()
     if 4 * size <= IN_MEMORY:
-        return torch.empty(shape), _nothing
-    with tempfile.TemporaryFile() as file:
-        file.truncate(4 * size)
-        mapped = mmap.mmap(file.fileno(), 4 * size)
-    written = torch.frombuffer(mapped, dtype=torch.float32).view(shape)
-    if not hasattr(mmap, "MADV_DONTNEED"):  # the system writes pages out when it needs room
-        return written, _nothing
-    return written, lambda: mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def _nothing() -> None:
-    pass
+        return torch.empty(shape)
+    # Its name is gone when the block ends, its bytes when nothing maps them any more, however the program ends.
+    with tempfile.NamedTemporaryFile(prefix="emoprobe-") as file:
+        try:
+            # A full disk would otherwise end the program at some later write.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, 4 * size)
+        except OSError as error:
+            raise InputError(
+                f"{4 * size} bytes of activations do not fit into {tempfile.gettempdir()} ({error.strerror}): capture fewer "
+                "layers or texts, or set TMPDIR to a place with more room"
+            ) from None
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).view(shape)
 
 
 def pooling(pool: Pool) -> Callable[[Tensor, Tensor], Tensor]:
