@@ -19,10 +19,15 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
+
+from emoprobe.probes.closed_form import grouped_k_fold, ridge
+from emoprobe.probes.logistic import logistic
+from emoprobe.probes.moments import Moments
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
@@ -35,6 +40,8 @@ INNER_FOLDS = 5
 PRIOR_VARIANCE = 10.0
 """Variance of a logit under the prior of the logistic weights, whatever the width: C = PRIOR_VARIANCE / d_model."""
 MAX_ITERATIONS = 10_000
+TOLERANCE = 1e-6
+"""Share of its objective that a last step of multinomial regression may still promise to take off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +55,27 @@ class LinearReadOut:
         """Read features (texts, d_model) out as (texts, concepts)."""
         return features @ self.weights.T + self.offsets
 
-    def of_unscaled(self, scaler: StandardScaler) -> LinearReadOut:
-        """Return the same read-out for features that have not been through `scaler`."""
-        weights = self.weights / scaler.scale_
-        return LinearReadOut(weights, self.offsets - weights @ scaler.mean_)
+
+class Standardised:
+    """Features of unit variance about their mean, in coordinates of their own span where there are fewer texts than features.
+
+    A weight vector whose norm is penalised never leaves that span, so that nothing is lost. `coordinates` is (texts, at most
+    d_model).
+    """
+
+    def __init__(self, features: Floats) -> None:
+        self._scaler = StandardScaler().fit(features)
+        self._basis: Floats | None = None
+        self.coordinates: Floats = self._scaler.transform(features)
+        if features.shape[1] > len(features):
+            self._basis = np.linalg.svd(self.coordinates, full_matrices=False)[2]
+            self.coordinates = self.coordinates @ self._basis.T
+
+    def read_out(self, weights: Floats, offsets: Floats) -> LinearReadOut:
+        """Return a read-out of the coordinates as one of the features as they came."""
+        weights = weights if self._basis is None else weights @ self._basis
+        weights = weights / self._scaler.scale_
+        return LinearReadOut(weights, offsets - weights @ self._scaler.mean_)
 
 
 Fit: TypeAlias = Callable[[Floats, Floats, Integers], LinearReadOut]
@@ -75,47 +99,34 @@ def fit_for(estimator: str, kind: str, exclusive: bool = False) -> Fit:
 
 
 def _ridge(features: Floats, values: Floats, group: Integers) -> LinearReadOut:
-    scaler = StandardScaler().fit(features)
-    scaled = scaler.transform(features)
-    basis = None
-    if scaled.shape[1] > len(scaled):  # ridge never leaves the span of the texts
-        basis = np.linalg.svd(scaled, full_matrices=False)[2]
-        scaled = scaled @ basis.T
-    chosen = _penalties(scaled, values, group)
-    path = _ridge_path(scaled, values)
-    weights = path[chosen, :, np.arange(values.shape[1])]
-    weights = weights if basis is None else weights @ basis
-    return LinearReadOut(weights, values.mean(0)).of_unscaled(scaler)
+    scaled = Standardised(features)
+    moments = _moments_by_fold(scaled.coordinates, values, group)
+    weights, offsets = ridge(moments, torch.from_numpy(PENALTIES[_penalties(moments)])[None])
+    return scaled.read_out(weights[0].numpy(), offsets[0].numpy())
 
 
-def _penalties(scaled: Floats, values: Floats, group: Integers) -> Integers:
-    """Return for each column the position in PENALTIES of the heaviest that explains nearly as much as the best."""
+def _moments_by_fold(scaled: Floats, values: Floats, group: Integers) -> Moments:
+    """Return the moments of features and values in folds that cut no group."""
     if len(np.unique(group)) < 2:
         group = np.arange(len(group))
-    error = np.zeros((len(PENALTIES), values.shape[1]))
-    spread = np.zeros(values.shape[1])
-    splitter = GroupKFold(min(INNER_FOLDS, len(np.unique(group))))
-    for train, test in splitter.split(scaled, groups=group):
-        path = _ridge_path(scaled[train], values[train])
-        predicted = (scaled[test] - scaled[train].mean(0)) @ path  # (penalties, texts, columns)
-        held_out = values[test] - values[train].mean(0)
-        error += ((predicted - held_out) ** 2).sum(1)
-        spread += (held_out**2).sum(0)
-    explained = spread - error
+    folds = min(INNER_FOLDS, len(np.unique(group)))
+    fold = np.empty(len(group), dtype=np.int64)
+    for number, (_, test) in enumerate(GroupKFold(folds).split(scaled, groups=group)):
+        fold[test] = number
+    moments = Moments.zeros(1, scaled.shape[1], n_folds=folds, n_targets=values.shape[1])
+    vectors, fold, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (scaled, fold, values))
+    moments.add(vectors[:, None], fold=fold, targets=targets)
+    return moments
+
+
+def _penalties(moments: Moments) -> Integers:
+    """Return for each target the position in PENALTIES of the heaviest that explains nearly as much as the best."""
+    held_out = grouped_k_fold(moments, PENALTIES.tolist())
+    explained = (held_out.baseline - held_out.error)[:, :, 0].sum(0).numpy()  # (penalties, targets)
     # Where even the best penalty does harm, none is enough, and the heaviest is taken.
     enough = explained >= NEARLY * explained.max(0)
     heaviest: Integers = len(PENALTIES) - 1 - enough[::-1].argmax(0)
     return heaviest
-
-
-def _ridge_path(scaled: Floats, values: Floats) -> Floats:
-    """Return the ridge weights at every penalty, (penalties, d_model, columns), for features taken about their mean."""
-    centred = scaled - scaled.mean(0)
-    eigenvalues, vectors = np.linalg.eigh(centred.T @ centred)
-    along = vectors.T @ (centred.T @ (values - values.mean(0)))
-    shrunk = along / (np.maximum(eigenvalues, 0)[:, None] + PENALTIES[:, None, None])
-    path: Floats = vectors @ shrunk
-    return path
 
 
 def _covariance_direction(features: Floats, values: Floats, group: Integers) -> LinearReadOut:
@@ -132,26 +143,28 @@ def _covariance_direction(features: Floats, values: Floats, group: Integers) -> 
 
 
 def _multinomial(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
-    scaler = StandardScaler().fit(features)
-    model = _logistic(features.shape[1]).fit(scaler.transform(features), carried.argmax(1))
-    present, concepts = model.classes_, carried.shape[1]
-    weights = np.zeros((concepts, features.shape[1]))
+    present, classes = np.unique(carried.argmax(1), return_inverse=True)
+    scaled, concepts = Standardised(features), carried.shape[1]
+    weights = np.zeros((concepts, scaled.coordinates.shape[1]))
     # A label that these rows lack is read out as if half a text carried it.
     offsets = np.full(concepts, np.log(0.5 / len(features)))
-    if len(present) == 2:  # scikit-learn gives one row for two classes
-        weights[present] = np.stack([-model.coef_[0], model.coef_[0]]) / 2
-        offsets[present] = np.array([-1, 1]) * model.intercept_[0] / 2
+    if len(present) == 2:  # one penalised vector: the two logits are each other's opposite
+        slope, offset = _one_logit(scaled.coordinates, classes.astype(float), features.shape[1])
+        weights[present] = np.stack([-slope, slope]) / 2
+        offsets[present] = np.array([-offset, offset]) / 2
     else:
-        weights[present], offsets[present] = model.coef_, model.intercept_
-    return LinearReadOut(weights - weights.mean(0), offsets - offsets.mean()).of_unscaled(scaler)
+        coordinates, numbers = torch.from_numpy(scaled.coordinates), torch.from_numpy(classes)
+        C = PRIOR_VARIANCE / features.shape[1]
+        fitted = logistic(coordinates, numbers, C, tolerance=TOLERANCE)
+        weights[present], offsets[present] = fitted.weights.numpy(), fitted.offsets.numpy()
+    return scaled.read_out(weights - weights.mean(0), offsets - offsets.mean())
 
 
 def _one_vs_rest(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
-    scaler = StandardScaler().fit(features)
-    scaled = scaler.transform(features)
-    rows = [_one_logit(scaled, column) for column in carried.T]
+    scaled = Standardised(features)
+    rows = [_one_logit(scaled.coordinates, column, features.shape[1]) for column in carried.T]
     weights, offsets = zip(*rows, strict=True)
-    return LinearReadOut(np.stack(weights), np.array(offsets)).of_unscaled(scaler)
+    return scaled.read_out(np.stack(weights), np.array(offsets))
 
 
 def _mean_difference(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
@@ -181,22 +194,19 @@ def _logits_along(directions: Floats, features: Floats, carried: Floats) -> Line
     """Turn each direction into a logit by a logistic regression of its label on the one coordinate along it."""
     scaler = StandardScaler().fit(features @ directions.T)
     along = scaler.transform(features @ directions.T)
-    pairs = [_one_logit(along[:, [k]], carried[:, k]) for k in range(len(directions))]
+    pairs = [_one_logit(along[:, [k]], carried[:, k], 1) for k in range(len(directions))]
     slopes = np.array([slope[0] for slope, _ in pairs]) / scaler.scale_
     offsets = np.array([offset for _, offset in pairs]) - slopes * scaler.mean_
     return LinearReadOut(slopes[:, None] * directions, offsets)
 
 
-def _one_logit(scaled: Floats, carried: Floats) -> tuple[Floats, float]:
+def _one_logit(scaled: Floats, carried: Floats, width: int) -> tuple[Floats, float]:
+    """Return weights and offset of one logit, for coordinates of features of this width."""
     positive = carried.sum()
     if positive in (0, len(carried)):  # nothing to tell apart
         return np.zeros(scaled.shape[1]), float(np.log((positive + 0.5) / (len(carried) - positive + 0.5)))
-    model = _logistic(scaled.shape[1]).fit(scaled, carried)
+    model = LogisticRegression(C=PRIOR_VARIANCE / width, max_iter=MAX_ITERATIONS).fit(scaled, carried)
     return model.coef_[0], float(model.intercept_[0])
-
-
-def _logistic(width: int) -> LogisticRegression:
-    return LogisticRegression(C=PRIOR_VARIANCE / width, max_iter=MAX_ITERATIONS)
 
 
 def _unit(columns: Floats) -> Floats:

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold
 
 from emoprobe.probes.estimators import (
     PENALTIES,
     PRIOR_VARIANCE,
     LinearReadOut,
+    _moments_by_fold,
     _penalties,
     class_differences,
     fit_for,
@@ -150,7 +151,8 @@ def test_ridge_takes_the_heaviest_penalty_that_explains_nearly_as_much_as_the_be
     read_out = fit_for("ridge", "dimension")(features, values, group)
     assert np.allclose(read_out(features)[:, 0], expected.predict(scaled))
     assert np.allclose(read_out.weights[0] * features.std(0), expected.coef_, atol=1e-8)
-    assert np.array_equal(_penalties(scaled, values, group), _penalties(scaled + 50, values - 7, group))
+    near, far = (_moments_by_fold(*given, group) for given in ((scaled, values), (scaled + 50, values - 7)))
+    assert np.array_equal(_penalties(near), _penalties(far))
     if noise == 0.3 and texts == 40:
         assert 1 < len(fine) < len(PENALTIES)  # there was something to choose
 
@@ -191,6 +193,18 @@ def test_multinomial_logistic_satisfies_its_equations_and_is_centred() -> None:
     assert np.abs(wrong.sum(0)).max() < 0.05
     assert np.allclose(read_out(features).sum(1), 0, atol=1e-8)
     assert (read_out(features).argmax(1) == carried.argmax(1)).mean() > carried.mean(0).max() + 0.1
+
+
+@pytest.mark.parametrize(("texts", "width"), [(300, 5), (40, 90)])
+def test_multinomial_logistic_is_that_of_scikit_learn(texts: int, width: int) -> None:
+    features, _, carried = data(texts=texts, width=width)
+    read_out = fitted("logistic", "label", features, carried)
+    model = LogisticRegression(C=PRIOR_VARIANCE / width, tol=1e-9, max_iter=10_000)
+    model.fit(standardised(features), carried.argmax(1))
+    wanted = model.decision_function(standardised(features))
+    centred = wanted - wanted.mean(1, keepdims=True)
+    assert np.abs(read_out(features) - centred).max() < 1e-3 * np.abs(centred).max()
+    assert np.allclose(read_out.weights * features.std(0), model.coef_, atol=1e-3 * np.abs(model.coef_).max())
 
 
 def test_two_exclusive_labels_are_each_others_opposite() -> None:
