@@ -95,7 +95,8 @@ def sources(
             f"{len(known)} pairs of sentences with aligned tokens, which differ in {_changed(known)} and end alike; "
             f"read-out of the pair's emotion at the last token, layer {read} of {model.n_layers}, in standard deviations over "
             "tokens. The neutral run is patched into the emotional one, by layer and position; what heads, MLPs and embedding "
-            f"write is added up. Intervals over pairs; {controls} sets of random directions; heads corrected for the largest of all."
+            f"write is added up. Intervals over pairs; {controls} sets of random directions; heads corrected for the "
+            "largest of all."
         ),
         table=table,
         finding=f"the read-out differs by {_total(total)}"
