@@ -20,6 +20,9 @@ from .probes import (
     ProbeSet as ProbeSet,
 )
 from .probes import (
+    emotion_vectors as emotion_vectors,
+)
+from .probes import (
     fit_probes as fit_probes,
 )
 from .probes import (
@@ -31,6 +34,7 @@ from .probes import (
 from .steering import Sweep as Sweep
 from .steering import steer as steer
 from .steering import sweep as sweep
+from .study import run_concepts as run_concepts
 from .study import run_study as run_study
 from .valattn import (
     Valuation as Valuation,

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from emoprobe.probes import Trace
+    from emoprobe.study import Study
 
 FAILED, BAD_INPUT, FAULT, INTERRUPTED = 1, 2, 70, 130
+RESUMED = ("study", "concepts", "stories")
+"""Commands that go on where they were stopped."""
 # Newer releases of typer carry click inside themselves, and older ones do not.
 _BadUsage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -144,11 +147,48 @@ def study(
         resume=not restart,
         command=shlex.join(["emoprobe", *context.obj]),
     )
-    typer.echo(f"report: {found.folder / 'report.html'}")
-    if not found.passed:
-        failed = [f"{r.name}: {name}" for r in found.results for name, held in r.checks.items() if not held]
-        typer.echo(f"emoprobe: {len(failed)} checks failed ({'; '.join(failed)})", err=True)
-        raise typer.Exit(FAILED)
+    _reported(found)
+
+
+@app.command(epilog="Example: emoprobe concepts gpt2 --corpus goemotions --out runs/gpt2-concepts")
+def concepts(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".')] = "bundled",
+    corpus: Annotated[str, typer.Option(help="Texts to fit probes on: by name, or a file.")] = "bundled",
+    folder: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS-concepts")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use at most so many texts.", show_default="3000")
+    ] = None,
+    seed: Seed = 0,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    device: Device = None,
+    dtype: DType = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Do again what is done already.")] = False,
+) -> None:
+    """Run the representation experiments of "Emotion Concepts" and write a report.
+
+    Implicit scenarios, numeric intensity, user against reply, two speakers, hidden emotions, states, and where a read-out comes
+    from: each beside its controls and what was published of it (Sofroniew et al. 2026, arXiv 2604.07729).
+    """
+    from emoprobe import typed
+    from emoprobe.study import run_concepts
+
+    plain = folder is None and columns is None and ranges is None
+    texts: Any = corpus if plain else typed.corpus(corpus, folder, columns, ranges, None, seed)
+    found = run_concepts(
+        typed.model(model, device, dtype),
+        texts,
+        out,
+        limit=limit,
+        seed=seed,
+        resume=not restart,
+        command=shlex.join(["emoprobe", *context.obj]),
+    )
+    _reported(found)
 
 
 @app.command(
@@ -409,6 +449,65 @@ def compare(
     )
 
 
+@app.command(
+    epilog="Example: emoprobe stories stories.jsonl --emotions afraid,calm,proud --model Qwen/Qwen3-0.6B --per-topic 2"
+)
+def stories(
+    output: Annotated[Path, typer.Argument(help="The file to write, .jsonl.", show_default=False)],
+    emotions: Annotated[
+        str | None, typer.Option(help="What is to be felt: afraid,calm,proud.", show_default=False)
+    ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="stories, neutral, dialogues (of two speakers) or deflection (the first is hidden)."
+        ),
+    ] = "stories",
+    model: Annotated[
+        str, typer.Option(help="Who writes: a hub name, a folder, or a name at --url.")
+    ] = "bundled",
+    url: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible address, up to /v1.", show_default="a model here")
+    ] = None,
+    topics: Annotated[
+        Path | None, typer.Option(help="Topics, one a line.", show_default="80 of the package's")
+    ] = None,
+    per_topic: Annotated[int, typer.Option(min=1, help="Texts for each topic and emotion.")] = 2,
+    per_request: Annotated[int, typer.Option(min=1, help="Texts to ask for at once.")] = 1,
+    max_new_tokens: NewTokens = 400,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Let a language model write texts for emotions, and keep those that do not name them and are not twice there.
+
+    What it says is logged beside the file as it comes; the same command goes on where it was stopped. A key for --url is read
+    from the environment variable OPENAI_API_KEY. Models that follow instructions write best.
+    """
+    from emoprobe import typed
+    from emoprobe.corpora.stories import EndpointWriter, ModelWriter, Writer, write_stories
+
+    typed.writable(output)
+    writer: Writer
+    if url is not None:
+        key = os.environ.get("OPENAI_API_KEY")
+        writer = EndpointWriter(url, model, key=key, max_new_tokens=max_new_tokens)
+    else:
+        writer = ModelWriter(typed.model(model, device, dtype), max_new_tokens=max_new_tokens)
+    written = write_stories(
+        writer,
+        output,
+        kind=kind,
+        emotions=typed.split(emotions) or (),
+        about=None if topics is None else typed.lines(topics),
+        per_topic=per_topic,
+        per_request=per_request,
+        seed=seed,
+    )
+    typer.echo(written.report().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    typer.echo(f"written: {output} ({len(written.kept)} of {len(written.frame)} texts kept)")
+
+
 @app.command(epilog="Example: emoprobe report runs/bundled")
 def report(run: Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)]) -> None:
     """Write a study's report.html anew."""
@@ -437,6 +536,15 @@ def info(model: Model = "bundled", device: Device = None, dtype: DType = None) -
 
 
 # Showing and running --------------------------------------------------------------------------------------------------
+
+
+def _reported(found: Study) -> None:
+    """Say where the report is, and end with a status of its own where a check failed."""
+    typer.echo(f"report: {found.folder / 'report.html'}")
+    if not found.passed:
+        failed = [f"{r.name}: {name}" for r in found.results for name, held in r.checks.items() if not held]
+        typer.echo(f"emoprobe: {len(failed)} checks failed ({'; '.join(failed)})", err=True)
+        raise typer.Exit(FAILED)
 
 
 def _show_trace(found: Trace, standardised: Callable[[], Trace]) -> None:
@@ -527,8 +635,8 @@ def _run(given: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         status = INTERRUPTED
     if status == INTERRUPTED:  # some releases of typer return it, others raise
-        study = given[0] == "study"
-        kept = "what is done is kept, and the same command resumes" if study else "nothing was written"
+        resumes = given[0] in RESUMED
+        kept = "what is done is kept, and the same command resumes" if resumes else "nothing was written"
         sys.stderr.write(f"\nemoprobe: interrupted; {kept}\n")
     return status if isinstance(status, int) else 0
 

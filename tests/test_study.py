@@ -235,7 +235,7 @@ def test_a_finished_study_is_not_done_again_unless_asked(
     ],
 )
 def test_a_study_is_kept_under_its_model_and_corpus(model: str, corpus: str, folder: str) -> None:
-    named = run._folder_name(SimpleNamespace(name=model), SimpleNamespace(name=corpus))  # type: ignore[arg-type]
+    named = run.folder_name(SimpleNamespace(name=model), SimpleNamespace(name=corpus))  # type: ignore[arg-type]
     assert named == Path("runs") / folder
 
 

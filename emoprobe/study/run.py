@@ -64,13 +64,15 @@ def run_study(
     """
     with Display(progress) as display:
         display.begin("loading")
-        texts = corpus if isinstance(corpus, Corpus) else _corpus(corpus, limit, seed)
+        texts = corpus if isinstance(corpus, Corpus) else read_corpus(corpus, limit, seed)
         fitted, held_out = divide(texts, limit, seed)
         live = model if isinstance(model, LiveModel) else load_model(model)
         folder = RunFolder.start(
-            out or _folder_name(live, texts),
+            out or folder_name(live, texts),
             identity(live, texts, limit, seed),
-            about(live, texts, fitted, held_out, command or _call(model, corpus, out, limit, seed), seed),
+            about(
+                live, texts, fitted, held_out, command or written_call(model, corpus, out, limit, seed), seed
+            ),
             resume=resume,
         )
         display.done(
@@ -112,12 +114,14 @@ def _steps(
 # The record ----------------------------------------------------------------------------------------------------------
 
 
-def _corpus(source: str | Path, limit: int | None, seed: int) -> Corpus:
+def read_corpus(source: str | Path, limit: int | None, seed: int) -> Corpus:
+    """Load a corpus; a generated one is as large as the limit."""
     generated = str(source) == GROUND_TRUTH
     return load_corpus(source, limit=limit if generated else None, seed=seed)
 
 
-def _folder_name(model: LiveModel, corpus: Corpus) -> Path:
+def folder_name(model: LiveModel, corpus: Corpus) -> Path:
+    """Return where a study is kept if nobody says otherwise."""
     name = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", corpus.name)
     parts = [model.name] if (model.name, name) in PAIRS else [model.name, name]
     return Path("runs") / "-".join(
@@ -125,7 +129,9 @@ def _folder_name(model: LiveModel, corpus: Corpus) -> Path:
     )
 
 
-def _call(model: object, corpus: object, out: object, limit: int | None, seed: int) -> str:
+def written_call(
+    model: object, corpus: object, out: object, limit: int | None, seed: int, name: str = "run_study"
+) -> str:
     """Write down the call as it would be typed; what is no name is named in angle brackets."""
 
     def written(value: object) -> str:
@@ -137,4 +143,4 @@ def _call(model: object, corpus: object, out: object, limit: int | None, seed: i
         written(corpus),
         *(f"{key}={value}" for key, value in options.items() if value is not None),
     ]
-    return f"emoprobe.run_study({', '.join(given)})"
+    return f"emoprobe.{name}({', '.join(given)})"
