@@ -17,7 +17,6 @@ from emoprobe.study.wording import number, span
 
 Floats = NDArray[np.float64]
 SURE = 0.05
-NOT_MEASURED = (np.nan, np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +33,14 @@ class Evidence:
     chance: Floats
     nothing: float = 0.0
     p: float = float("nan")
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+    """The lowest and the highest that the number can be."""
 
     @property
     def expected(self) -> tuple[float, float]:
-        """Where one more set of random directions would lie, at 95 %."""
-        return prediction_interval(self.chance) if len(self.chance) else NOT_MEASURED
+        """Where one more set of random directions would lie, at 95 %; NaN for fewer than two of them."""
+        low, high = np.clip(prediction_interval(self.chance), *self.bounds)
+        return float(low), float(high)
 
     @property
     def sign(self) -> int:
@@ -87,7 +89,7 @@ def of_share(units: Floats, nothing: float, p: float = float("nan")) -> Evidence
         low, high = clopper_pearson(float(units[0].sum()), len(units[0]))
     else:
         low, high = float(np.maximum(found.low, 0)), float(np.minimum(found.high, 1))
-    return Evidence(found.value, low, high, found.chance, nothing, p)
+    return Evidence(found.value, low, high, found.chance, nothing, p, (0.0, 1.0))
 
 
 def clopper_pearson(hits: float, trials: int) -> tuple[float, float]:

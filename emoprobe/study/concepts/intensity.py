@@ -131,8 +131,8 @@ def intensity(
         verdict=verdict(together, beyond),
         figure=_figure(templates, curves, signs, emotions),
         alt=(
-            "One panel for each template: read-outs of the expected emotions against the number, with those of the neutral "
-            "twins as grey dashed lines."
+            "One panel for each template: read-outs of the emotions that should rise (↑) or fall (↓), with those of the "
+            "neutral twins as grey dashed lines."
         ),
         published=PUBLISHED,
     )
@@ -277,7 +277,7 @@ def _figure(
     colours = dict(zip(emotions, drawing.PALETTE * len(emotions), strict=False))
     for axis, template, curve, sign in zip(axes.flat, templates, curves, signs, strict=False):
         for place in np.flatnonzero(sign):
-            label = f"{emotions[place]}, expected to {'rise' if sign[place] > 0 else 'fall'}"
+            label = f"{emotions[place]} {'↑' if sign[place] > 0 else '↓'}"
             own, neutral = curve[0, :, :, place]
             drawing.line(
                 axis, template["grid"], own - own.mean(), label=label, colour=colours[emotions[place]]

@@ -26,7 +26,7 @@ from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.tasks import plan
 from emoprobe.probes.validation import fit_words
-from emoprobe.study.concepts.evidence import Evidence, clopper_pearson, of_mean, p_two_sided
+from emoprobe.study.concepts.evidence import Evidence, clopper_pearson, of_mean, of_share, p_two_sided
 from emoprobe.study.concepts.places import CONTROLS, chosen_layer, plain, read_at, read_beside_random, turn
 from emoprobe.study.concepts.stimuli import load, matched, without
 from emoprobe.study.result import Result
@@ -241,10 +241,10 @@ def _table(
         for most in (1, 3):
             shares = recall(values, own, most).mean(-1)
             interval = clopper_pearson(shares[0] * len(own), len(own))
-            evidence = Evidence(shares[0], *interval, shares[1:], most / count)
+            evidence = Evidence(shares[0], *interval, shares[1:], most / count, bounds=(0.0, 1.0))
             measure = {"place": place, "measure": f"top-{most}", "chance": min(1.0, most / count)}
             records.append({**measure, **evidence.row()})
-        below = of_mean(others_below(values, own) @ member, 0.5)
+        below = of_share(others_below(values, own) @ member, 0.5)
         records.append({"place": place, "measure": "others below", "chance": 0.5, **below.row()})
     for place in scores:
         for name in baselines:
