@@ -129,12 +129,14 @@ def ridge(moments: Moments, penalties: Sequence[float] | Tensor, *, standardise:
     for layers in moments.by_layers():
         normal = _normal(moments.pooled(layers=layers))
         scale = _scale(normal, standardise)
-        here, weights = strengths[layers].to(scale), torch.zeros_like(normal.xy.mT)
+        weights = torch.zeros_like(normal.xy.mT)
+        here = strengths[layers].to(scale).expand(-1, outputs, 1)
         for strength in _positive(here.unique(), scale):
-            solved = _solved(normal, strength, scale)
+            mine = (here == strength).any(0)[:, 0]
+            solved = _solved(normal._replace(xy=normal.xy[..., mine]), strength, scale)
             if solved is None:
                 raise InputError(f"penalties={penalties}: one is less than rounding errors; give larger ones")
-            weights = torch.where(here == strength, solved, weights)
+            weights[:, mine] = torch.where(here[:, mine] == strength, solved, weights[:, mine])
         found.append(_with_offsets(normal, weights))
     return Weights(*(torch.cat(part) for part in zip(*found, strict=True)))
 
@@ -193,6 +195,33 @@ def grouped_k_fold(moments: Moments, penalties: Sequence[float], *, standardise:
             folds.append(_scored(_normal(moments.pooled([fold], layers)), read_out, mean_y))
         by_layers.append([torch.stack(part) for part in zip(*folds, strict=True)])
     return HeldOut(*(torch.cat(part, 2) for part in zip(*by_layers, strict=True)))
+
+
+def explained_by_folds(moments: Moments, penalties: Sequence[float]) -> Tensor:
+    """Return what ridge explains of folds predicted from the others, summed over them: (penalties, layers, targets).
+
+    This is `baseline - error` of `grouped_k_fold`, found without a weight vector of each penalty, for hundreds of targets.
+    """
+    found = []
+    for layers in moments.by_layers():
+        filled = moments.count.sum(1).nonzero().squeeze(1).tolist()
+        gain = torch.zeros((), dtype=torch.float64)
+        for fold in filled:
+            train = _normal(moments.pooled([other for other in filled if other != fold], layers))
+            test = _normal(moments.pooled([fold], layers))
+            apart_x, apart_y = test.mean_x - train.mean_x, test.mean_y - train.mean_y
+            values, vectors = torch.linalg.eigh(train.xx)
+            # Moments of the fold about the others' means, along the others' principal axes.
+            xx = vectors.mT @ (test.xx + test.texts * apart_x[..., None] * apart_x[:, None]) @ vectors
+            yx = (test.xy + test.texts * apart_x[..., None] * apart_y[:, None]).mT @ vectors
+            along = train.xy.mT @ vectors
+            by_penalty = []
+            for strength in _positive(penalties, values):
+                weights = along / (values.clamp(min=0) + strength)[:, None]
+                by_penalty.append(((2 * yx - weights @ xx) * weights).sum(-1))
+            gain = gain + torch.stack(by_penalty)
+        found.append(gain)
+    return torch.cat(found, 1)
 
 
 def _path(normal: _Normal, penalties: Tensor, standardise: bool) -> Weights:

@@ -25,8 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from emoprobe.probes.closed_form import grouped_k_fold, ridge
-from emoprobe.probes.logistic import logistic
+from emoprobe.probes.closed_form import explained_by_folds, ridge
 from emoprobe.probes.moments import Moments
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -40,8 +39,6 @@ INNER_FOLDS = 5
 PRIOR_VARIANCE = 10.0
 """Variance of a logit under the prior of the logistic weights, whatever the width: C = PRIOR_VARIANCE / d_model."""
 MAX_ITERATIONS = 10_000
-TOLERANCE = 1e-6
-"""Share of its objective that a last step of multinomial regression may still promise to take off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +118,7 @@ def _moments_by_fold(scaled: Floats, values: Floats, group: Integers) -> Moments
 
 def _penalties(moments: Moments) -> Integers:
     """Return for each target the position in PENALTIES of the heaviest that explains nearly as much as the best."""
-    held_out = grouped_k_fold(moments, PENALTIES.tolist())
-    explained = (held_out.baseline - held_out.error)[:, :, 0].sum(0).numpy()  # (penalties, targets)
+    explained = explained_by_folds(moments, PENALTIES.tolist())[:, 0].numpy()  # (penalties, targets)
     # Where even the best penalty does harm, none is enough, and the heaviest is taken.
     enough = explained >= NEARLY * explained.max(0)
     heaviest: Integers = len(PENALTIES) - 1 - enough[::-1].argmax(0)
@@ -153,10 +149,8 @@ def _multinomial(features: Floats, carried: Floats, group: Integers) -> LinearRe
         weights[present] = np.stack([-slope, slope]) / 2
         offsets[present] = np.array([-offset, offset]) / 2
     else:
-        coordinates, numbers = torch.from_numpy(scaled.coordinates), torch.from_numpy(classes)
-        C = PRIOR_VARIANCE / features.shape[1]
-        fitted = logistic(coordinates, numbers, C, tolerance=TOLERANCE)
-        weights[present], offsets[present] = fitted.weights.numpy(), fitted.offsets.numpy()
+        model = _logistic(features.shape[1]).fit(scaled.coordinates, classes)
+        weights[present], offsets[present] = model.coef_, model.intercept_
     return scaled.read_out(weights - weights.mean(0), offsets - offsets.mean())
 
 
@@ -205,8 +199,12 @@ def _one_logit(scaled: Floats, carried: Floats, width: int) -> tuple[Floats, flo
     positive = carried.sum()
     if positive in (0, len(carried)):  # nothing to tell apart
         return np.zeros(scaled.shape[1]), float(np.log((positive + 0.5) / (len(carried) - positive + 0.5)))
-    model = LogisticRegression(C=PRIOR_VARIANCE / width, max_iter=MAX_ITERATIONS).fit(scaled, carried)
+    model = _logistic(width).fit(scaled, carried)
     return model.coef_[0], float(model.intercept_[0])
+
+
+def _logistic(width: int) -> LogisticRegression:
+    return LogisticRegression(C=PRIOR_VARIANCE / width, max_iter=MAX_ITERATIONS)
 
 
 def _unit(columns: Floats) -> Floats:

@@ -20,6 +20,7 @@ from tiny import tiny_model
 
 from emoprobe.errors import InputError
 from emoprobe.probes.closed_form import (
+    explained_by_folds,
     generalised_cross_validation,
     grouped_k_fold,
     linear_discriminants,
@@ -259,6 +260,12 @@ def test_grouped_folds_equal_the_long_way(data: Data, targets: bool, standardise
             assert same(found.baseline[fold, place, 0], ((y[test] - y[~test].mean(0)) ** 2).sum(0), 1e-9)
             pairs = zip(predicted.T, y[test].T, strict=True)
             assert same(found.pearson_r[fold, place, 0], [np.corrcoef(*pair)[0, 1] for pair in pairs], 1e-6)
+
+
+def test_what_folds_explain_is_what_scores_of_folds_say(data: Data) -> None:
+    held_out = grouped_k_fold(data.moments(), PENALTIES)
+    wanted = (held_out.baseline - held_out.error).sum(0)
+    assert same(explained_by_folds(data.moments(), PENALTIES), wanted, 1e-8)
 
 
 def test_one_eigendecomposition_finds_what_factors_at_each_penalty_find(data: Data) -> None:
