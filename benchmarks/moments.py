@@ -1,12 +1,16 @@
 """Measure what probes out of one-pass moments cost beside scikit-learn's on stored activations, within one run.
 
-    python benchmarks/moments.py [--small]
+    python benchmarks/moments.py [--small] [--theirs LAYERS]
 
 Synthetic activations of 20,000 texts, 12 layers of width 768, with 8 classes and 100 topics that the folds keep whole. Their
-variances fall as k^-1.5 along the k-th axis, which is about what the pooled activations of small language models do. Both
-sides get one thread; times are of the CPU, which other programs disturb least, with the wall beside them. Each measurement
-is a process of its own, whose memory is what it took at most beyond what Python and the libraries take. Writes
-benchmarks/moments.json and benchmarks/moments.md; with `--small` a much smaller case is only printed.
+variances fall as k^-1.5 along the k-th axis, which is about what the pooled activations of small language models do. They lie
+in a file that every measurement maps into memory, layer by layer, as `capture` leaves them. Both sides get one thread; times
+are of the CPU, which other programs disturb least, with the wall beside them. Each measurement is a process of its own. Its
+extra memory is the most that was resident at any time beyond what was before it began, when Python, the libraries and all
+activations were there already.
+
+Writes benchmarks/moments.json and benchmarks/moments.md; with `--small` a much smaller case is only printed. scikit-learn's
+loop can be timed on the first `--theirs` layers only (default: all); its times are then multiplied up, which the tables say.
 """
 
 import argparse
@@ -15,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,14 +48,21 @@ CLOSE = 1e-4
 """Share of the objective within which both logistic regressions have to come."""
 ATTEMPTS = [("float32", 1e-4), ("float64", 1e-4), ("float64", 1e-5), ("float64", 1e-6), ("float64", 1e-7)]
 """What scikit-learn is given, from fast to exact: the first that comes CLOSE is compared with."""
+EXACT = 1e-6
+"""Relative difference that weights and scores of ridge may have."""
+FLAT_LAYERS = 3
+"""Layers of the pass whose memory is measured at several numbers of texts."""
 TARGETS = {"ridge": 15.0, "logistic": 5.0, "memory": 0.1}
 
 
 class Synthetic:
     """Draw activations, batch by batch and the same each time."""
 
-    def __init__(self, texts: int, layers: int, width: int) -> None:
+    def __init__(self, texts: int, layers: int, width: int, path: str | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
+        # The same whatever the number of layers.
+        self.classes = torch.randint(CLASSES, (texts,), generator=generator)
+        self.topic = torch.randint(TOPICS, (texts,), generator=generator)
         spread = torch.arange(1, width + 1) ** -0.75
         turn = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
         self.mixing = spread[:, None] * turn
@@ -59,12 +71,10 @@ class Synthetic:
         self.means = 0.1 * torch.randn(layers, CLASSES, width, generator=generator) @ self.mixing
         self.topics = 0.3 * torch.randn(layers, TOPICS, width, generator=generator) @ self.mixing
         self.centre = torch.randn(layers, width, generator=generator)
-        self.classes = torch.randint(CLASSES, (texts,), generator=generator)
-        self.topic = torch.randint(TOPICS, (texts,), generator=generator)
         self.fold = self.topic % FOLDS
-        self.layers, self.width = layers, width
+        self.layers, self.width, self.path = layers, width, path
 
-    def batches(self) -> Iterator[tuple[slice, Tensor]]:
+    def drawn(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield the texts of each batch and their activations, float32 (texts, layers, width)."""
         for first in range(0, len(self.classes), BATCH):
             rows = slice(first, min(first + BATCH, len(self.classes)))
@@ -76,12 +86,27 @@ class Synthetic:
                 vectors[:, layer] = noise @ self.mixing + own + self.centre[layer]
             yield rows, vectors
 
+    def mapped(self, mode: str) -> Tensor:
+        """Return the activations in the file, or room for them: float32 (texts, layers, width)."""
+        shape = (self.layers, len(self.classes), self.width)
+        if self.path is None:
+            return torch.empty(shape).transpose(0, 1)
+        return torch.from_numpy(np.memmap(self.path, np.float32, mode, shape=shape)).transpose(0, 1)
+
     def stored(self) -> Tensor:
-        """Return all activations, float32 (texts, layers, width)."""
-        everything = torch.empty(len(self.classes), self.layers, self.width)
-        for rows, vectors in self.batches():
-            everything[rows] = vectors
+        """Return all activations, drawn anew where there is no file of them."""
+        everything = self.mapped("w+" if self.path is None else "c")
+        if self.path is None:
+            for rows, vectors in self.drawn():
+                everything[rows] = vectors
         return everything
+
+    def batches(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the stored activations batch by batch, as a model would give them: (texts, layers, width)."""
+        stored = self.stored()
+        for first in range(0, len(stored), BATCH):
+            rows = slice(first, min(first + BATCH, len(stored)))
+            yield rows, stored[rows].contiguous()
 
 
 class Clock:
@@ -107,12 +132,13 @@ def memory(what: str) -> int:
 # What is measured, each in a process of its own ----------------------------------------------------------------------
 
 
-def gather(data: Synthetic, clock: Clock) -> Moments:
-    """Gather moments by fold and class in one pass; the clock leaves out drawing the activations."""
+def gather(data: Synthetic, clock: Clock, times: int = 1) -> Moments:
+    """Gather moments by fold and class in one pass, or in several over the same; the clock leaves out reading."""
     moments = Moments.zeros(data.layers, data.width, n_folds=FOLDS, n_classes=CLASSES)
-    for rows, vectors in data.batches():
-        with clock:
-            moments.add(vectors, fold=data.fold[rows], classes=data.classes[rows])
+    for _ in range(times):
+        for rows, vectors in data.batches():
+            with clock:
+                moments.add(vectors, fold=data.fold[rows], classes=data.classes[rows])
     return moments
 
 
@@ -134,13 +160,16 @@ def our_ridge(data: Synthetic, clock: Clock) -> dict[str, Any]:
 def our_ridge_by_layers(data: Synthetic, clock: Clock) -> dict[str, Any]:
     """The same from stored activations, layer by layer, as scikit-learn has to do it."""
     stored = data.stored()
+    weights, scores, penalties = [], [], []
     for layer in range(data.layers):
         with clock:
             moments = Moments.zeros(1, data.width, n_folds=FOLDS, n_classes=CLASSES)
             moments.add(stored[:, layer : layer + 1], fold=data.fold, classes=data.classes)
-            best = grouped_k_fold(moments, PENALTIES.tolist()).r2.mean((0, 2, 3)).argmax()
-            ridge(moments, [float(PENALTIES[int(best)])])
-    return {}
+            r2 = grouped_k_fold(moments, PENALTIES.tolist()).r2.mean((0, 2, 3))
+            penalties.append(float(PENALTIES[int(r2.argmax())]))
+            weights.append(ridge(moments, penalties[-1:]).weights[0].numpy())
+            scores.append(float(r2.max()))
+    return {"penalties": penalties, **summary(np.stack(weights), scores)}
 
 
 def their_ridge(data: Synthetic, clock: Clock) -> dict[str, Any]:
@@ -208,9 +237,9 @@ def objective(weights: Any, offsets: Any, features: Tensor, classes: Tensor, C: 
     return total / len(features) + float((weights**2).sum()) / (2 * C * len(features))
 
 
-def gathering(data: Synthetic, clock: Clock) -> dict[str, Any]:
-    """Nothing but the pass."""
-    return {"texts": int(gather(data, clock).count.sum())}
+def gathering(data: Synthetic, clock: Clock, times: int) -> dict[str, Any]:
+    """Nothing but the pass, over the same activations several times where there shall be more texts."""
+    return {"texts": int(gather(data, clock, times).count.sum())}
 
 
 MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -219,16 +248,14 @@ MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def measure(name: str, size: dict[str, int], **options: Any) -> dict[str, Any]:
+def measure(name: str, size: dict[str, Any], **options: Any) -> dict[str, Any]:
     """Run a measurement in a process of its own; return what it found, its seconds and bytes."""
     print(name, size, options, file=sys.stderr, flush=True)
     order = json.dumps([name, size, options])
     command = [sys.executable, __file__, "--measure", order]
-    # What is freed goes back to the system at once, where memory is compared layer by layer.
-    returning = {"MALLOC_MMAP_THRESHOLD_": "262144"} if name in ("our_ridge_by_layers", "their_ridge") else {}
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, **returning}
-    )
+    # What is freed goes back to the system at once, on either side.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -240,95 +267,121 @@ def measured(order: str) -> dict[str, Any]:
     warm = {"texts": 600, "layers": 1, "width": 64}
     MEASUREMENTS[name](Synthetic(**warm), Clock(), **options)  # what libraries set up on first use
     data, clock = Synthetic(**size), Clock()
+    data.stored().aminmax()  # from here on the activations are resident
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far is what is there now
     before = memory("VmRSS")
     found = MEASUREMENTS[name](data, clock, **options)
-    stored = 4 * size["texts"] * size["layers"] * size["width"]
-    return {**found, "seconds": clock.seconds, "bytes": memory("VmHWM") - before, "stored_bytes": stored}
+    return {**found, "seconds": clock.seconds, "bytes": memory("VmHWM") - before}
 
 
 # The comparison ------------------------------------------------------------------------------------------------------
 
 
-def compare_ridge(size: dict[str, int]) -> dict[str, Any]:
-    """Compare the ridge regressions, and show that they are one."""
-    ours, theirs = measure("our_ridge", size), measure("their_ridge", size)
-    by_layers = measure("our_ridge_by_layers", size)
-    extra = [one["bytes"] - one["stored_bytes"] for one in (by_layers, theirs)]
-    apart = [
-        float(np.max(np.abs(np.subtract(ours[key], theirs[key])) / np.abs(theirs[key])))
-        for key in ("projections", "scores")
-    ]
+def theirs(name: str, size: dict[str, Any], layers: int, **options: Any) -> dict[str, Any]:
+    """Measure scikit-learn on the first layers, and multiply its seconds up to all."""
+    found = measure(name, {**size, "layers": layers}, **options)
+    times = size["layers"] / layers
     return {
-        "ours": ours,
-        "ours_by_layers": by_layers,
-        "scikit-learn": theirs,
-        "extra_share": extra[0] / extra[1],
-        "same_penalties": ours["penalties"] == theirs["penalties"],
-        "weights_apart": apart[0],
-        "scores_apart": apart[1],
-        **ratios(ours, theirs),
+        **found,
+        "layers": layers,
+        "seconds": {what: times * one for what, one in found["seconds"].items()},
     }
 
 
-def compare_logistic(size: dict[str, int], C: float) -> dict[str, Any]:
+def compare_ridge(size: dict[str, Any], layers: int) -> dict[str, Any]:
+    """Compare the ridge regressions, and show that they are one."""
+    one_pass, by_layers = measure("our_ridge", size), measure("our_ridge_by_layers", size)
+    sklearns = theirs("their_ridge", size, layers)
+    for ours in (one_pass, by_layers):
+        for key in ("projections", "scores"):
+            mine, wanted = ours[key][:layers], sklearns[key]
+            ours[f"{key}_apart"] = float(np.max(np.abs(np.subtract(mine, wanted) / wanted)))
+            assert ours[f"{key}_apart"] < EXACT, (key, mine, wanted)
+        assert ours["penalties"][:layers] == sklearns["penalties"]
+    stored = 4 * size["texts"] * size["layers"] * size["width"]
+    return {
+        "one_pass": {**one_pass, **ratios(one_pass, sklearns)},
+        "ours": {**by_layers, **ratios(by_layers, sklearns)},
+        "scikit-learn": sklearns,
+        "stored_bytes": stored,
+        "one_pass_share": one_pass["bytes"] / (sklearns["bytes"] + stored),
+    }
+
+
+def compare_logistic(size: dict[str, Any], layers: int, C: float) -> dict[str, Any]:
     """Compare logistic regressions with scikit-learn's fastest that comes as close to the least objective."""
     ours = measure("our_logistic", size, C=C, known=False)
     known = measure("our_logistic", size, C=C, known=True)
     attempts = []
     for dtype, tol in ATTEMPTS:  # on one layer first
-        options = {"C": C, "dtype": dtype, "tol": tol}
-        tried = measure("their_logistic", {**size, "layers": 1}, **options)
-        best = measure("our_logistic", {**size, "layers": 1}, C=C, known=False)["objectives"][0]
-        attempts.append(
-            {
-                "dtype": dtype,
-                "tol": tol,
-                "seconds": tried["seconds"],
-                "above": tried["objectives"][0] / best - 1,
-            }
-        )
-        if attempts[-1]["above"] <= CLOSE / 2:
+        tried = measure("their_logistic", {**size, "layers": 1}, C=C, dtype=dtype, tol=tol)
+        above = tried["objectives"][0] / ours["objectives"][0] - 1
+        attempts.append({"dtype": dtype, "tol": tol, "seconds": tried["seconds"], "above": above})
+        if above <= CLOSE / 2:
             break
-    theirs = measure("their_logistic", size, **options)
-    least = np.minimum(ours["objectives"], theirs["objectives"])
-    for one in (ours, theirs):
-        one["above_least"] = float(np.max(np.array(one["objectives"]) / least - 1))
+    sklearns = theirs("their_logistic", size, layers, C=C, dtype=dtype, tol=tol)
+    least = np.minimum(ours["objectives"][:layers], sklearns["objectives"])
+    for one in (ours, sklearns):
+        one["above_least"] = float(np.max(np.array(one["objectives"][:layers]) / least - 1))
+        assert one["above_least"] < CLOSE, one
     return {
         "C": C,
-        "ours": ours,
-        "ours_with_moments_known": known,
-        "scikit-learn": {**theirs, "dtype": dtype, "tol": tol},
+        "ours": {**ours, **ratios(ours, sklearns)},
+        "ours_with_moments_known": {**known, **ratios(known, sklearns)},
+        "scikit-learn": {**sklearns, "dtype": dtype, "tol": tol},
         "attempts": attempts,
-        "ratio_with_moments_known": theirs["seconds"]["cpu"] / known["seconds"]["cpu"],
-        **ratios(ours, theirs),
     }
 
 
-def ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+def ratios(ours: dict[str, Any], sklearns: dict[str, Any]) -> dict[str, float]:
     """Return how many times faster ours is, by CPU and wall, and what share of the memory it takes."""
     return {
-        "ratio": theirs["seconds"]["cpu"] / ours["seconds"]["cpu"],
-        "wall_ratio": theirs["seconds"]["wall"] / ours["seconds"]["wall"],
-        "memory_share": ours["bytes"] / theirs["bytes"],
+        "ratio": sklearns["seconds"]["cpu"] / ours["seconds"]["cpu"],
+        "wall_ratio": sklearns["seconds"]["wall"] / ours["seconds"]["wall"],
+        "memory_share": ours["bytes"] / sklearns["bytes"],
     }
 
 
-def run(size: dict[str, int]) -> dict[str, Any]:
+def run(size: dict[str, Any], layers: int) -> dict[str, Any]:
     """Make all comparisons."""
-    flat = [measure("gathering", {**size, "texts": size["texts"] * tenths // 10}) for tenths in (1, 10, 100)]
+    loads = [os.getloadavg()[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        size = {**size, "path": str(Path(folder) / "activations")}
+        data = Synthetic(**size)
+        everything = data.mapped("w+")
+        for rows, vectors in data.drawn():
+            everything[rows] = vectors
+        del everything
+        ridges = compare_ridge(size, layers)
+        loads.append(os.getloadavg()[0])
+        logistics = [compare_logistic(size, layers, C) for C in (10 / size["width"], 1.0)]
+        loads.append(os.getloadavg()[0])
+        few = {**size, "layers": min(FLAT_LAYERS, size["layers"])}
+        flat = [
+            measure("gathering", {**few, "texts": size["texts"] * tenths // 10}, times=times)
+            for tenths, times in ((1, 1), (10, 1), (10, 10))
+        ]
+    del size["path"]
     return {
         "size": size,
-        "ridge": compare_ridge(size),
-        "logistic": [compare_logistic(size, C) for C in (10 / size["width"], 1.0)],
+        "ridge": ridges,
+        "logistic": logistics,
         "memory": [{"texts": one["texts"], "bytes": one["bytes"], "seconds": one["seconds"]} for one in flat],
-        "load": os.getloadavg(),
+        "load": [*loads, os.getloadavg()[0]],
         "versions": {
             "torch": torch.__version__,
             "scikit-learn": sklearn.__version__,
             "numpy": np.__version__,
         },
-        "machine": platform.processor() or platform.machine(),
+        "machine": f"{processor()}, {os.cpu_count()} cores",
     }
+
+
+def processor() -> str:
+    """Return what the processor calls itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
 
 
 def as_markdown(found: dict[str, Any]) -> str:
@@ -338,8 +391,8 @@ def as_markdown(found: dict[str, Any]) -> str:
     def mega(count: float) -> str:
         return f"{count / 1e6:,.0f} MB"
 
-    def row(name: str, one: dict[str, Any], ratio: float | None = None) -> str:
-        told = "" if ratio is None else f"{ratio:.1f} ×"
+    def row(name: str, one: dict[str, Any]) -> str:
+        told = f"{one['ratio']:.1f} × | {one['memory_share']:.2f}" if "ratio" in one else " | "
         return f"| {name} | {one['seconds']['cpu']:.1f} s | {one['seconds']['wall']:.1f} s | {mega(one['bytes'])} | {told} |"
 
     def verdict(what: str, ratio: float) -> str:
@@ -347,53 +400,64 @@ def as_markdown(found: dict[str, Any]) -> str:
         met = ratio <= wanted if what == "memory" else ratio >= wanted
         return f"{ratio:.2f} (target {wanted:g}: {'met' if met else 'not met'})"
 
+    timed = ridge["scikit-learn"]["layers"]
+    multiplied = (
+        f" scikit-learn was timed on {timed} of the layers and its times multiplied up."
+        if timed < size["layers"]
+        else ""
+    )
     lines = [
         "# Probes out of one-pass moments, beside scikit-learn",
         "",
-        f"{size['texts']:,} texts, {size['layers']} layers of width {size['width']}, {CLASSES} classes, synthetic; one thread; "
-        f"{', '.join(f'{name} {version}' for name, version in found['versions'].items())}. Written by "
+        f"{size['texts']:,} texts, {size['layers']} layers of width {size['width']}, {CLASSES} classes, synthetic; one thread "
+        f"of {found['machine']}; {', '.join(f'{name} {version}' for name, version in found['versions'].items())}. Load of the "
+        f"machine before, between and after: {', '.join(f'{load:.1f}' for load in found['load'])}.{multiplied} Written by "
         "`python benchmarks/moments.py`.",
         "",
-        "Memory is the most that a process took beyond Python and the libraries. scikit-learn's has the stored activations "
-        f"({mega(ridge['ours']['stored_bytes'])} in float32), which one pass does without; logistic regression needs them "
-        "on either side.",
+        "Extra memory is the most that was resident beyond Python, the libraries and the stored activations "
+        f"({mega(ridge['stored_bytes'])} in float32, memory-mapped).",
         "",
         f"## Ridge: {len(PENALTIES)} penalties, {FOLDS} grouped folds",
         "",
-        "| | CPU | wall | memory | faster |",
-        "|---|---|---|---|---|",
+        "| | CPU | wall | extra memory | faster | share of memory |",
+        "|---|---|---|---|---|---|",
         row("RidgeCV, layer by layer", ridge["scikit-learn"]),
-        row("moments, layer by layer", ridge["ours_by_layers"]),
-        row("moments, one pass for all layers", ridge["ours"], ridge["ratio"]),
+        row("moments, layer by layer", ridge["ours"]),
+        row("moments of all layers in one pass", ridge["one_pass"]),
         "",
-        f"Speed: {verdict('ridge', ridge['ratio'])}. Share of the memory beyond the stored activations, both layer by layer: "
-        f"{verdict('memory', ridge['extra_share'])}; of all memory, the one pass without them: "
-        f"{verdict('memory', ridge['memory_share'])}. "
-        f"The pass itself takes {ridge['ours']['gathering']['cpu']:.1f} s of it, and serves every other probe too. "
-        f"{'The same' if ridge['same_penalties'] else 'Not the same'} penalties are chosen; scores differ by at most "
-        f"{ridge['scores_apart']:.0e}, weights by {ridge['weights_apart']:.0e} (relative).",
+        f"From the same stored activations, layer by layer: speed {verdict('ridge', ridge['ours']['ratio'])}, share of the "
+        f"extra memory {verdict('memory', ridge['ours']['memory_share'])}. In one pass for all layers, no activations "
+        f"stored: speed {verdict('ridge', ridge['one_pass']['ratio'])}, share of what activations and scikit-learn's loop take "
+        f"{verdict('memory', ridge['one_pass_share'])}; that memory does not grow with the texts, and theirs does. "
+        f"The pass itself takes {ridge['one_pass']['gathering']['cpu']:.1f} s of the CPU, and serves every other probe too. "
+        f"The same penalties are chosen; scores differ by at most {ridge['one_pass']['scores_apart']:.0e}, weights by "
+        f"{ridge['one_pass']['projections_apart']:.0e} (relative).",
         "",
         "## Logistic regression",
         "",
         "scikit-learn's is the fastest of several precisions and tolerances that comes within 1e-4 of the least objective.",
         "",
-        "| C | | CPU | wall | memory | faster | objective above the least |",
-        "|---|---|---|---|---|---|---|",
+        "| C | | CPU | wall | extra memory | faster | share of memory | objective above the least |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in found["logistic"]:
-        theirs = one["scikit-learn"]
+        sklearns = one["scikit-learn"]
         rows = [
-            (f"LogisticRegression, {theirs['dtype']}, tol={theirs['tol']:g}", theirs, None),
-            ("preconditioned", one["ours"], one["ratio"]),
-            ("the same, moments known", one["ours_with_moments_known"], one["ratio_with_moments_known"]),
+            (f"LogisticRegression, {sklearns['dtype']}, tol={sklearns['tol']:g}", sklearns),
+            ("preconditioned", one["ours"]),
+            ("the same, moments known", one["ours_with_moments_known"]),
         ]
-        for name, part, ratio in rows:
+        for name, part in rows:
             above = f" {part['above_least']:.0e} |" if "above_least" in part else " |"
-            lines.append(f"| {one['C']:.3g} {row(name, part, ratio)}{above}")
+            lines.append(f"| {one['C']:.3g} {row(name, part)}{above}")
     told = "; ".join(
-        f"C = {one['C']:.3g}: speed {verdict('logistic', one['ratio'])}" for one in found["logistic"]
+        f"C = {one['C']:.3g}: speed {verdict('logistic', one['ours']['ratio'])}, share of the extra memory "
+        f"{verdict('memory', one['ours']['memory_share'])}"
+        for one in found["logistic"]
     )
-    lines += ["", f"{told}.", "", "## Memory of the pass", "", "| texts | memory | CPU |", "|---|---|---|"]
+    few = min(FLAT_LAYERS, size["layers"])
+    lines += ["", f"{told}.", "", f"## Memory of the pass, {few} layers", ""]
+    lines += ["| texts | extra memory | CPU |", "|---|---|---|"]
     lines += [
         f"| {one['texts']:,} | {mega(one['bytes'])} | {one['seconds']['cpu']:.1f} s |"
         for one in found["memory"]
@@ -405,12 +469,14 @@ def main() -> None:
     """Measure, print and, unless small, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="try a small case and write nothing")
+    parser.add_argument("--theirs", type=int, help="time scikit-learn's loop on so many layers only")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measured(options.measure)))
         return
-    found = run(SMALL if options.small else FULL)
+    size = SMALL if options.small else FULL
+    found = run(size, options.theirs or size["layers"])
     text = as_markdown(found)
     print(text)
     if not options.small:
