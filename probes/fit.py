@@ -7,11 +7,14 @@ tokens spread along each direction. Everything is seeded: the same call gives th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from rich.progress import Progress
+from scipy.sparse import csr_array
+from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from emoprobe.activations import Pool
@@ -21,27 +24,33 @@ from emoprobe.errors import InputError
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import Fit, Floats, LinearReadOut
+from emoprobe.probes.control_task import control_targets
+from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
 from emoprobe.probes.features import few_threads, read_features
-from emoprobe.probes.probe_set import ProbeSet
+from emoprobe.probes.probe_set import COLUMNS, ProbeSet
+from emoprobe.probes.random_features import random_features, token_shares
+from emoprobe.probes.stability import cosines, halves
 from emoprobe.probes.tasks import LABELS, Task
 from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
-from emoprobe.probes.validation import SHUFFLE_TEXTS, bag_of_words, cross_validate, expected_range, times
+from emoprobe.probes.validation import (
+    SHUFFLE_TEXTS,
+    Validated,
+    bag_of_words,
+    described,
+    expected_range,
+    out_of_fold,
+    permutation_p,
+    shuffle,
+    subset,
+    times,
+    validate,
+)
 
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
-MEASURED = [
-    "value",
-    "low",
-    "high",
-    "chance",
-    "shuffled",
-    "shuffled_low",
-    "shuffled_high",
-    "shuffled_best_high",
-]
-MEASURED += [
-    f"{control}{end}" for control in ("layer0", "bag_of_words") for end in ("", "_gain_low", "_gain_high")
-]
+SPLITS = 3
+"""How often the groups are dealt into halves."""
+SHUFFLES = {"label": 2, "dimension": 10}
+"""How often annotations are shuffled for each of these."""
 
 
 def fit_probes(
@@ -88,9 +97,10 @@ def fit_probes(
     )
     tasks, texts, chosen = read.tasks, read.texts, read.chosen
     options = (bootstrap, permutations, seed)
+    shares = token_shares(model, texts, start, batch_size)
     with Progress(transient=True, disable=not progress) as bar, few_threads(read.vectors):
         found = [
-            probe_layers(
+            probe_fully(
                 task,
                 read.fit(task),
                 read.vectors[task.rows],
@@ -98,11 +108,12 @@ def fit_probes(
                 read.layers,
                 options,
                 bar,
+                shares[task.rows],
             )
             for task in tasks
         ]
     kinds = {name: kind for name, kind in corpus.concepts if name in read.concepts}
-    directions, scale, offset = _stacked(tasks, [read_outs for _, read_outs in found], list(kinds))
+    directions, scale, offset = _stacked(tasks, [part.read_outs for part in found], list(kinds))
     kept = [read.layers.index(layer) for layer in chosen]
     mean, sample = tokens.mean[kept], sampled(texts, seed)
     return ProbeSet(
@@ -119,7 +130,7 @@ def fit_probes(
         reference_mean=mean,
         reference_std=token_spread(model, sample, chosen, directions[kept], mean, start, batch_size),
         residual_norms=tokens.norm[kept],
-        scores=tidied(pd.concat([scores for scores, _ in found]), chosen, [LABELS, *kinds]),
+        scores=tidied(pd.concat([part.scores for part in found]), chosen, [LABELS, *kinds]),
         metadata={
             "estimators": read.estimators,
             "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
@@ -151,29 +162,116 @@ def probe_layers(
     """Return a task's scores at all layers, with their controls, and the read-outs fitted on all of its texts.
 
     `features` is (texts, layers, d_model), the first layer being the embedding; `options` are the numbers of resamples and
-    permutations, and the seed.
+    permutations, and the seed. The controls are shuffled annotations, the embedding and a bag of words.
+    """
+    found = probe_fully(task, fit, features, texts, layers, options, bar)
+    return found.scores, found.read_outs
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """Hold a task's scores, the read-outs fitted on all texts, and what held-out texts read, (texts, concepts), by layer."""
+
+    scores: pd.DataFrame
+    read_outs: list[LinearReadOut]
+    held_out: dict[int, Floats]
+
+
+def probe_fully(
+    task: Task,
+    fit: Fit,
+    features: Tensor,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    options: tuple[int, int, int],
+    bar: Progress,
+    shares: csr_array | None = None,
+) -> Probed:
+    """Probe a task at all layers, see `probe_layers`; with the texts' tokens, `shares`, beside all further controls.
+
+    These are random features of the tokens, a control task and the likeness of directions fitted to halves of the groups.
     """
     bootstrap, permutations, seed = options
     weights = metrics.weighting(task.group, task.fold, bootstrap, seed)
     controls = {"bag_of_words": bag_of_words(task, texts, weights, seed)}
+    part = subset(task, SHUFFLE_TEXTS, np.random.default_rng(seed))
+    beside = None
+    if shares is not None:
+        random = random_features(shares, features.shape[-1], seed)
+        held_out = out_of_fold(fit, random, task.targets, task.group, task.fold)
+        controls["random_features"] = task.score(held_out, task.targets, weights)
+        beside = part, control_targets(task, texts, part, seed)
     scores: list[pd.DataFrame] = []
     read_outs: list[LinearReadOut] = []
-    shuffled: list[Floats] = []
+    found: dict[int, Validated] = {}
     for position, layer in enumerate(bar.track(layers, description=f"probing for {task.kind}s")):
         here = features[:, position].double().numpy()
-        scored, resampled, null = cross_validate(task, fit, here, weights, permutations, seed)
-        shuffled.append(null)
-        controls.setdefault("layer0", resampled)  # the first layer is the embedding
-        gains = {
-            name: value
-            for control, other in controls.items()
-            for name, value in _gain(control, resampled, other, task.groups)
-        }
-        scores.append(scored.assign(layer=layer, n=len(texts), groups=task.groups, **gains))
+        found[layer] = now = validate(task, fit, here, weights, permutations, seed, beside)
+        controls.setdefault("layer0", now.scores)  # the first layer is the embedding
+        columns: dict[str, Floats] = {}
+        for control, other in controls.items():
+            columns.update(_gain(control, now.scores, other, task.groups))
+        if shares is not None:
+            columns.update(_selectivity(now, task.groups))
+            columns.update(_halves(task, fit, here, part, permutations, seed))
+        scores.append(described(task, now).assign(layer=layer, n=len(texts), groups=task.groups, **columns))
         read_outs.append(fit(here, task.targets, task.group))
     # The best of several layers is to be compared with the best that shuffling finds in as many.
-    highest = expected_range(np.fmax.reduce(shuffled))[:, 2]
-    return pd.concat([part.assign(shuffled_best_high=highest) for part in scores]), read_outs
+    best = np.fmax.reduce([layer.null for layer in found.values()])
+    highest = expected_range(best)[:, 2]
+    frame = pd.concat(
+        [
+            rows.assign(shuffled_best_high=highest, p=permutation_p(rows["value"].to_numpy(), best))
+            for rows in scores
+        ]
+    )
+    return Probed(frame, read_outs, {layer: each.predicted for layer, each in found.items()})
+
+
+def _selectivity(found: Validated, groups: int) -> dict[str, Floats]:
+    """Return the control task's score, and what the score is above it with its interval, as columns."""
+    assert found.control is not None and found.selectivity is not None
+    low, high = metrics.interval(found.selectivity, groups)
+    named = {"control_task": found.control[0], "selectivity": found.selectivity[0]}
+    return {**named, "selectivity_low": low, "selectivity_high": high}
+
+
+def _halves(
+    task: Task, fit: Fit, features: Floats, part: Integers, permutations: int, seed: int
+) -> dict[str, Floats]:
+    """Return how alike directions are that were fitted to halves of the groups, and to shuffled annotations, as columns.
+
+    The range of shuffled ones is that of one split, over all concepts of the task; for all labels together it is their mean.
+    """
+    group = np.unique(task.group[part], return_inverse=True)[1]
+    same = replace(task, rows=task.rows[part], targets=task.targets[part], group=group, fold=task.fold[part])
+    alike, null = np.full(len(task.concepts), np.nan), np.full(3, np.nan)
+    if same.groups >= 4:
+        found, shuffled = _split(same, fit, features[part], SHUFFLES[task.kind] if permutations else 0, seed)
+        alike = metrics.mean_known(found.T)
+        null = expected_range(shuffled.reshape(-1, 1))[0]
+    if task.kind == "label":
+        alike = np.concatenate([metrics.mean_known(alike[None]), alike])
+    return {
+        "split_half": alike,
+        "split_half_shuffled": np.full(len(alike), null[0]),
+        "split_half_shuffled_high": np.full(len(alike), null[2]),
+    }
+
+
+def _split(task: Task, fit: Fit, features: Floats, shuffles: int, seed: int) -> tuple[Floats, Floats]:
+    """Return cosines of directions fitted to both halves, (splits, concepts), and with annotations shuffled."""
+    order = np.random.default_rng(seed)
+    found, null = [], []
+    for _ in range(SPLITS):
+        samples = halves(task.group, order)
+        targets = [task.targets, *(task.targets[shuffle(task.group, order)] for _ in range(shuffles))]
+        # Dimensions do not influence each other, so the shuffled ones are fitted along.
+        together = [np.hstack(targets)] if task.kind == "dimension" else targets
+        cosine = np.concatenate([cosines(fit, features, each, task.group, *samples) for each in together])
+        found.append(cosine[: len(task.concepts)])
+        null.append(cosine[len(task.concepts) :])
+    return np.stack(found), np.stack(null)
 
 
 def _gain(name: str, resampled: Floats, control: Floats, groups: int) -> Iterator[tuple[str, Floats]]:
@@ -212,5 +310,17 @@ def tidied(scores: pd.DataFrame, layers: Sequence[int], concepts: Sequence[str])
     scores = scores[scores.layer.isin(layers) & scores.concept.isin(concepts)]
     rank = {concept: place for place, concept in enumerate(concepts)}
     scores = scores.sort_values("concept", key=lambda names: names.map(rank), kind="stable")
-    columns = ["layer", "concept", "metric", *MEASURED, "n", "groups"]
-    return scores.sort_values("layer", kind="stable")[columns].reset_index(drop=True)
+    scores = scores.sort_values("layer", kind="stable").reindex(columns=COLUMNS).reset_index(drop=True)
+    return scores.assign(q=corrected_p(scores))
+
+
+def corrected_p(scores: pd.DataFrame) -> pd.Series:
+    """Return for each row the p of its concept's best layer, corrected for all concepts (Benjamini & Hochberg 1995).
+
+    All labels together are no concept, but one test of their own, which needs no correction. NaN where nothing was shuffled.
+    """
+    best = scores.dropna(subset=["value", "p"]).groupby("concept").p.min()
+    concepts = best.drop(index=LABELS, errors="ignore")
+    if len(concepts):
+        best[concepts.index] = false_discovery_control(concepts)
+    return scores.concept.map(best).astype("float64")

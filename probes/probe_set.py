@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from emoprobe.probes.geometry import Geometry
 
 KIND, VERSION = "probe set", 1
+COLUMNS = (
+    "layer concept metric value low high chance shuffled shuffled_low shuffled_high shuffled_best_high p q "
+    "layer0 layer0_gain_low layer0_gain_high bag_of_words bag_of_words_gain_low bag_of_words_gain_high "
+    "random_features random_features_gain_low random_features_gain_high "
+    "control_task selectivity selectivity_low selectivity_high "
+    "split_half split_half_shuffled split_half_shuffled_high n groups"
+).split()
+"""Columns of `ProbeSet.scores`. A file of an earlier version lacks some, which are then NaN."""
 TENSORS = ("directions", "scale", "offset", "reference_mean", "reference_std", "residual_norms")
 
 
@@ -65,9 +73,14 @@ class ProbeSet:
     scores: pd.DataFrame
     """One row per layer, concept and metric: layer, concept, metric ("pearson_r", "auc", "accuracy", "macro_auc"), value, low,
     high (95% interval over resampled groups), chance, shuffled, shuffled_low, shuffled_high (mean and 95% range with shuffled
-    annotations), shuffled_best_high (upper end of that range for the best of all layers), layer0, layer0_gain_low,
-    layer0_gain_high (the embedding's score, and the 95% interval of value − layer0 on the same resamples), bag_of_words and its
-    gain likewise, n (texts), groups. Scores over all labels have the concept "(labels)"."""
+    annotations), shuffled_best_high (upper end of that range for the best of all layers), p (one-sided, that the best of all
+    layers is as high with shuffled annotations, see `validation.permutation_p`), q (p of the concept's best layer, corrected
+    for all concepts), layer0, layer0_gain_low, layer0_gain_high (the embedding's score, and the 95% interval of value −
+    layer0 on the same resamples), bag_of_words and random_features (see `random_features`) and their gains likewise,
+    control_task (score of a control task, see `control_task`), selectivity, selectivity_low, selectivity_high (value −
+    control_task and its interval), split_half (mean cosine of directions fitted to halves of the groups), split_half_shuffled,
+    split_half_shuffled_high (mean and upper end of the 95% range with shuffled annotations), n (texts), groups. Scores over all
+    labels have the concept "(labels)". What was not measured is NaN."""
     metadata: Mapping[str, Any]
     """Estimator and options, corpus, package versions, seed."""
     basis: str = "raw"
@@ -254,7 +267,9 @@ def load_probes(path: str | Path) -> ProbeSet:
 def _typed(scores: pd.DataFrame) -> pd.DataFrame:
     # Missing scores come back from JSON as None, which would leave their columns untyped.
     other = {"layer": "int64", "n": "int64", "groups": "int64", "concept": "str", "metric": "str"}
-    return scores.astype({str(column): other.get(str(column), "float64") for column in scores})
+    further = [str(column) for column in scores if column not in COLUMNS]
+    scores = scores.reindex(columns=[*COLUMNS, *further])
+    return scores.astype({column: other.get(column, "float64") for column in scores})
 
 
 def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:

@@ -1,38 +1,43 @@
 """Showing a probe set: a table, a few sentences and a figure, each score beside its controls.
 
-What a probe's evidence has to pass is decided here and nowhere else: its best layer must lie above what shuffled annotations
-reach at their best layer, and what it is above the embedding and above a bag of words, resample by resample, must be more than
-nothing.
+What a probe's evidence has to pass is decided here and nowhere else. Its best layer must lie above what shuffled annotations
+reach at their best layer, with q, corrected for all concepts, of at most LEVEL. What it is above the embedding, a bag of words,
+random features and a control task, resample by resample, must be more than nothing. And directions fitted to halves of the
+groups must be more alike than shuffled annotations make them. A control that was not run is not passed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
+from emoprobe.probes.probe_set import COLUMNS, ProbeSet
 from emoprobe.probes.tasks import LABELS
-
-if TYPE_CHECKING:
-    from emoprobe.probes.probe_set import ProbeSet
 
 METRICS = {"pearson_r": "Pearson r", "auc": "AUC", "accuracy": "accuracy", "macro_auc": "mean AUC"}
 CONTROLS = {
     "shuffled": "shuffled annotations",
     "layer0": "the embedding",
     "bag_of_words": "a bag of words",
+    "random_features": "random features",
+    "control_task": "a control task",
+    "split_half": "stability",
 }
+LEVEL = 0.05
+"""Share of concepts above shuffled annotations that may be so by chance."""
 
 
 def best_rows(probes: ProbeSet) -> pd.DataFrame:
     """Return the row of `probes.scores` at each concept's best layer, with a column `fails`: the controls it does not pass."""
-    scores = probes.scores.dropna(subset="value")
+    scores = probes.scores.reindex(columns=COLUMNS).dropna(subset="value")
     best = scores.loc[scores.groupby(["concept", "metric"], sort=False)["value"].idxmax()]
     fails = [[name for control, name in CONTROLS.items() if not _passes(row, control)] for row in _rows(best)]
     return best.assign(fails=pd.Series(fails, index=best.index, dtype=object))
@@ -41,8 +46,36 @@ def best_rows(probes: ProbeSet) -> pd.DataFrame:
 def _passes(row: dict[Any, Any], control: str) -> bool:
     """Say whether a score passes a control; NaN, a control that was not run, is not passed."""
     if control == "shuffled":
-        return bool(row["value"] > row["shuffled_best_high"])
+        if math.isnan(row["q"]):  # of an earlier version, or bare
+            return bool(row["value"] > row["shuffled_best_high"])
+        return bool(row["q"] <= LEVEL)
+    if control == "control_task":
+        return bool(row["selectivity_low"] > 0)
+    if control == "split_half":
+        return bool(row["split_half"] > row["split_half_shuffled_high"])
     return bool(row[f"{control}_gain_low"] > 0)
+
+
+def not_run(row: dict[Any, Any]) -> list[str]:
+    """Name the controls of a score that were not run."""
+    return [name for control, name in CONTROLS.items() if math.isnan(row[control])]
+
+
+def verdict(row: dict[Any, Any]) -> str:
+    """Say what a row of `best_rows` is worth, and why it is not worth more."""
+    if not row["fails"]:
+        return "Supported"
+    missing = not_run(row)
+    above = [name for name in row["fails"] if name not in (CONTROLS["split_half"], *missing)]
+    reasons = []
+    if above:
+        reasons.append(f"not shown to be above {_and(above)}")
+    if CONTROLS["split_half"] in row["fails"] and CONTROLS["split_half"] not in missing:
+        reasons.append("its direction is not shown to come back from other texts")
+    if missing:
+        reasons.append(f"not held to {_and(missing)}")
+    found = "Not supported" if CONTROLS["shuffled"] in row["fails"] else "Readable"
+    return f"{found}: {'; '.join(reasons)}"
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
@@ -57,27 +90,57 @@ def report(probes: ProbeSet) -> str:
         f"Probes of {probes.model} on {about.get('corpus', 'unknown texts')}: {estimators or 'unknown estimator'}; "
         f"{about.get('folds', '?')} folds that cut no group; layers {', '.join(map(str, probes.layers))}."
     ]
-    lines += [_sentence(row) for row in _rows(best_rows(probes))]
-    lines.append(
-        "Intervals are 95% over resampled groups of held-out texts, and too narrow where groups are few; they allow neither "
-        f"for refitting nor for having picked the best of {len(probes.layers)} layers."
-    )
+    best = _rows(best_rows(probes))
+    lines += [_sentence(row) for row in best]
+    lines.append(_closing(best, probes))
     return "\n".join(lines)
+
+
+def _closing(best: list[dict[Any, Any]], probes: ProbeSet) -> str:
+    """Say which concepts the evidence supports, and what the numbers allow for."""
+    named = {"Supported": list[str](), "Readable": list[str](), "Not supported": list[str]()}
+    for row in best:
+        if row["concept"] != LABELS:
+            named[verdict(row).partition(":")[0]].append(f"{row['concept']} (layer {row['layer']})")
+    meaning = ("", ", but a control tells as much or was not run", ", not told from chance")
+    parts = [
+        f"{kind}{more}: {_and(names)}."
+        for (kind, names), more in zip(named.items(), meaning, strict=True)
+        if names
+    ]
+    counts = probes.metadata.get("permutations", {})
+    least = ", ".join(
+        f"{1 / (count + 1):.2g} for {kind}s" for kind, count in sorted(counts.items(), reverse=True) if count
+    )
+    layers = len(probes.layers)
+    return (
+        f"{' '.join(parts)} q is one-sided, of the best of {layers} layers, corrected for all concepts (Benjamini & Hochberg); "
+        f"counting permutations gives p no lower than {least or 'nothing'}, and what is lower is the tail of Student's t. "
+        "Intervals are 95% over resampled groups of held-out texts, and too narrow where groups are few; they allow neither "
+        f"for refitting nor for having picked the best of {layers} layers."
+    )
 
 
 def _sentence(row: dict[Any, Any]) -> str:
     name = "All labels" if row["concept"] == LABELS else row["concept"]
     shuffled = f"{_two(row['shuffled'])} [{_two(row['shuffled_low'])}, {_two(row['shuffled_high'])}]"
-    found = "Not supported" if CONTROLS["shuffled"] in row["fails"] else "Readable"
-    verdict = f"{found}: not shown to be above {_and(row['fails'])}" if row["fails"] else "Supported"
+    further = (
+        f"random features {_two(row['random_features'])}, control task {_two(row['control_task'])}, "
+        f"halves alike {_two(row['split_half'])}"
+    )
     return (
         f"{name}: {METRICS[row['metric']]} {_span(row)} at layer {row['layer']} ({row['n']} texts, {row['groups']} groups); "
-        f"shuffled {shuffled}, embedding {_two(row['layer0'])}, bag of words {_two(row['bag_of_words'])}. {verdict}."
+        f"shuffled {shuffled}, q {_small(row['q'])}, embedding {_two(row['layer0'])}, "
+        f"bag of words {_two(row['bag_of_words'])}, {further}. {verdict(row)}."
     )
 
 
 def _span(row: dict[Any, Any]) -> str:
     return f"{_two(row['value'])} [{_two(row['low'])}, {_two(row['high'])}]"
+
+
+def _small(number: float) -> str:
+    return f"{number:.2g}" if not number < 1e-4 else "< 0.0001"
 
 
 def _two(number: float) -> str:
@@ -92,30 +155,13 @@ def _and(names: Sequence[str]) -> str:
 
 def table(probes: ProbeSet) -> str:
     """Return an HTML table of the best layers, their intervals and their controls."""
-    head = [
-        "concept",
-        "metric",
-        "best layer",
-        "score [95%]",
-        "shuffled",
-        "embedding",
-        "bag of words",
-        "supported",
-    ]
+    head = ["concept", "metric", "best layer", "score [95%]", "shuffled", "q", "embedding", "bag of words"]
+    head += ["random features", "control task", "halves alike", "evidence"]
+    numbers = ("layer0", "bag_of_words", "random_features", "control_task", "split_half")
     rows = []
     for row in _rows(best_rows(probes)):
-        cells = [
-            row["concept"],
-            METRICS[row["metric"]],
-            str(row["layer"]),
-            _span(row),
-            _two(row["shuffled"]),
-            _two(row["layer0"]),
-        ]
-        cells += [
-            _two(row["bag_of_words"]),
-            "yes" if not row["fails"] else f"not above {_and(row['fails'])}",
-        ]
+        cells = [row["concept"], METRICS[row["metric"]], str(row["layer"]), _span(row), _two(row["shuffled"])]
+        cells += [_small(row["q"]), *(_two(row[column]) for column in numbers), verdict(row)]
         rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     heading = "".join(f"<th>{escape(cell)}</th>" for cell in head)

@@ -11,10 +11,12 @@ where their annotations are alike too, shuffling single texts would make chance 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupShuffleSplit
@@ -50,25 +52,102 @@ def cross_validate(
     shuffled_low, shuffled_high (the range in which 95% of shuffled scores are to be expected); the score in each resample
     (1 + resamples, measures) and with each permutation (permutations, measures), to be set beside those of other layers.
     """
+    found = validate(task, fit, features, weights, permutations, seed)
+    return described(task, found), found.scores, found.null
+
+
+@dataclass(frozen=True, eq=False)
+class Validated:
+    """Hold what held-out groups say of one layer: `predicted` is (texts, concepts), `scores` (1 + resamples, measures) and
+    `null` (permutations, measures). With control tasks, `control` is their mean score and `selectivity` what the score is above
+    it, both (1 + resamples, measures).
+    """
+
+    predicted: Floats
+    scores: Floats
+    null: Floats
+    control: Floats | None = None
+    selectivity: Floats | None = None
+
+
+def validate(
+    task: Task,
+    fit: Fit,
+    features: Floats,
+    weights: metrics.Weighting,
+    permutations: int,
+    seed: int,
+    control: tuple[Integers, Sequence[Floats]] | None = None,
+) -> Validated:
+    """Score one layer's features (texts, d_model) by cross-validation, with shuffled annotations and control tasks beside it.
+
+    `control` holds positions among the texts and the targets of control tasks for these, each (positions, concepts). Where not
+    all texts have them, selectivity compares two fits to those that do.
+    """
     order, permutations = np.random.default_rng(seed), times(task.kind, permutations)
+    rows, controls = (np.arange(len(task.rows)), []) if control is None else (control[0], list(control[1]))
     if task.kind == "dimension":  # columns do not influence each other, so the shuffled ones are fitted along
         shuffled = [task.targets[shuffle(task.group, order)] for _ in range(permutations)]
-        stacked = np.hstack([task.targets, *shuffled])
-        predicted = np.split(out_of_fold(fit, features, stacked, task.group, task.fold), permutations + 1, 1)
-        scores = task.score(predicted[0], task.targets, weights)
-        found = [task.score(p, y, task.plain)[0] for p, y in zip(predicted[1:], shuffled, strict=True)]
+        columns = [task.targets, *shuffled, *controls]
+        held_out = out_of_fold(fit, features, np.hstack(columns), task.group, task.fold)
+        parts = np.split(held_out, len(columns), 1)
+        predicted, of_controls = parts[0], parts[permutations + 1 :]
+        null = []
+        if shuffled:
+            together = np.hstack(parts[1 : permutations + 1]), np.hstack(shuffled)
+            null = np.split(task.score(*together, task.plain)[0], permutations)
     else:
-        held_out = out_of_fold(fit, features, task.targets, task.group, task.fold)
-        scores = task.score(held_out, task.targets, weights)
-        found = _shuffled_labels(task, fit, features, permutations, order)
-    null = np.array(found).reshape(permutations, len(task.measures))
+        predicted = out_of_fold(fit, features, task.targets, task.group, task.fold)
+        null = _shuffled_labels(task, fit, features, permutations, order)
+        of_controls = [
+            out_of_fold(fit, features[rows], y, task.group[rows], task.fold[rows]) for y in controls
+        ]
+    scores = task.score(predicted, task.targets, weights)
+    found = np.array(null).reshape(permutations, len(task.measures))
+    if not controls:
+        return Validated(predicted, scores, found)
+    part = metrics.Weighting(task.group[rows], task.fold[rows], weights.counts)
+    beside = np.mean([task.score(p, y, part) for p, y in zip(of_controls, controls, strict=True)], axis=0)
+    same = scores
+    if len(rows) < len(task.rows):
+        targets = task.targets[rows]
+        again = out_of_fold(fit, features[rows], targets, task.group[rows], task.fold[rows])
+        same = task.score(again, targets, part)
+    return Validated(predicted, scores, found, beside, same - beside)
+
+
+def described(task: Task, found: Validated) -> pd.DataFrame:
+    """Return one row per measure, see `cross_validate`."""
     bounds = (-1, 1) if task.kind == "dimension" else (0, 1)
-    low, high = np.clip(metrics.interval(scores, task.groups), *bounds)
+    low, high = np.clip(metrics.interval(found.scores, task.groups), *bounds)
     concepts, names = zip(*task.measures, strict=True)
-    frame = pd.DataFrame({"concept": concepts, "metric": names, "value": scores[0], "low": low, "high": high})
+    frame = pd.DataFrame(
+        {"concept": concepts, "metric": names, "value": found.scores[0], "low": low, "high": high}
+    )
     frame["chance"] = task.chance
-    frame[["shuffled", "shuffled_low", "shuffled_high"]] = np.clip(expected_range(null), *bounds)
-    return frame, scores, null
+    frame[["shuffled", "shuffled_low", "shuffled_high"]] = np.clip(expected_range(found.null), *bounds)
+    return frame
+
+
+def permutation_p(values: Floats, null: Floats) -> Floats:
+    """Return the one-sided p of scores (measures,) among shuffled ones (permutations, measures); NaN for fewer than two.
+
+    It is the exact (1 + shuffled scores at least as high) / (permutations + 1) (Phipson & Smyth 2010). That cannot be less
+    than 1 / (permutations + 1): where no shuffled score is as high, it is the chance that one more value of the shuffled
+    scores' normal distribution is, by Student's t, if that is less.
+    """
+    result = np.full(len(values), np.nan)
+    for place, (value, column) in enumerate(zip(values, null.T, strict=True)):
+        shuffled = column[~np.isnan(column)]
+        if len(shuffled) < 2 or np.isnan(value):
+            continue
+        exact = (1 + (shuffled >= value).sum()) / (len(shuffled) + 1)
+        result[place] = exact
+        if value > shuffled.max():
+            spread = shuffled.std(ddof=1) * np.sqrt(1 + 1 / len(shuffled))
+            far = (value - shuffled.mean()) / spread if spread > 0 else np.inf
+            result[place] = min(exact, student.sf(far, len(shuffled) - 1))
+    return result
 
 
 def shuffle(group: Integers, order: np.random.Generator) -> Integers:

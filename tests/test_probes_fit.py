@@ -15,6 +15,7 @@ from emoprobe.errors import InputError
 from emoprobe.probes import ProbeSet, fit_probes, metrics
 from emoprobe.probes.estimators import fit_for
 from emoprobe.probes.fit import probe_layers
+from emoprobe.probes.probe_set import COLUMNS
 from emoprobe.probes.tasks import Task, grouped_folds, plan
 from emoprobe.probes.tokens import sampled
 from emoprobe.probes.validation import out_of_fold
@@ -106,11 +107,7 @@ def test_labels_are_found_and_counted() -> None:
 
 def test_scores_are_tidy_and_hold_layer_0_beside_each() -> None:
     scores = probes().scores
-    assert list(scores.columns) == (
-        "layer concept metric value low high chance shuffled shuffled_low shuffled_high shuffled_best_high".split()
-        + "layer0 layer0_gain_low layer0_gain_high".split()
-        + "bag_of_words bag_of_words_gain_low bag_of_words_gain_high n groups".split()
-    )
+    assert list(scores.columns) == COLUMNS
     assert len(scores) == 4 * (1 + 3 + 3) and not scores.isna().any().any()
     assert list(dict.fromkeys(scores.concept)) == [
         "(labels)",

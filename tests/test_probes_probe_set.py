@@ -212,6 +212,20 @@ def crafted(*rows: dict[str, Any], **other: Any) -> ProbeSet:
         "shuffled_low": -0.1,
         "shuffled_high": 0.1,
         "shuffled_best_high": 0.2,
+        "p": 0.001,
+        "q": 0.01,
+    }
+    base |= {
+        "random_features": 0.1,
+        "random_features_gain_low": 0.4,
+        "random_features_gain_high": 0.6,
+        "control_task": 0.2,
+        "selectivity": 0.4,
+        "selectivity_low": 0.3,
+        "selectivity_high": 0.5,
+        "split_half": 0.5,
+        "split_half_shuffled": 0.0,
+        "split_half_shuffled_high": 0.3,
     }
     base |= {
         "chance": 0.0,
@@ -252,19 +266,19 @@ def test_the_best_layer_is_the_shallowest_of_the_best() -> None:
     [
         ({}, []),
         ({"shuffled_high": 0.65}, []),  # of one layer, and this is the best of several
-        ({"shuffled_best_high": 0.6}, ["shuffled annotations"]),
+        ({"shuffled_best_high": 0.7}, []),  # what counts is what is corrected for all concepts
+        ({"q": 0.06}, ["shuffled annotations"]),
+        (
+            {"q": float("nan"), "shuffled_best_high": 0.6},
+            ["shuffled annotations"],
+        ),  # an earlier version's file
+        ({"q": float("nan")}, []),
         ({"layer0_gain_low": 0.0}, ["the embedding"]),
+        ({"random_features_gain_low": 0.0}, ["random features"]),
+        ({"selectivity_low": 0.0}, ["a control task"]),
         # Paired differences decide, not where the intervals lie.
         ({"layer0": 0.55, "bag_of_words": 0.55}, []),
         ({"bag_of_words_gain_low": -0.1, "layer0_gain_low": -0.1}, ["the embedding", "a bag of words"]),
-        (
-            {
-                "shuffled_best_high": float("nan"),
-                "layer0_gain_low": float("nan"),
-                "bag_of_words_gain_low": float("nan"),
-            },
-            ["shuffled annotations", "the embedding", "a bag of words"],
-        ),
     ],
 )
 def test_evidence_has_to_stand_above_every_control(change: dict[str, float], fails: list[str]) -> None:
@@ -278,14 +292,57 @@ def test_evidence_has_to_stand_above_every_control(change: dict[str, float], fai
     assert ("Not supported" in sentence) == ("shuffled annotations" in fails)
 
 
-def test_the_report_states_the_numbers() -> None:
-    lines = crafted({"value": 0.614, "shuffled": -0.001}).report().splitlines()
+def test_a_direction_has_to_come_back_and_a_control_to_be_run() -> None:
+    unstable = crafted({"split_half": 0.3})
+    assert best_rows(unstable).fails.item() == ["stability"]
+    assert "Readable: its direction is not shown to come back from other texts." in unstable.report()
+    columns = ("random_features", "random_features_gain_low", "control_task", "selectivity_low", "split_half")
+    bare = crafted(dict.fromkeys(columns, float("nan")))
+    assert best_rows(bare).fails.item() == ["random features", "a control task", "stability"]
+    assert (
+        "Readable: not held to random features, a control task and stability."
+        in bare.report().splitlines()[1]
+    )
+
+
+def test_the_report_states_the_numbers_and_closes_with_what_is_supported() -> None:
+    fear = {"concept": "high", "metric": "auc"}
+    lines = (
+        crafted(
+            {"value": 0.614, "shuffled": -0.001},
+            {**fear, "bag_of_words_gain_low": -0.1},
+            {**fear, "concept": "low", "q": 0.5},
+        )
+        .report()
+        .splitlines()
+    )
     assert "tiny-gpt2-0 on planted: ridge for dimensions and logistic for labels" in lines[0]
     assert lines[1] == (
-        "planted: Pearson r 0.61 [0.50, 0.70] at layer 1 (240 texts, 40 groups); shuffled 0.00 [-0.10, 0.10], "
-        "embedding 0.20, bag of words 0.30. Supported."
+        "planted: Pearson r 0.61 [0.50, 0.70] at layer 1 (240 texts, 40 groups); shuffled 0.00 [-0.10, 0.10], q 0.01, "
+        "embedding 0.20, bag of words 0.30, random features 0.10, control task 0.20, halves alike 0.50. Supported."
     )
-    assert "best of 4 layers" in lines[-1]
+    assert lines[-1].startswith(
+        "Supported: planted (layer 1). Readable, but a control tells as much or was not run: high (layer 1). "
+        "Not supported, not told from chance: low (layer 1). "
+    )
+    assert (
+        "best of 4 layers" in lines[-1]
+        and "no lower than 0.11 for labels, 0.0099 for dimensions" in lines[-1]
+    )
+
+
+def test_a_file_of_an_earlier_version_is_read_and_reported(tmp_path: Path) -> None:
+    """Its scores lack the later controls, which are NaN."""
+    later = [
+        name
+        for name in probes().scores
+        if name in ("p", "q") or name.startswith(("random", "control", "select", "split"))
+    ]
+    old = replace(probes(), scores=probes().scores.drop(columns=later))
+    back = load_probes(old.save(tmp_path / "p.safetensors"))
+    assert len(later) == 12 and back.scores[later].isna().all().all()
+    pd.testing.assert_frame_equal(back.scores.drop(columns=later), old.scores)
+    assert back.report() == old.report() and "not held to random features" in old.report()
 
 
 def test_names_are_escaped_in_html() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from emoprobe.probes import ProbeSet
-from emoprobe.probes.summary import CONTROLS, best_rows
+from emoprobe.probes.summary import CONTROLS, best_rows, verdict
 from emoprobe.probes.tasks import LABELS
 from emoprobe.study.result import Result
 from emoprobe.study.wording import listed, number, span
@@ -20,8 +20,8 @@ from emoprobe.study.wording import listed, number, span
 METRICS = {"pearson_r": "r", "auc": "AUC", "accuracy": "accuracy", "macro_auc": "mean AUC"}
 CEILING = 0.98
 """Score of the embedding from which on there is no room left to tell layers apart."""
-GAINS = {control: name for control, name in CONTROLS.items() if control != "shuffled"}
-"""Controls that a score is paired with."""
+GAINS = {control: CONTROLS[control] for control in ("layer0", "bag_of_words", "random_features")}
+"""Controls that a score is paired with, as `probes.scores` names their gains."""
 PANELS = 6
 
 
@@ -45,7 +45,8 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
             f"Linear probes ({listed([f'{name} for {kind}s' for kind, name in about['estimators'].items()])}) on the mean "
             f"residual stream of {about['texts']:,} texts at each of {len(probes.layers)} layers, scored on held-out groups "
             f"in {about['folds']} folds. Beside them the same with annotations shuffled {_times(about['permutations'])}, the "
-            "embedding (layer 0) and a bag of words."
+            "embedding (layer 0), a bag of words, random features of the tokens, a control task (arbitrary labels of words) "
+            "and how alike directions fitted to halves of the groups are. q is corrected for all concepts."
         ),
         table=probes.scores,
         finding="; ".join(
@@ -53,7 +54,8 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
             for row in main
         ),
         controls="; ".join(
-            f"shuffled {number(row['shuffled'])}, embedding {number(row['layer0'])}, words {number(row['bag_of_words'])}"
+            f"shuffled {number(row['shuffled'])}, embedding {number(row['layer0'])}, words {number(row['bag_of_words'])}, "
+            f"random features {number(row['random_features'])}, control task {number(row['control_task'])}"
             for row in main
         ),
         verdict=" ".join(
@@ -96,19 +98,19 @@ def _sentence(row: dict[Any, Any]) -> str:
     if CONTROLS["shuffled"] in row["fails"]:
         return (
             f"{said}, which is not shown to be above what shuffled annotations reach at their best layer "
-            f"({number(row['shuffled_best_high'])})."
+            f"({number(row['shuffled_best_high'])}), corrected for all concepts."
         )
     if row["layer0"] >= CEILING:
         return f"{said}, a ceiling: the embedding reaches {number(row['layer0'], 3)}, which leaves next to nothing to add."
     if row["fails"]:
         below = [name for control, name in GAINS.items() if row[f"{control}_gain_high"] < 0]
         further = f" (it is below {listed(below)})" if below else ""
-        words = (
-            "words may be all that is read"
-            if GAINS["bag_of_words"] in row["fails"]
-            else "no layer is shown to add to it"
-        )
-        return f"{said}, above chance but not above {listed(row['fails'])}{further}: {words}."
+        words = ""
+        if GAINS["bag_of_words"] in row["fails"]:
+            words = ": words may be all that is read"
+        elif GAINS["layer0"] in row["fails"]:
+            words = ": no layer is shown to add to it"
+        return f"{said}, above chance. {verdict(row)}{further}{words}."
     gains = [_gain(row, control, name) for control, name in GAINS.items()]
     return f"{said}, above all controls: {listed(gains)} on the same texts."
 
