@@ -63,8 +63,8 @@ def main() -> None:
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     head = (
         "# The representation experiments of “Emotion Concepts”\n\n"
-        f"`python benchmarks/concepts.py --limit {given.limit} --seed {given.seed}` ({machine}). What was published is of other, far "
-        "larger models and stands here for orientation; a null of a small model says nothing about those.\n"
+        f"`python benchmarks/concepts.py --limit {given.limit} --seed {given.seed}` ({machine}). What was published is of "
+        "other, far larger models and stands here for orientation; a null of a small model says nothing about those.\n"
     )
     write_bytes(HERE / "concepts.md", "\n".join([head, *pages]).encode())
 

@@ -30,8 +30,9 @@ from emoprobe.study.result import Result
 from emoprobe.study.run import GROUND_TRUTH, PERMUTATIONS, PROBES, folder_name, read_corpus, written_call
 from emoprobe.study.texts import divide
 
-PAIRS = 400
-"""Generated texts of two persons, for the model that knows no other language."""
+FELT = ("joy", "pride", "relief", "sadness", "anger", "fear")
+PAIRS = 1200
+"""Generated texts of two persons, for the model that knows no other language: enough for six emotions in each world."""
 
 
 def run_concepts(
@@ -91,7 +92,8 @@ def _steps(
     yield "probing", probe
     probes = load_probes(folder.path / PROBES)
     if model.name == GROUND_TRUTH:
-        yield "speakers", lambda: speakers(model, generated_pairs(PAIRS, seed + 1), seed=seed)
+        pairs = generated_pairs(PAIRS, seed + 1, chosen=FELT)
+        yield "speakers", lambda: speakers(model, pairs, seed=seed)
         return
     yield "scenarios", lambda: scenarios(model, probes, corpus=fitted, seed=seed)
     yield "intensity", lambda: intensity(model, probes, seed=seed)
