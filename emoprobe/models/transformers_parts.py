@@ -146,7 +146,7 @@ def _recording_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the module's own eager attention, and keep values and the last token's weights; called by transformers."""
-    own = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    own = sys.modules[type(module).__module__].eager_attention_forward
     output, weights = own(module, query, key, value, attention_mask, **kwargs)
     _RECORDS[module].looked = value, weights[:, :, -1]
     return output, weights

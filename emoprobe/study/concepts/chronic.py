@@ -33,6 +33,7 @@ from emoprobe.probes.validation import fit_words, out_of_fold, words_out_of_fold
 from emoprobe.study.concepts import effects
 from emoprobe.study.concepts.dialogues import CONDITIONS, NEUTRAL_TOPIC, Hidden, by_condition
 from emoprobe.study.concepts.dialogues import targets as hidden_emotions
+from emoprobe.study.concepts.effects import row_of
 from emoprobe.study.concepts.places import DEPTH
 from emoprobe.study.result import Result
 from emoprobe.study.wording import listed, number, span
@@ -100,8 +101,8 @@ def chronic(
         ),
         table=table,
         finding="accuracy "
-        + ", ".join(f"{name} {_value(shown.loc[name])}" for name in (*CONDITIONS, RUNNING))
-        + f"; activations on running text {number(running['activation'])} of those on the dialogues",
+        + ", ".join(f"{name} {_value(row_of(shown, name))}" for name in (*CONDITIONS, RUNNING))
+        + f"; activations on running text {number(row_of(shown, RUNNING).activation)} of those on the dialogues",
         controls=f"chance {number(1 / len(turns.task.concepts))}; "
         + "; ".join(
             f"{name}: words of the turn {number(shown.turn_words[name])}, of all the text {number(shown.all_words[name])}, "
@@ -265,8 +266,8 @@ def _over_groups(values: Floats, group: Integers) -> tuple[float, float, float]:
 
 def verdict(shown: pd.DataFrame) -> str:
     """Say what accuracies on other topics and what is read off running text come to; rows are named by `where`."""
-    said = [_condition(name, shown.loc[name]) for name in CONDITIONS]
-    neutral, running = shown.loc[NEUTRAL_TOPIC], shown.loc[RUNNING]
+    said = [_condition(name, row_of(shown, name)) for name in CONDITIONS]
+    neutral, running = row_of(shown, NEUTRAL_TOPIC), row_of(shown, RUNNING)
     carries, why = _carries_over(running)
     said.append(why)
     if not _above_chance(neutral):

@@ -28,7 +28,7 @@ from emoprobe.probes import ProbeSet
 from emoprobe.study.concepts import effects
 from emoprobe.study.concepts.dialogues import EXPRESSED, Hidden, by_condition, deflections
 from emoprobe.study.concepts.dialogues import targets as hidden_emotions
-from emoprobe.study.concepts.effects import FLOOR, SHUFFLES, Floats
+from emoprobe.study.concepts.effects import FLOOR, SHUFFLES, Floats, row_of
 from emoprobe.study.concepts.places import chosen_layer
 from emoprobe.study.result import Result
 from emoprobe.study.wording import number, ranged, span
@@ -83,8 +83,8 @@ def deflection(
     table = table[["layer", *(column for column in table if column != "layer")]]
     at = table[table.layer == stated].set_index("measure")
     k = int(at["removed"].max())
-    named = at.loc["deflection, with probes"]
-    kept = at.loc["norm kept, deflection"]
+    named = row_of(at, "deflection, with probes")
+    kept = row_of(at, "norm kept, deflection")
     topics = found.shape[1]
     return Result(
         name="deflection",
@@ -103,8 +103,8 @@ def deflection(
         ),
         controls=(
             f"names handed on {ranged([named.null_low, named.null_high], sign=True)}; a random vector keeps "
-            f"{number(kept.expected)}; embeddings of the preambles' words, on other topics {_value(at.loc[PREAMBLE])}; "
-            f"emotions said openly: cosine {_value(at.loc['expressed, with probes'])}, kept "
+            f"{number(kept.expected)}; embeddings of the preambles' words, on other topics {_value(row_of(at, PREAMBLE))}; "
+            f"emotions said openly: cosine {_value(row_of(at, 'expressed, with probes'))}, kept "
             f"{number(at.value['norm kept, expressed'])}"
         ),
         verdict=verdict(at),
@@ -273,7 +273,7 @@ def norm_kept(vectors: Floats, space: Floats) -> float:
 
 def verdict(at: pd.DataFrame) -> str:
     """Say what the measures at one layer come to."""
-    itself, context = at.loc["deflection, with itself"], at.loc["context part, with itself"]
+    itself, context = row_of(at, "deflection, with itself"), row_of(at, "context part, with itself")
     if not _holds(itself):
         return (
             f"Directions of hidden emotions are not shown to hold from topic to topic ({_value(itself)}, p = {itself.p:.2g}): "
@@ -282,7 +282,7 @@ def verdict(at: pd.DataFrame) -> str:
     said = [f"Directions of hidden emotions hold on topics held out ({_value(itself)}, p = {itself.p:.2g})."]
     if _holds(context):
         said.append(
-            f"So does what the preamble adds to the same words ({_value(context)}){_echo(at.loc[PREAMBLE])}."
+            f"So does what the preamble adds to the same words ({_value(context)}){_echo(row_of(at, PREAMBLE))}."
         )
         which, name = "context part", "What the preamble adds"
     else:
@@ -291,7 +291,9 @@ def verdict(at: pd.DataFrame) -> str:
             f"What the preamble adds to the same words {what}: these are directions of the words that people hide things with."
         )
         which, name = "deflection", "They"
-    return " ".join([*said, _against_namesakes(at, which, name), _kept(at.loc[f"norm kept, {which}"], name)])
+    return " ".join(
+        [*said, _against_namesakes(at, which, name), _kept(row_of(at, f"norm kept, {which}"), name)]
+    )
 
 
 def _holds(row: pd.Series) -> bool:
@@ -307,7 +309,7 @@ def _echo(preamble: pd.Series) -> str:
 
 def _against_namesakes(at: pd.DataFrame, which: str, name: str) -> str:
     """Say how directions lie to those of their names, where directions of emotions said openly do so."""
-    row, openly = at.loc[f"{which}, with probes"], at.loc["expressed, with probes"]
+    row, openly = row_of(at, f"{which}, with probes"), row_of(at, "expressed, with probes")
     verb = "lie" if name == "They" else "lies"
     if not _holds(openly):
         return (
@@ -319,7 +321,7 @@ def _against_namesakes(at: pd.DataFrame, which: str, name: str) -> str:
         return f"{name} {verb} no more along the probes of their names than of others ({beside})."
     if row.value < 0:
         return f"{name} {verb} against the probes of their names ({beside})."
-    less = at.loc[f"{which} less expressed, with probes, freed of noise"]
+    less = row_of(at, f"{which} less expressed, with probes, freed of noise")
     freed = f"{beside}; freed of noise, the difference is {_value(less)}"
     if less.high < 0:
         return f"{name} {verb} along the probes of their names, less than emotions said openly do ({freed})."

@@ -11,10 +11,12 @@ knows dialogues.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
@@ -226,6 +228,13 @@ def unit(vectors: Floats) -> Floats:
     return units
 
 
+def row_of(table: pd.DataFrame, name: Hashable) -> pd.Series[Any]:
+    """Return the one row of a table that has this name in its index."""
+    found = table.loc[name]  # type: ignore[call-overload]
+    assert isinstance(found, pd.Series), f"{name} names one row"
+    return found
+
+
 # The same geometry ---------------------------------------------------------------------------------------------------
 
 
@@ -280,4 +289,5 @@ def _ranked(dots: Floats, rows: Sequence[int]) -> Floats:
 def _standardised(values: Floats) -> Floats:
     centred = values - values.mean(-1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=-1, keepdims=True)
-    return np.divide(centred, lengths, out=np.full_like(centred, np.nan), where=lengths > 0)
+    result: Floats = np.divide(centred, lengths, out=np.full_like(centred, np.nan), where=lengths > 0)
+    return result

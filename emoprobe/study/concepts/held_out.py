@@ -132,7 +132,7 @@ def _annotated(corpus: Corpus, name: str) -> bool:
     values = targets(corpus, name)
     values = values[np.isfinite(values)]
     if name in corpus.labels:
-        return 2 <= values.sum() <= len(values) - 2
+        return bool(2 <= values.sum() <= len(values) - 2)
     return len(values) > 2 and bool(np.ptp(values) > 0)
 
 
@@ -289,7 +289,7 @@ KINDS = {AREA: ("AUC", 0.5), CORRELATION: ("r", 0.0)}
 
 def _finding(scored: pd.DataFrame) -> str:
     said = [
-        f"mean {name} {number(part.value.mean())} over {len(part)} concepts ({ranged(part.value)})"
+        f"mean {name} {number(part.value.mean())} over {len(part)} concepts ({ranged(part.value.tolist())})"
         for metric, (name, _) in KINDS.items()
         if len(part := scored[scored.metric == metric])
     ]
@@ -342,7 +342,7 @@ def verdict(scored: pd.DataFrame) -> str:
 
 def _best(part: pd.DataFrame) -> list[str]:
     ordered = part.sort_values("value", ascending=False)
-    return [f"{row.concept} {span(row.value, row.low, row.high)}" for row in ordered.itertuples()]
+    return [f"{row.concept} {span(row.value, row.low, row.high)}" for _, row in ordered.iterrows()]
 
 
 @drawing.styled()

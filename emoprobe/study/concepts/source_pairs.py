@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-import torch
 from torch import Tensor
 
 from emoprobe.models.live import LiveModel
@@ -118,8 +117,10 @@ PAIRS = (
 
 def by_length(pairs: Sequence[Aligned], most: int) -> list[list[int]]:
     """Return positions of pairs of one length together, at most `most` in a group: read so, they need no padding."""
-    lengths = torch.tensor([len(pair.changed) for pair in pairs])
-    groups = [torch.nonzero(lengths == length)[:, 0].tolist() for length in lengths.unique().tolist()]
+    lengths = [len(pair.changed) for pair in pairs]
+    groups = [
+        [index for index, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))
+    ]
     return [group[first : first + most] for group in groups for first in range(0, len(group), most)]
 
 

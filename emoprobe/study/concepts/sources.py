@@ -272,7 +272,7 @@ def _where(place: pd.DataFrame, layer: int) -> str:
 
 def _most(table: pd.DataFrame, kind: str, name: str) -> str:
     part = table[table.kind == kind]
-    row = part.loc[part.effect.idxmax()]
+    row = part.iloc[int(part.effect.to_numpy().argmax())]
     if not (row.low > 0 and row.effect > row.random_high):
         return f"No block's {name} at one place is shown to carry a part of it."
     return f"Of {name}, most goes through block {int(row.block)} at the {row.place} ({_part(row)})."
@@ -285,8 +285,7 @@ def _part(row: pd.Series) -> str:
 def _share(place: pd.DataFrame, kind: str, block: int, where: str) -> str:
     if (kind, block, where) not in place.index:
         return "not measured"
-    row = place.loc[(kind, block, where)]
-    return _part(row.iloc[0] if isinstance(row, pd.DataFrame) else row)
+    return _part(place.xs((kind, block, where)).iloc[0])
 
 
 @drawing.styled()

@@ -28,7 +28,7 @@ from emoprobe.probes import ProbeSet
 from emoprobe.study.concepts import effects
 from emoprobe.study.concepts.dialogues import Dialogue
 from emoprobe.study.concepts.dialogues import dialogues as bank
-from emoprobe.study.concepts.effects import FLOOR, SHUFFLES, Floats
+from emoprobe.study.concepts.effects import FLOOR, SHUFFLES, Floats, row_of
 from emoprobe.study.concepts.places import DEPTH
 from emoprobe.study.result import Result
 from emoprobe.study.wording import number, ranged, span
@@ -269,21 +269,23 @@ def verdict(at: pd.DataFrame, lowest: pd.DataFrame | None = None) -> str:
     """Say what the comparisons at one layer come to; `lowest` are those of the embedding."""
     said = []
     for name, family in (("present", "present speaker"), ("other", "other speaker")):
-        itself, across = at.loc[f"{family}, with itself"], at.loc[f"{family}, across owners"]
+        itself, across = row_of(at, f"{family}, with itself"), row_of(at, f"{family}, across owners")
         said.append(_family(name, itself, across))
-    if lowest is not None and _holds(at.loc["present speaker, across owners"]):
-        before, now = (part.loc["present speaker, across owners"] for part in (lowest, at))
+    if lowest is not None and _holds(row_of(at, "present speaker, across owners")):
+        before, now = (row_of(part, "present speaker, across owners") for part in (lowest, at))
         if not now.low > before.cosine:
             said.append(
                 f"At the embedding they are as alike ({number(before.cosine, sign=True)}): words may be all that they share."
             )
-    if not _holds(at.loc["other speaker, with itself"]):
+    if not _holds(row_of(at, "other speaker, with itself")):
         return " ".join(
             [*said, "Whether two families are orthogonal cannot be asked where one of them is not there."]
         )
-    if not _holds(at.loc["present speaker, with itself"]):
+    if not _holds(row_of(at, "present speaker, with itself")):
         return " ".join([*said, "Whether they are orthogonal cannot be asked."])
-    return " ".join([*said, *(_against(kind, at.loc[f"present against other, {kind}"]) for kind in KINDS)])
+    return " ".join(
+        [*said, *(_against(kind, row_of(at, f"present against other, {kind}")) for kind in KINDS)]
+    )
 
 
 KINDS = {"same words": "over the same words", "same person's emotion": "for the same person's emotion"}

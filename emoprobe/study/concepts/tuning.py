@@ -28,7 +28,7 @@ from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.geometry import permutation_test
 from emoprobe.study.concepts import effects
-from emoprobe.study.concepts.effects import Floats
+from emoprobe.study.concepts.effects import Floats, row_of
 from emoprobe.study.concepts.places import CONTROLS, chosen_layer, read_beside_random, turn
 from emoprobe.study.concepts.weight_changes import perturbations
 from emoprobe.study.result import Result
@@ -302,13 +302,13 @@ def _value(row: pd.Series, sign: bool = False) -> str:
 def _finding(at: pd.DataFrame) -> str:
     alike = _rows(at, ALIKE)
     return (
-        ", ".join(f"base and tuned r {_value(alike.loc[name])} on {name} prompts" for name in SETS)
-        + f"; shifts on both r {_value(_rows(at, CONSISTENT).loc[ALL])}"
+        ", ".join(f"base and tuned r {_value(row_of(alike, name))} on {name} prompts" for name in SETS)
+        + f"; shifts on both r {_value(row_of(_rows(at, CONSISTENT), ALL))}"
     )
 
 
 def _controls(at: pd.DataFrame) -> str:
-    consistent, size = (_rows(at, measure).loc[ALL] for measure in (CONSISTENT, SIZE))
+    consistent, size = (row_of(_rows(at, measure), ALL) for measure in (CONSISTENT, SIZE))
     return (
         f"shifts of random changes on both kinds of prompts r {number(consistent.perturbed)}, of random directions "
         f"{number(consistent.random)}; mean |shift| {number(size.value, 3)}, random changes {number(size.perturbed, 3)}, "
@@ -338,7 +338,7 @@ def verdict(at: pd.DataFrame) -> str:
         said.append(
             "No random changes of the weights were made, without which shifts show no more than that weights differ."
         )
-    consistent = _rows(at, CONSISTENT).loc[ALL]
+    consistent = row_of(_rows(at, CONSISTENT), ALL)
     said.append(_consistent(consistent))
     return " ".join(said)
 
