@@ -285,7 +285,7 @@ def _part(row: pd.Series) -> str:
 def _share(place: pd.DataFrame, kind: str, block: int, where: str) -> str:
     if (kind, block, where) not in place.index:
         return "not measured"
-    return _part(place.xs((kind, block, where)).iloc[0])
+    return _part(place.loc[[(kind, block, where)]].iloc[0])
 
 
 @drawing.styled()
