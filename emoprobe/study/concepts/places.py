@@ -50,9 +50,14 @@ class Prompt:
                 raise InputError(f"{words!r} does not stand {occurrence + 1} times in {self.text!r}")
         return Prompt(self.text, {**self.places, name: (start, start + len(words))})
 
+    def span(self, name: str) -> Span:
+        """Return where a place begins and where it ends, in characters, whatever lies between its spans."""
+        spans = _spans(self.places[name])
+        return spans[0][0], spans[-1][1]
+
     def at_end_of(self, name: str) -> Prompt:
         """Return the prompt with a place cut down to its last character: the token at which all of it has been read."""
-        end = _spans(self.places[name])[-1][1]
+        _, end = self.span(name)
         return Prompt(self.text, {**self.places, name: (end - 1, end)})
 
 
