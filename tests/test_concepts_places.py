@@ -169,8 +169,10 @@ def test_places_by_words() -> None:
     assert prompt.places["again"] == (18, 21)
     assert prompt.at_end_of("again").places["again"] == (20, 21)
     assert prompt.places["last"] == (30, 31) and prompt.places["text"] == (0, 31)
-    with pytest.raises(InputError, match="3 times"):
-        prompt.with_place("third", "Ann", 2)
+    assert prompt.with_place("first", "Ann").span("first") == (0, 3)
+    assert Prompt("a b c", {"both": ((0, 1), (4, 5))}).span("both") == (0, 5)
+    with pytest.raises(InputError, match="after character 19"):
+        prompt.with_place("third", "Ann", 19)
 
 
 def test_a_place_beyond_the_context_is_refused() -> None:

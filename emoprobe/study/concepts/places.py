@@ -38,16 +38,14 @@ class Prompt:
     text: str
     places: Mapping[str, Place]
 
-    def with_place(self, name: str, words: str, occurrence: int = 0) -> Prompt:
-        """Return the prompt with one more place: where `words` stand in it, the first time or a later one.
+    def with_place(self, name: str, words: str, after: int = 0) -> Prompt:
+        """Return the prompt with one more place: where `words` first stand in it, at character `after` or later.
 
-        Raises `InputError` where they do not stand in it so often.
+        Raises `InputError` where they do not.
         """
-        start = -1
-        for _ in range(occurrence + 1):
-            start = self.text.find(words, start + 1)
-            if start < 0:
-                raise InputError(f"{words!r} does not stand {occurrence + 1} times in {self.text!r}")
+        start = self.text.find(words, after)
+        if start < 0:
+            raise InputError(f"{words!r} does not stand in {self.text!r} after character {after}")
         return Prompt(self.text, {**self.places, name: (start, start + len(words))})
 
     def span(self, name: str) -> Span:
