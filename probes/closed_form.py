@@ -131,7 +131,7 @@ def ridge(moments: Moments, penalties: Sequence[float] | Tensor, *, standardise:
         scale = _scale(normal, standardise)
         weights = torch.zeros_like(normal.xy.mT)
         here = strengths[layers].to(scale).expand(-1, outputs, 1)
-        for strength in _positive(here.unique(), scale):
+        for strength in _positive(here.unique(), scale):  # type: ignore[no-untyped-call]
             mine = (here == strength).any(0)[:, 0]
             solved = _solved(normal._replace(xy=normal.xy[..., mine]), strength, scale)
             if solved is None:

@@ -111,8 +111,10 @@ def _moments_by_fold(scaled: Floats, values: Floats, group: Integers) -> Moments
     for number, (_, test) in enumerate(GroupKFold(folds).split(scaled, groups=group)):
         fold[test] = number
     moments = Moments.zeros(1, scaled.shape[1], n_folds=folds, n_targets=values.shape[1])
-    vectors, fold, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (scaled, fold, values))
-    moments.add(vectors[:, None], fold=fold, targets=targets)
+    vectors, folds_of, targets = (
+        torch.from_numpy(np.ascontiguousarray(part)) for part in (scaled, fold, values)
+    )
+    moments.add(vectors[:, None], fold=folds_of, targets=targets)
     return moments
 
 

@@ -269,7 +269,7 @@ def _typed(scores: pd.DataFrame) -> pd.DataFrame:
     other = {"layer": "int64", "n": "int64", "groups": "int64", "concept": "str", "metric": "str"}
     further = [str(column) for column in scores if column not in COLUMNS]
     scores = scores.reindex(columns=[*COLUMNS, *further])
-    return scores.astype({column: other.get(column, "float64") for column in scores})
+    return scores.astype({column: other.get(str(column), "float64") for column in scores})
 
 
 def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:

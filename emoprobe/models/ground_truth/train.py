@@ -173,7 +173,8 @@ class _Batches(IterableDataset):  # type: ignore[type-arg]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         worker = get_worker_info()
-        return batches(*self._made_of, worker.id, worker.num_workers)
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        return batches(*self._made_of, part, parts)
 
 
 def _prepared(
