@@ -106,7 +106,6 @@ def test_read_outs_are_those_of_a_trace(base: LiveModel, probes: ProbeSet) -> No
     row = result.table.set_index(["measure", "set", "concept"]).loc["shift", "neutral", "fear"]
     assert row.base == pytest.approx(np.mean(read["base"]), abs=1e-6)
     assert row.value == pytest.approx(shift.mean(), abs=1e-6)
-    assert row.p == pytest.approx(ttest_1samp(shift, 0).pvalue, rel=1e-3)
     assert "No random changes of the weights were made" in result.verdict
 
 
@@ -129,20 +128,11 @@ def test_random_changes_are_as_large_as_tuning_and_leave_the_base_alone(base: Li
 
 
 def frame(
-    value: float,
-    q: float,
-    perturbed: float,
-    consistent: float = 0.9,
-    by_chance: tuple[float, float] = (0.2, 0.8),
+    value: float, q: float, consistent: float = 0.9, by_chance: tuple[float, float] = (0.2, 0.8)
 ) -> pd.DataFrame:
     common = {"layer": 2, "low": value - 0.01, "high": value + 0.01}
     shift = {**common, "measure": "shift", "set": "neutral", "concept": "fear", "value": value, "q": q}
-    shift |= {
-        "random_low": -0.02,
-        "random_high": 0.02,
-        "perturbed_low": -perturbed,
-        "perturbed_high": perturbed,
-    }
+    shift |= {"perturbed_low": by_chance[0], "perturbed_high": by_chance[1]}
     whole = {
         **common,
         "measure": module.CONSISTENT,
@@ -155,14 +145,37 @@ def frame(
 
 
 def test_every_verdict_can_come_out() -> None:
-    assert "Up, beyond all controls: fear on neutral prompts" in verdict(frame(0.1, 0.01, 0.05))
-    assert "Down, beyond all controls: fear" in verdict(frame(-0.1, 0.01, 0.05))
-    for none in (frame(0.1, 0.2, 0.05), frame(0.1, 0.01, 0.2), frame(0.01, 0.01, 0.005)):
-        assert verdict(none).startswith("No concept is shown to shift")
-    assert "it says something of the tuning" in verdict(frame(0.1, 0.01, 0.05))
-    assert "it says nothing of the tuning" in verdict(frame(0.1, 0.01, 0.05, 0.5))
-    assert "less than those of random changes" in verdict(frame(0.1, 0.01, 0.05, 0.1))
-    assert "No random changes" in verdict(frame(0.1, 0.01, np.nan))
+    assert "Up, beyond all controls: fear on neutral prompts" in verdict(frame(0.1, 0.01))
+    assert "Down, beyond all controls: fear" in verdict(frame(-0.1, 0.01))
+    assert verdict(frame(0.1, 0.2)).startswith("No concept is shown to shift")
+    assert "it says something of the tuning" in verdict(frame(0.1, 0.01))
+    assert "it says nothing of the tuning" in verdict(frame(0.1, 0.01, 0.5))
+    assert "less than those of random changes" in verdict(frame(0.1, 0.01, 0.1))
+    assert "No random changes" in verdict(frame(0.1, 0.01, by_chance=(np.nan, np.nan)))
+
+
+def test_a_shift_has_to_stand_up_to_prompts_directions_and_changes() -> None:
+    generator = np.random.default_rng(0)
+    quiet, loud = 0.01 * generator.normal(size=(20, 10)), generator.normal(size=(20, 1)) + np.zeros(10)
+    steady = 0.3 + 0.01 * generator.normal(size=10)
+    unsteady = 0.3 + 2 * generator.normal(size=10)
+
+    def p(own: np.ndarray, random: np.ndarray, changes: np.ndarray) -> float:
+        return float(module._shift(np.vstack([own[None], random]), changes)["p"])  # type: ignore[arg-type]
+
+    assert p(steady, quiet, quiet[:10]) < 0.001
+    assert p(unsteady, quiet, quiet[:10]) > 0.05
+    assert p(unsteady, 1e-9 * quiet, quiet[:0]) == pytest.approx(ttest_1samp(unsteady, 0).pvalue)
+    assert p(steady, loud, quiet[:10]) > 0.05
+    assert p(steady, quiet, loud[:10]) > 0.05
+    assert p(steady, quiet, quiet[:0]) < 0.001  # no changes were made
+    assert module._one_more(3.0, np.zeros(4)) == 0.0 and module._one_more(0.0, np.zeros(4)) == 1.0
+
+
+def test_one_more_random_change_rarely_stands_out() -> None:
+    generator = np.random.default_rng(1)
+    ps = [module._one_more(*(lambda x: (x[0], x[1:]))(generator.normal(size=9))) for _ in range(2000)]
+    assert np.mean(np.array(ps) < 0.05) == pytest.approx(0.05, abs=0.012)
 
 
 def shifts(values: list[float]) -> pd.DataFrame:

@@ -275,7 +275,8 @@ def verdict(at: pd.DataFrame, lowest: pd.DataFrame | None = None) -> str:
         before, now = (row_of(part, "present speaker, across owners") for part in (lowest, at))
         if not now.low > before.cosine:
             said.append(
-                f"At the embedding they are as alike ({number(before.cosine, sign=True)}): words may be all that they share."
+                f"The present speaker's are not shown to be more alike than at the embedding "
+                f"({number(before.cosine, sign=True)}): words may be all that they share."
             )
     if not _holds(row_of(at, "other speaker, with itself")):
         return " ".join(
