@@ -131,7 +131,7 @@ def study(
     """Run every experiment and write a report.
 
     Probes are fitted and validated, made into a valuation, injected, steered with, learned anew and compared. Without arguments
-    it runs on the bundled model and corpus, in about three minutes and without a network.
+    it runs on the bundled model and corpus, in some minutes and without a network.
     """
     from emoprobe import typed
     from emoprobe.study import run_study
