@@ -224,7 +224,7 @@ def _labelled(corpus: Corpus) -> Corpus:
     return Corpus.from_columns(
         {name: columns[name] for name in ("text", "labels", "group")},
         name=corpus.name,
-        labels=[label for label, used in zip(corpus.labels, carried.any(0).tolist(), strict=True) if used],
+        labels=[label for label, column in zip(corpus.labels, carried.T, strict=True) if column.any()],
     )
 
 

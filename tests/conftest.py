@@ -1,6 +1,7 @@
 """What all tests share: no network, and the corpora and models that a checkout may have beside it."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = (
 os.environ.pop("EMOPROBE_DATA", None)
 # Tests compute with tiny tensors, which gain nothing from threads and lose much where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if shutil.which("nvidia-smi") is None:  # is read when triton is first imported, whoever does that
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 
