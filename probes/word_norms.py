@@ -60,7 +60,7 @@ class WordNorms:
     random_high (where r of one more random direction lies, 95 %), held, held_low, held_high (r with the covariates held
     constant, and its interval), n."""
     words: pd.DataFrame
-    """One row per word (the index): its ratings, characters, tokens (their mean number over sentences), and other covariates."""
+    """One row per word (the index): its ratings, characters, tokens (mean number over sentences) and other covariates."""
     read: Floats
     """What was read: (words, layers, concepts), u·x in the mean over the word's tokens and over sentences."""
 
