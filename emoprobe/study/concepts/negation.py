@@ -56,8 +56,8 @@ def negation(
 ) -> Result:
     """Compare the contrast of negated and affirmed sentences at the word, a later word and before the reply, at all layers.
 
-    `stimuli` hold phrases (condition -> text with {name} and {w}) and frames (name, text with {phrase}, later: a word in it); by
-    default eight frames of the package's own. Emotions are all that have a probe, named by their adjectives. The verdict is
+    `stimuli` hold phrases (condition -> text with {name} and {w}) and frames (name, text with {phrase}, later: a word in it);
+    by default eight frames of the package's own. Emotions are all that have a probe, named by their adjectives. The verdict is
     given at `layer`, by default the one nearest to two thirds of the depth. Raises `InputError` for fewer than three emotions
     with a probe, and fewer than three frames.
     """
@@ -126,8 +126,8 @@ def negation(
                     verdict(place, condition, affirmed[place], at[place, condition], at[place, "longer"])
                     for place, condition in shown
                 ),
-                f"At the word itself {NEGATIONS['negated']} leaves {_ratio(at[PLACES[0], 'negated'])}, in the first layer above "
-                f"the embedding {_ratio(_of(table, PLACES[0], first=True))}; at the later word it leaves "
+                f"At the word itself {NEGATIONS['negated']} leaves {_ratio(at[PLACES[0], 'negated'])}, in the first layer "
+                f"above the embedding {_ratio(_of(table, PLACES[0], first=True))}; at the later word it leaves "
                 f"{_ratio(_of(table, PLACES[1], first=False))} in the last layer.",
             ]
         ),
