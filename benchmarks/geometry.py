@@ -99,9 +99,9 @@ def examined(found: EmotionVectors) -> dict[str, Any]:
                 for strength in PLANTED
             ),
             "first components": (
-                f"{', '.join(f'{share:.0%}' for share in geometry.shares[:3])} of the variance of unit vectors at layer {layer} "
-                f"(of shuffled labels' {axes.shares.set_index('layer').shuffled_PC1[layer]:.0%} on the first); r of PC1 with the "
-                f"vectors' lengths {geometry.length_r.iloc[0]:.2f}"
+                f"{', '.join(f'{share:.0%}' for share in geometry.shares[:3])} of unit vectors' variance at layer {layer} "
+                f"({axes.shares.set_index('layer').shuffled_PC1[layer]:.0%} on the first with shuffled labels); r of PC1 with "
+                f"the vectors' lengths {geometry.length_r.iloc[0]:.2f}"
             ),
             "plane of the first two": f"fit to both {plane.fit:.2f} (p = {plane.p:.3g}) at layer {layer}",
             "quadrants": clusters(probes, layer, QUADRANTS, k=4, shuffled=found.shuffled[version]).report(),

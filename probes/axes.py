@@ -180,7 +180,7 @@ def _shares(probes: ProbeSet, shares: tuple[Floats, ...], drawn: Any) -> pd.Data
 
 
 def _sentence(rows: pd.DataFrame, alpha: float) -> str:
-    best = rows.loc[rows.r.idxmax()]
+    best = rows.iloc[int(rows.r.argmax())]
     said = (
         f"{str(best.norm).capitalize()}: |r| {best.r:.2f} [{best.low:.2f}, {best.high:.2f}] on {best.component} at layer "
         f"{best.layer}, the best of {len(rows)} layers ({best.n} concepts; p = {best.p_layers:.3g} allowing for the search"

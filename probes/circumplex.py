@@ -68,7 +68,7 @@ class Circumplex:
             drawing.zero(axis)
             drawing.zero(axis, vertical=True)
             axis.margins(0.12)
-            label(axis, x, y, self.frame.concept.tolist())
+            label(figure, axis, x, y, self.frame.concept.tolist())
             axis.set(
                 xlabel=self.axes[0],
                 ylabel=self.axes[1],
@@ -134,19 +134,17 @@ def procrustes(source: Floats, target: Floats) -> tuple[Floats, float]:
     return left @ right, float(singular.sum() ** 2)
 
 
-def label(axis: Axes, x: Floats, y: Floats, names: list[str], size: float = 7.5) -> None:
+def label(figure: Figure, axis: Axes, x: Floats, y: Floats, names: list[str], size: float = 7.5) -> None:
     """Write names beside points, each where it covers neither another name nor a point, or not at all."""
-    axis.figure.draw_without_rendering()  # only then is it known where the axes lie
-    pixels = (
-        axis.transData.transform(np.column_stack([x, y])) * 72 / axis.figure.dpi
-    )  # in points, as offsets are
+    figure.draw_without_rendering()  # only then is it known where the axes lie
+    pixels = axis.transData.transform(np.column_stack([x, y])) * 72 / figure.dpi  # in points, as offsets are
     taken = [(across - 2, up - 2, across + 2, up + 2) for across, up in pixels]
     for place, name in enumerate(names):
         text = axis.annotate(
             name, (x[place], y[place]), (0, 0), textcoords="offset points", fontsize=size, parse_math=False
         )
         extent = text.get_window_extent()
-        long, tall = extent.width * 72 / axis.figure.dpi, extent.height * 72 / axis.figure.dpi
+        long, tall = extent.width * 72 / figure.dpi, extent.height * 72 / figure.dpi
         for right, above in PLACES:
             start = right * 4 - (long / 2 if right == 0 else long if right < 0 else 0)
             base = above * 4 - (tall / 2 if above == 0 else tall if above < 0 else 0)

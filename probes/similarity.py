@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -82,7 +82,7 @@ class Similarity:
         known = rows.dropna(subset="value")
         if known.empty:
             return f"{name} cannot be told."
-        high, low = known.loc[known.value.idxmax()], known.loc[known.value.idxmin()]
+        high, low = known.iloc[int(known.value.argmax())], known.iloc[int(known.value.argmin())]
         said = (
             f"{name[0].upper()}{name[1:]}, {self.n} compared: {_span(high)} at layers {high.layer_a} and {high.layer_b}, the "
             f"highest, and {_span(low)} at {low.layer_a} and {low.layer_b}; p < 0.05 for {int((known.p < 0.05).sum())} of "
@@ -110,7 +110,7 @@ class Similarity:
         return figure
 
 
-def _span(row: pd.Series) -> str:  # type: ignore[type-arg]
+def _span(row: pd.Series[Any]) -> str:
     return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
 
 
@@ -221,7 +221,8 @@ def _measures(a: Floats, b: Floats) -> dict[str, Floats]:
 
 def _ranks(pairs: Floats) -> Floats:
     ranks: Floats = rankdata(pairs, axis=1)
-    return ranks - ranks.mean(1, keepdims=True)
+    ranks -= ranks.mean(1, keepdims=True)
+    return ranks
 
 
 def _unit(rows: Floats) -> Floats:
@@ -248,7 +249,7 @@ def _by_permutation(
     plain[:, pairs[0], pairs[1]] = _unit(own)
     plain += plain.swapaxes(1, 2)
     first, second = kernels(a), kernels(b)
-    own = own_criterion(first), own_criterion(second)
+    own_of_both = own_criterion(first), own_criterion(second)
     exceeded = {measure: np.ones_like(value) for measure, value in values.items()}
     for _ in range(permutations):
         drawn = order.permutation(a.shape[1])
@@ -256,7 +257,7 @@ def _by_permutation(
         found = {
             "rsa": ranked @ ranks[:, rows, columns].T,
             "rsa_cosine": flat @ plain[:, rows, columns].T,
-            "cka": aligned(criterion(first, permuted(second, drawn)), *own),
+            "cka": aligned(criterion(first, permuted(second, drawn)), *own_of_both),
         }
         for measure, value in found.items():
             exceeded[measure] += value >= values[measure] - 1e-12
@@ -336,5 +337,7 @@ def activation_similarity(
         low, high = _jackknifed(value, np.stack([aligned(*left) for left in zip(*rest, strict=True)]))
     exceeded = sum((aligned(row, *own) >= value - 1e-12 for row in chance), np.ones_like(value))
     p = np.where(np.isfinite(value), exceeded / (1 + permutations), np.nan)
-    frame = _tabulated(*chosen, "cka", value, low, high, p).assign(shuffled=np.nan, shuffled_high=np.nan)
+    frame = _tabulated(chosen[0], chosen[1], "cka", value, low, high, p).assign(
+        shuffled=np.nan, shuffled_high=np.nan
+    )
     return Similarity((first.name, second.name), frame, sum(map(len, parts)), first is second)

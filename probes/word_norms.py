@@ -158,12 +158,13 @@ def _pairs(probes: ProbeSet, ratings: pd.DataFrame, concepts: Mapping[str, str] 
         concepts = {name: name for name in NORMS if name in probes and name in ratings}
         if not concepts:
             raise InputError(
-                f"no probe is of a norm ({', '.join(ratings)}): say which goes with which, concepts={{'joy': 'valence'}}"
+                f"no probe is of a norm ({', '.join(map(str, ratings))}): say which goes with which, as in "
+                "concepts={'joy': 'valence'}"
             )
     for concept, norm in concepts.items():
         probes.concept_index(concept)
         if norm not in ratings:
-            raise InputError(f"no norm {norm!r}: there are {', '.join(ratings)}")
+            raise InputError(f"no norm {norm!r}: there are {', '.join(map(str, ratings))}")
     return dict(concepts)
 
 
@@ -290,7 +291,7 @@ def _range(resampled: Floats) -> tuple[Floats, Floats]:
 
 
 def _sentence(rows: pd.DataFrame) -> str:
-    best = rows.loc[rows.r.abs().fillna(-1).idxmax()]
+    best = rows.iloc[int(rows.r.abs().fillna(-1).argmax())]
     said = (
         f"{str(best.concept).capitalize()} and people's {best.norm}: r {best.r:.2f} [{best.low:.2f}, {best.high:.2f}] over "
         f"{best.n} words at layer {best.layer}, the best of {len(rows)} (p = {best.p_layers:.3g} allowing for that; random "

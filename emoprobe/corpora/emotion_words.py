@@ -114,7 +114,7 @@ def rate(words: Sequence[str], norms: pd.DataFrame, *, forms: Iterable[str] = FO
             ),
             ("", ""),
         )
-        ratings = norms.loc[entry].to_dict() if entry else dict.fromkeys(norms.columns, float("nan"))
+        ratings = {norm: norms.at[entry, norm] if entry else float("nan") for norm in map(str, norms.columns)}
         rows.append({**ratings, "entry": entry, "form": form})
     return pd.DataFrame(rows, index=pd.Index(list(words), name="word"))
 
