@@ -197,7 +197,7 @@ def test_concepts_without_ratings_are_turned_along() -> None:
     assert np.allclose(found.frame[["x", "y"]], all_rated.frame[["x", "y"]], atol=0.2)
     assert np.isnan(found.frame.valence[0]) and np.isfinite(found.frame.x).all()
     upper = ratings().where(ratings().valence > 5)
-    few, rated = circumplex(place, upper), upper.notna().all(1).to_numpy()
+    few, rated = circumplex(place, upper), upper.notna().all(axis=1).to_numpy()
     standard = (upper[rated] - upper[rated].mean()) / upper[rated].std()
     expected = 1 - scipys(standard, place.coordinates.to_numpy()[rated, :2])[2]
     assert few.fit == pytest.approx(expected) and rated.sum() < 20
