@@ -18,7 +18,19 @@ from emoprobe import cli
 from emoprobe.errors import InputError
 from emoprobe.study import run
 
-COMMANDS = ("study", "fit", "trace", "steer", "inject", "sweep", "compare", "report", "stories", "concepts", "info")
+COMMANDS = (
+    "study",
+    "fit",
+    "trace",
+    "steer",
+    "inject",
+    "sweep",
+    "compare",
+    "report",
+    "stories",
+    "concepts",
+    "info",
+)
 Call = Callable[..., tuple[int, str, str]]
 
 
