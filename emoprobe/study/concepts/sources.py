@@ -108,7 +108,7 @@ def sources(
         verdict=verdict(table, read),
         checks=checks,
         figure=_figure(table, read),
-        alt="Maps of the share of the read-out: patched stream, attention and MLP by layer and place, and heads by block.",
+        alt="Maps, in standard deviations, of what patching stream, attention and MLP takes, and of what heads write.",
         published=PUBLISHED,
     )
 
@@ -124,7 +124,8 @@ def _changed(known: Sequence[Aligned]) -> str:
 def tabulated(found: Traced, flips: int = FLIPS, seed: int = 0) -> pd.DataFrame:
     """Return one row for each cell: kind, block, head, place, effect with its interval, share of the total, random range, p.
 
-    `p` is of heads alone: how often the largest |t| of all heads and places is as large when the signs of pairs are flipped.
+    Effects are in standard deviations of the read-out; shares are NaN where there is nothing to share. `p` is of heads alone:
+    how often the largest |t| of all heads and places is as large when the signs of pairs are flipped.
     """
     rows = [_row(TOTAL, -1, -1, PLACES[2], found.total, found.total)]
     for (kind, block), values in found.cells.items():
@@ -141,7 +142,10 @@ def tabulated(found: Traced, flips: int = FLIPS, seed: int = 0) -> pd.DataFrame:
         values = found.heads[block][:, :, head, k]
         p = float((1 + (largest >= abs(_t(values[0])) - 1e-12).sum()) / (1 + flips))
         rows.append({**_row(HEAD, block, head, PLACES[k], values, found.total), "p": p})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if not _differs(table.iloc[0]):
+        table[["share", "share_low", "share_high"]] = np.nan
+    return table
 
 
 def _places_of(kind: str) -> tuple[str, ...]:
@@ -292,16 +296,18 @@ def _share(place: pd.DataFrame, kind: str, block: int, where: str) -> str:
 def _figure(table: pd.DataFrame, layer: int) -> Figure:
     figure, axes = drawing.panels(1, 4, height=1.5 + 0.28 * layer)
     blocks = [str(block) for block in range(layer)]
+    # What one more random direction may show has to look like nothing much.
+    limit = float(table[table.kind == TOTAL][["effect", "random_low", "random_high"]].abs().to_numpy().max())
     for axis, (kind, title) in zip(
         axes.flat, {STREAM: "stream", ATTENTION: "attention", MLP: "MLP"}.items(), strict=False
     ):
         part = table[table.kind == kind].pivot_table(
-            index="block", columns="place", values="share", sort=False
+            index="block", columns="place", values="effect", sort=False
         )
-        drawing.heat(axis, part[list(PLACES)].to_numpy(), blocks, PLACES, limit=1.0, numbers="+.2f")
+        drawing.heat(axis, part[list(PLACES)].to_numpy(), blocks, PLACES, limit=limit, numbers="+.2f")
         axis.set_title(title)
-    heads = table[table.kind == HEAD].groupby(["block", "head"]).share.sum().unstack()
-    drawing.heat(axes[0, 3], heads.to_numpy(), blocks, [str(head) for head in heads.columns])
+    heads = table[table.kind == HEAD].groupby(["block", "head"]).effect.sum().unstack()
+    drawing.heat(axes[0, 3], heads.to_numpy(), blocks, [str(head) for head in heads.columns], limit=limit)
     axes[0, 3].set_title("written by head")
     axes[0, 0].set_ylabel("block")
     return figure
