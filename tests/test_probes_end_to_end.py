@@ -52,8 +52,9 @@ def test_other_texts_give_the_same_directions(known: list[ProbeSet]) -> None:
     for concept in first.concepts:
         one, other = first[concept], second[concept]
         chance = [abs(float(one.at(LAYER) @ other.random_like(seed).at(LAYER))) for seed in range(20)]
-        # How much more than this they agree is still to be measured on this checkpoint; the one before it gave 0.95.
-        assert float(one.at(LAYER) @ other.at(LAYER)) > max(0.5, *chance), concept
+        # Relevance gave 0.926 on this checkpoint; how well intensity agrees is still to be measured.
+        least = {"relevance": 0.9, "intensity": 0.5}.get(concept, 0.95)
+        assert float(one.at(LAYER) @ other.at(LAYER)) >= max(least, *chance), concept
 
 
 def test_the_ground_truth_is_read_aloud_rightly(ground_truth: LiveModel, known: list[ProbeSet]) -> None:
