@@ -162,7 +162,7 @@ def told(
     given = load("binding") if stimuli is None else stimuli
     concepts, _ = matched(probes, CONCEPTS)
     meetings = _meetings(list(concepts), pairs * len(given["scenes"]), seed)
-    made = []
+    made: list[Scene] = []
     for number, scene in enumerate(given["scenes"]):
         names = given["names"][number % len(given["names"])]
         for emotions in meetings[pairs * number : pairs * (number + 1)]:
@@ -225,7 +225,7 @@ def _meetings(emotions: Sequence[str], count: int, seed: int) -> list[tuple[str,
     generator = np.random.default_rng(seed)
     every = list(combinations(emotions, 2))
     met = dict.fromkeys(emotions, 0)
-    chosen = []
+    chosen: list[tuple[str, str]] = []
     for _ in range(count):
         order = [every[place] for place in generator.permutation(len(every))]
         pair = min(order, key=lambda two: (sum(met[name] for name in two), chosen.count(two)))

@@ -163,7 +163,8 @@ def ranked(values: Floats) -> Floats:
     ranks = rankdata(values, axis=-1)
     ranks = ranks - ranks.mean(-1, keepdims=True)
     lengths = np.linalg.norm(ranks, axis=-1, keepdims=True)
-    return np.divide(ranks, lengths, out=np.zeros_like(ranks), where=lengths > 1e-12)
+    units: Floats = np.divide(ranks, lengths, out=np.zeros_like(ranks), where=lengths > 1e-12)
+    return units
 
 
 def agreement(curves: Floats, signs: Floats) -> Floats:
@@ -237,7 +238,7 @@ def _rows(
         for text in _both(template)
     ]
     rows = []
-    for place in np.flatnonzero(signs):
+    for place in np.flatnonzero(signs).tolist():
         alone = np.eye(len(emotions))[place]
         rho = agreement(curve, alone)
         low, high = np.clip(prediction_interval(rho[1:, 0]), -1, 1)
@@ -276,7 +277,7 @@ def _figure(
     figure, axes = drawing.panels(rows, columns, height=1.8)
     colours = dict(zip(emotions, drawing.PALETTE * len(emotions), strict=False))
     for axis, template, curve, sign in zip(axes.flat, templates, curves, signs, strict=False):
-        for place in np.flatnonzero(sign):
+        for place in np.flatnonzero(sign).tolist():
             label = f"{emotions[place]} {'↑' if sign[place] > 0 else '↓'}"
             own, neutral = curve[0, :, :, place]
             drawing.line(

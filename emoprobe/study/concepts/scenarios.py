@@ -12,6 +12,7 @@ Source: Sofroniew et al. 2026 (arXiv 2604.07729), figure 2 and table 2.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -110,7 +111,7 @@ def scenarios(
     orders = within_topics(own, topics, shuffles, seed)
     found = {place: stands_out(values, own, orders, len(PLACES)) for place, values in scores.items()}
     table = _table(found, scores, baselines, own)
-    main = table[table.place == PLACES[0]].set_index("measure")
+    main = {row["measure"]: row for row in _records(table[table.place == PLACES[0]])}
     count = len(names)
     return Result(
         name="scenarios",
@@ -124,13 +125,13 @@ def scenarios(
         ),
         table=table,
         finding=(
-            f"before the reply the own emotion stands out by {_value(main.loc['stands out'], 3, True)}; top-1 "
-            f"{_value(main.loc['top-1'])}, top-3 {_value(main.loc['top-3'])}"
+            f"before the reply the own emotion stands out by {_value(main['stands out'], 3, True)}; top-1 "
+            f"{_value(main['top-1'])}, top-3 {_value(main['top-3'])}"
         ),
         controls=(
             f"chance top-1 {number(1 / count)}, top-3 {number(min(1, 3 / count))}; random directions top-1 "
-            f"{number(main.random_low['top-1'])} to {number(main.random_high['top-1'])}; share of other emotions read lower "
-            f"{number(main.value['others below'])}, " + _baselines(table)
+            f"{number(main['top-1']['random_low'])} to {number(main['top-1']['random_high'])}; share of other emotions read "
+            f"lower {number(main['others below']['value'])}, " + _baselines(table)
         ),
         verdict=" ".join(_said(place, found[place], table) for place in PLACES),
         figure=_figure(list(concepts), scores[PLACES[0]][0], own, table),
@@ -256,13 +257,13 @@ def _table(
     return pd.DataFrame(records)
 
 
-def _value(row: pd.Series[float], digits: int = 2, sign: bool = False) -> str:
-    return span(row.value, row.low, row.high, digits, sign)
+def _value(row: Mapping[str, float], digits: int = 2, sign: bool = False) -> str:
+    return span(row["value"], row["low"], row["high"], digits, sign)
 
 
 def _baselines(table: pd.DataFrame) -> str:
     rows = table[(table.measure == "others below") & ~table.place.isin(PLACES)]
-    said = [f"{row.place} {span(row.value, row.low, row.high)}" for row in rows.itertuples()]
+    said = [f"{row['place']} {_value(row)}" for row in _records(rows)]
     return ", ".join([*said, "chance 0.50"])
 
 
@@ -275,10 +276,14 @@ def _said(place: str, found: Evidence, table: pd.DataFrame) -> str:
         return f"{where}: the own emotion is read lower than others, {found.said(3)}."
     gains = table[(table.place == place) & table.measure.str.startswith("others below, above")]
     said = f"{where}: the own emotion stands out, {found.said(3)}"
-    for row in gains.itertuples():
-        lies = "above" if row.low > 0 else "below" if row.high < 0 else "not shown to be above"
-        said += f"; by rank {lies} the {row.measure.removeprefix('others below, above ')}"
+    for row in _records(gains):
+        lies = "above" if row["low"] > 0 else "below" if row["high"] < 0 else "not shown to be above"
+        said += f"; by rank {lies} the {row['measure'].removeprefix('others below, above ')}"
     return f"{said}."
+
+
+def _records(rows: pd.DataFrame) -> list[dict[Any, Any]]:
+    return rows.to_dict("records")
 
 
 @drawing.styled()
@@ -290,14 +295,14 @@ def _figure(emotions: list[str], scores: Floats, own: Labels, table: pd.DataFram
     axes[0, 0].set_title("before the reply")
     axes[0, 0].set_ylabel("scenarios for")
     axes[0, 0].set_xlabel("probes for")
-    rows = table[table.measure == "others below"].reset_index(drop=True)
+    rows = _records(table[table.measure == "others below"])
     axis = axes[0, 1]
-    for place, row in rows.iterrows():
-        colour = drawing.BLUE if row.place in PLACES else drawing.CONTROL
-        errors = [[row.value - row.low], [row.high - row.value]]
-        axis.errorbar([row.value], [place], xerr=errors, fmt="o", color=colour)
+    for number_, row in enumerate(rows):
+        colour = drawing.BLUE if row["place"] in PLACES else drawing.CONTROL
+        errors = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+        axis.errorbar([row["value"]], [number_], xerr=errors, fmt="o", color=colour)
     axis.axvline(0.5, color=drawing.CONTROL, linestyle="--", linewidth=1.2)
-    axis.set_yticks(range(len(rows)), rows.place)
+    axis.set_yticks(range(len(rows)), [row["place"] for row in rows])
     axis.invert_yaxis()
     axis.set_xlabel("share of others below")
     return figure
