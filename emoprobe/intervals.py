@@ -1,8 +1,8 @@
-"""Intervals: of a mean, of one more value of the same kind, and of a correlation.
+"""Intervals and p values: of a mean, of one more value of the same kind, of a correlation, and what else these need.
 
-The first two are from Student's t and hold for as few as two values where these are independent and about normally
-distributed. Resampling would not: the percentiles of resampled means of three values are hardly more than the lowest and the
-highest of them.
+Those of a mean and of one more value are from Student's t and hold for as few as two values where these are independent and
+about normally distributed. Resampling would not: the percentiles of resampled means of three values are hardly more than the
+lowest and the highest of them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,39 @@ def _around_mean(values: Sequence[float] | Floats, more: float) -> tuple[float, 
     return mean, mean - reach, mean + reach
 
 
+def jackknife(value: Floats, without: Floats) -> tuple[Floats, Floats]:
+    """Return the 95 % interval of a value (…) from what it is without each of the groups (groups, …).
+
+    Tukey's standard error, Student's t with groups − 1 degrees of freedom.
+    """
+    groups = len(without)
+    error = np.sqrt((groups - 1) / groups * ((without - without.mean(0)) ** 2).sum(0))
+    reach = t.ppf(0.975, groups - 1) * error
+    return value - reach, value + reach
+
+
+def exceedance(value: float | Floats, null: Floats) -> Any:
+    """Return how often a null (draws, …) reaches a value (…), the value itself counted among them; NaN for NaN."""
+    p = (1 + (null >= value - 1e-12).sum(0)) / (1 + len(null))
+    return np.where(np.isfinite(value), p, np.nan)[()]
+
+
+def distance_of_one_more(value: float | Floats, others: Floats) -> Any:
+    """Return how far a value (…) lies from others of one normal distribution (n, …), n ≥ 2: Student's t with n − 1 degrees.
+
+    It allows for their mean's own error, as `prediction_interval` does; NaN where they are all the same.
+    """
+    spread = others.std(0, ddof=1) * np.sqrt(1 + 1 / len(others))
+    apart = value - others.mean(0)
+    return np.divide(apart, spread, out=np.full(np.shape(apart), np.nan), where=spread > 0)[()]
+
+
+def fisher_z(r: float | Floats) -> Floats:
+    """Return Fisher's z of a correlation, finite for a perfect one as well."""
+    z: Floats = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    return z
+
+
 def correlation(
     x: Floats, y: Floats, groups: np.ndarray[Any, Any], seed: int = 0
 ) -> tuple[float, float, float]:
@@ -68,11 +101,9 @@ def correlation(
 
 
 def _jackknifed(r: float, per_group: Floats) -> tuple[float, float]:
-    """Return the interval of r from how much it changes as each group's sums (groups, moments) are left out."""
-    count = len(per_group)
-    left_out = _z(_r(per_group.sum(0) - per_group))
-    error = np.sqrt((count - 1) * left_out.var())  # Tukey's: (G − 1) / G times the sum of squares
-    low, high = np.tanh(_z(r) + np.array([-1, 1]) * t.ppf(0.975, count - 1) * error)
+    """Return the interval of r from what it is without each group's sums (groups, moments)."""
+    left_out = _r(per_group.sum(0) - per_group)
+    low, high = np.tanh(jackknife(fisher_z(r), fisher_z(left_out)))
     return float(low), float(high)
 
 
@@ -82,12 +113,6 @@ def _resampled(per_group: Floats, seed: int) -> tuple[float, float]:
     counts = np.stack([np.bincount(row, minlength=len(per_group)) for row in drawn]).astype(float)
     low, high = np.nanquantile(_r(counts @ per_group), [0.025, 0.975])
     return float(low), float(high)
-
-
-def _z(r: float | Floats) -> Floats:
-    """Return Fisher's z of a correlation, finite for a perfect one as well."""
-    z: Floats = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
-    return z
 
 
 def _r(sums: Floats) -> Floats:

@@ -18,14 +18,13 @@ import pandas as pd
 from torch import Tensor
 
 from emoprobe import drawing
-from emoprobe.intervals import correlation
+from emoprobe.intervals import correlation, exceedance
 from emoprobe.probes.estimators import Floats
 from emoprobe.probes.geometry import (
     COMPARED,
     PERMUTATIONS,
     Norms,
     components,
-    exceedance,
     pearson,
     permuted,
     ratings_of,

@@ -15,8 +15,9 @@ import pandas as pd
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
+from emoprobe.intervals import exceedance
 from emoprobe.probes.estimators import Floats
-from emoprobe.probes.geometry import PERMUTATIONS, Geometry, Norms, exceedance, pearson, ratings_of
+from emoprobe.probes.geometry import PERMUTATIONS, Geometry, Norms, pearson, ratings_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

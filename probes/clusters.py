@@ -20,8 +20,8 @@ from torch import Tensor
 
 from emoprobe.corpora.emotion_words import emotion_clusters
 from emoprobe.errors import InputError
+from emoprobe.intervals import exceedance
 from emoprobe.probes.estimators import Floats, Integers
-from emoprobe.probes.geometry import exceedance
 
 if TYPE_CHECKING:
     from emoprobe.probes.probe_set import ProbeSet

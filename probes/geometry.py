@@ -19,7 +19,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
-from emoprobe.intervals import correlation
+from emoprobe.intervals import correlation, exceedance
 from emoprobe.probes.estimators import Floats
 
 if TYPE_CHECKING:
@@ -204,13 +204,6 @@ def permuted(
     return y @ x, null
 
 
-def exceedance(value: float, null: Floats) -> float:
-    """Return the p value of a number by those that chance gives, the number itself among them; NaN for NaN."""
-    if not np.isfinite(value):
-        return float("nan")
-    return float((1 + (null >= value - 1e-12).sum()) / (1 + len(null)))
-
-
 def pearson(x: Floats, y: Floats) -> float:
     """Return Pearson's r of x and y (n,); NaN where one does not vary."""
     return float(permuted(x[:, None], y, 0)[0][0])
@@ -221,4 +214,4 @@ def permutation_test(
 ) -> tuple[float, float]:
     """Return Pearson's r of x and y (n,), and how often an |r| as large comes about when y is permuted."""
     found, null = permuted(x[:, None], y, permutations, seed)
-    return float(found[0]), exceedance(abs(float(found[0])), null[:, 0])
+    return float(found[0]), float(exceedance(abs(float(found[0])), null[:, 0]))

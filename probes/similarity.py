@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from rich.progress import track
-from scipy.stats import rankdata, t
+from scipy.stats import rankdata
 from torch import Tensor
 
 from emoprobe import drawing
 from emoprobe.activations import Pool
 from emoprobe.errors import InputError
+from emoprobe.intervals import fisher_z, jackknife
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.alignment import LEAST, aligned, cka, criterion, kernels, own_criterion, permuted
@@ -269,10 +270,8 @@ def _by_permutation(
 
 def _jackknifed(value: Floats, left_out: Floats) -> tuple[Floats, Floats]:
     """Return the 95 % interval of values (layers, layers) from what they are without each of n parts, (n, layers, layers)."""
-    count = len(left_out)
-    z, each = (np.arctanh(np.clip(part, -1 + 1e-12, 1 - 1e-12)) for part in (value, left_out))
-    reach = t.ppf(0.975, count - 1) * np.sqrt((count - 1) * each.var(0))
-    return np.tanh(z - reach), np.tanh(z + reach)
+    low, high = jackknife(fisher_z(value), fisher_z(left_out))
+    return np.tanh(low), np.tanh(high)
 
 
 # Of activations ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from emoprobe import drawing
 from emoprobe.activations import Pool
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
+from emoprobe.intervals import distance_of_one_more, fisher_z
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
@@ -239,17 +240,12 @@ def shuffled_fits(
 
 def fisher(scores: Floats, kind: str) -> Floats:
     """Return Fisher's z of correlations, or for labels of 2·AUC − 1: near their bounds scores are far from normal."""
-    effect = scores if kind == "dimension" else 2 * scores - 1
-    z: Floats = np.arctanh(np.clip(effect, -1 + 1e-12, 1 - 1e-12))
-    return z
+    return fisher_z(scores if kind == "dimension" else 2 * scores - 1)
 
 
 def one_more(values: Floats, null: Floats) -> Floats:
     """Return the probability that one more of the normal values `null` (times, columns) is as high as `values` (columns,)."""
-    times = len(null)
-    spread = null.std(0, ddof=1) * np.sqrt(1 + 1 / times)
-    far = np.divide(values - null.mean(0), spread, out=np.full(len(values), np.nan), where=spread > 0)
-    p: Floats = student.sf(far, times - 1)
+    p: Floats = student.sf(distance_of_one_more(values, null), len(null) - 1)
     return p
 
 

@@ -21,7 +21,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupShuffleSplit
 
-from emoprobe.intervals import prediction_interval
+from emoprobe.intervals import distance_of_one_more, prediction_interval
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
 from emoprobe.probes.tasks import Task
@@ -144,8 +144,7 @@ def permutation_p(values: Floats, null: Floats) -> Floats:
         exact = (1 + (shuffled >= value).sum()) / (len(shuffled) + 1)
         result[place] = exact
         if value > shuffled.max():
-            spread = shuffled.std(ddof=1) * np.sqrt(1 + 1 / len(shuffled))
-            far = (value - shuffled.mean()) / spread if spread > 0 else np.inf
+            far = np.nan_to_num(distance_of_one_more(value, shuffled), nan=np.inf)
             result[place] = min(exact, student.sf(far, len(shuffled) - 1))
     return result
 

@@ -24,10 +24,10 @@ from emoprobe.activations import stream_residuals
 from emoprobe.controls import turned_at_random
 from emoprobe.corpora.emotion_words import NORMS, load_word_norms
 from emoprobe.errors import InputError
-from emoprobe.intervals import prediction_interval
+from emoprobe.intervals import exceedance, prediction_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Floats
-from emoprobe.probes.geometry import exceedance, permuted
+from emoprobe.probes.geometry import permuted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

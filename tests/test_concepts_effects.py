@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from tiny import tiny_model
 
 from emoprobe import InputError
+from emoprobe.intervals import exceedance, jackknife
 from emoprobe.study.concepts import effects
 
 FAMILIES, TOPICS, EMOTIONS, WIDTH = 3, 5, 4, 12
@@ -96,7 +97,7 @@ def test_what_is_planted_is_found_and_what_is_not_is_not() -> None:
     value = effects.held_out_cosines(effects.same_emotion(dots)).mean(-1)
     assert value[0, 1] < -0.5
     assert effects.p_apart(value, effects.shuffled(dots, 99))[0, 1] == 0.01
-    assert effects.p_above(value, effects.shuffled(dots, 99))[0, 1] == 1.0
+    assert exceedance(value, effects.shuffled(dots, 99))[0, 1] == 1.0
 
 
 def test_p_values_of_noise_are_even() -> None:
@@ -104,7 +105,7 @@ def test_p_values_of_noise_are_even() -> None:
     for seed in range(120):
         dots = effects.products(noise(100 + seed, 1, TOPICS, EMOTIONS, WIDTH))
         value = effects.held_out_cosines(effects.same_emotion(dots)).mean(-1)
-        ps.append(effects.p_above(value, effects.shuffled(dots, 39, seed))[0, 0])
+        ps.append(exceedance(value, effects.shuffled(dots, 39, seed))[0, 0])
     assert np.mean(np.array(ps) <= 0.1) < 0.2 and 0.4 < np.mean(ps) < 0.6
 
 
@@ -119,7 +120,7 @@ def test_intervals_of_held_out_cosines_hold_what_they_say() -> None:
     truth = np.mean([value(seed, 6)[0] for seed in range(400)])
     inside = 0
     for seed in range(400, 500):
-        low, high = effects.jackknife(*value(seed, 6))
+        low, high = jackknife(*value(seed, 6))
         inside += bool(low <= truth <= high)
     assert inside >= 88
 
@@ -166,7 +167,7 @@ def test_families_that_lie_alike_inside_are_found_whatever_their_directions() ->
     dots = effects.products(directions)
     cosine = effects.held_out_cosines(effects.same_emotion(dots)).mean(-1)
     rdm, null, _ = effects.rdm_correlations(dots, 99)
-    p = effects.p_above(rdm, null)
+    p = exceedance(rdm, null)
     assert abs(cosine[0, 1]) < 0.3 and rdm[0, 1] > 0.6 and p[0, 1] <= 0.02
     assert p[0, 2] > 0.05
 

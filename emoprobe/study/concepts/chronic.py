@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
-from emoprobe.intervals import mean_interval
+from emoprobe.intervals import exceedance, jackknife, mean_interval
 from emoprobe.layers import resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut, fit_for
@@ -158,7 +158,7 @@ def by_topic(turns: Turns, shuffles: int, seed: int = 0) -> pd.DataFrame:
         value, low, high = mean_interval(found[place])
         row = {"where": name, "accuracy": value, "low": low, "high": high, "chance": 1 / len(task.concepts)}
         row["shuffled"] = float(by_chance[:, place].mean())
-        row["p"] = float(effects.p_above(np.array(value), by_chance[:, place]))
+        row["p"] = float(exceedance(np.array(value), by_chance[:, place]))
         controls = zip(("layer0", "turn_words", "all_words"), (layer0, *words), strict=True)
         for control, other in controls:
             row[control] = float(other[place].mean())
@@ -257,7 +257,7 @@ def _over_groups(values: Floats, group: Integers) -> tuple[float, float, float]:
     value = np.array(values.mean())
     if len(sums) < 2:
         return float(value), np.nan, np.nan
-    low, high = effects.jackknife(value, (sums.sum() - sums) / (sizes.sum() - sizes))
+    low, high = jackknife(value, (sums.sum() - sums) / (sizes.sum() - sizes))
     return float(value), float(low), float(high)
 
 

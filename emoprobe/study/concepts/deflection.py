@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
+from emoprobe.intervals import jackknife
 from emoprobe.interventions import Span
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
@@ -233,7 +234,7 @@ def _compared(directions: Floats, namesakes: Floats, told: Floats, shuffles: int
 
 
 def _row(measure: str, value: Floats, without: Floats, null: Floats | None = None) -> dict[str, object]:
-    low, high = effects.jackknife(value, without)
+    low, high = jackknife(value, without)
     known = null is not None and np.isfinite(null).all()
     null = null if null is not None and known else np.array([np.nan])
     return {

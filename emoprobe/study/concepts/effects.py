@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
-from scipy.stats import t as student
 from torch import Tensor
 
 from emoprobe.activations import stream_residuals
 from emoprobe.errors import InputError
+from emoprobe.intervals import exceedance
 from emoprobe.interventions import Span
 from emoprobe.models.live import LiveModel
 
@@ -162,27 +162,10 @@ def shuffled(dots: Floats, shuffles: int = SHUFFLES, seed: int = 0) -> Floats:
     return np.stack([held_out_cosines(same_emotion(dots, order)).mean(-1) for order in orders])
 
 
-def jackknife(value: Floats, without: Floats) -> tuple[Floats, Floats]:
-    """Return the 95 % interval of a value (…) from what it is without each of the groups (groups, …).
-
-    Tukey's standard error, Student's t with groups − 1 degrees of freedom.
-    """
-    groups = len(without)
-    error = np.sqrt((groups - 1) / groups * ((without - without.mean(0)) ** 2).sum(0))
-    reach = student.ppf(0.975, groups - 1) * error
-    return value - reach, value + reach
-
-
-def p_above(value: Floats, null: Floats) -> Floats:
-    """Return how often a null (shuffles, …) reaches a value (…), the value itself counted among them; NaN for NaN."""
-    p: Floats = (1 + (null >= value - 1e-12).sum(0)) / (1 + len(null))
-    return np.where(np.isfinite(value), p, np.nan)
-
-
 def p_apart(value: Floats, null: Floats) -> Floats:
     """Return how often a null (shuffles, …) lies as far from its mean as a value (…), on either side."""
     centre = null.mean(0)
-    return p_above(np.abs(value - centre), np.abs(null - centre))
+    return exceedance(np.abs(value - centre), np.abs(null - centre))
 
 
 # Beside directions that were found elsewhere -------------------------------------------------------------------------

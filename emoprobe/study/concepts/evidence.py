@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, t
 
-from emoprobe.intervals import mean_interval, prediction_interval
+from emoprobe.intervals import exceedance, mean_interval, prediction_interval
 from emoprobe.study.wording import number, span
 
 Floats = NDArray[np.float64]
@@ -106,7 +106,7 @@ def sign_test(values: Floats) -> float:
 
 def p_two_sided(value: float, null: Floats) -> float:
     """Return how often a null (permutations,) lies as far from 0 as a value, the value counted among them."""
-    return float((1 + (np.abs(null) >= abs(value) - 1e-12).sum()) / (1 + len(null)))
+    return float(exceedance(abs(value), np.abs(null)))
 
 
 def p_of_all(value: float, everything: Floats) -> float:

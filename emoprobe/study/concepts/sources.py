@@ -22,10 +22,9 @@ from matplotlib.figure import Figure
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
-from emoprobe.intervals import mean_interval, prediction_interval
+from emoprobe.intervals import jackknife, mean_interval, prediction_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
-from emoprobe.study.concepts import effects
 from emoprobe.study.concepts.effects import Floats
 from emoprobe.study.concepts.places import CONTROLS, chosen_layer
 from emoprobe.study.concepts.source_pairs import PAIRS, Aligned, Pair, aligned
@@ -161,7 +160,7 @@ def _row(kind: str, block: int, head: int, place: str, values: Floats, total: Fl
     row |= {"effect": effect, "low": low, "high": high, "random_low": random[0], "random_high": random[1]}
     share = own.sum() / whole.sum() if whole.sum() != 0 else np.nan
     left = (own.sum() - own) / (whole.sum() - whole) if len(own) > 2 else np.full(3, np.nan)
-    bounds = effects.jackknife(np.array(share), left)
+    bounds = jackknife(np.array(share), left)
     return row | {
         "share": float(share),
         "share_low": float(bounds[0]),

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from emoprobe import drawing
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
+from emoprobe.intervals import exceedance, jackknife
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
@@ -192,8 +193,8 @@ def _compared(directions: Floats, shuffles: int, seed: int) -> pd.DataFrame:
     for name, pairs in {**COMPARISONS, **ITSELF}.items():
         cosine, left, by_chance = (_mean(part, pairs) for part in (value, without, null))
         alike, alike_left, alike_by_chance = (_mean(part, pairs) for part in (rdm, rdm_without, rdm_null))
-        low, high = effects.jackknife(cosine, left)
-        rdm_low, rdm_high = effects.jackknife(alike, alike_left)
+        low, high = jackknife(cosine, left)
+        rdm_low, rdm_high = jackknife(alike, alike_left)
         ceiling = np.sqrt(np.maximum([value[f, f] * value[g, g] for f, g in pairs], 0)).mean()
         rows.append(
             {
@@ -209,7 +210,7 @@ def _compared(directions: Floats, shuffles: int, seed: int) -> pd.DataFrame:
                 "rdm": float(alike),
                 "rdm_low": float(rdm_low),
                 "rdm_high": float(rdm_high),
-                "rdm_p": float(effects.p_above(alike, alike_by_chance)),
+                "rdm_p": float(exceedance(alike, alike_by_chance)),
             }
         )
     return pd.DataFrame(rows)
@@ -248,7 +249,7 @@ def _with_probes(
         part.reshape(*part.shape[:-1], 2, 2).mean(-1)  # over the two owners
         for part in effects.with_named(mine, fitted, shuffles, seed)
     )
-    low, high = effects.jackknife(value, without)
+    low, high = jackknife(value, without)
     return pd.DataFrame(
         {
             "comparison": ["present speaker, with probes", "other speaker, with probes"],

@@ -23,11 +23,10 @@ from scipy.stats import t as student
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
-from emoprobe.intervals import mean_interval, prediction_interval
+from emoprobe.intervals import distance_of_one_more, jackknife, mean_interval, prediction_interval
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.geometry import permutation_test
-from emoprobe.study.concepts import effects
 from emoprobe.study.concepts.effects import Floats, row_of
 from emoprobe.study.concepts.places import CONTROLS, chosen_layer, read_beside_random, turn
 from emoprobe.study.concepts.tuning_prompts import CHALLENGING, NEUTRAL, WORDS
@@ -215,9 +214,10 @@ def _one_more(value: float, chance: Floats) -> float:
     """Return how probable one more value of the same normal distribution is to lie as far out; 0 where there is none."""
     if not len(chance):
         return 0.0
-    reach = chance.std(ddof=1) * np.sqrt(1 + 1 / len(chance))
-    away = abs(value - chance.mean())
-    return float(2 * student.sf(away / reach, len(chance) - 1)) if reach > 0 else float(away == 0)
+    away = distance_of_one_more(value, chance)
+    if np.isnan(away):
+        return float(value == chance.mean())
+    return float(2 * student.sf(abs(away), len(chance) - 1))
 
 
 def _range(what: str, values: Floats) -> dict[str, float]:
@@ -234,7 +234,7 @@ def _over_prompts(values: Floats, statistic: Callable[[Floats], float]) -> tuple
         without = values.copy()
         without[..., prompt, :] = np.nan  # so that both sets keep their places
         left.append(statistic(without))
-    low, high = effects.jackknife(np.array(value), np.array(left))
+    low, high = jackknife(np.array(value), np.array(left))
     return value, float(low), float(high)
 
 
