@@ -95,13 +95,9 @@ class Request:
         return self.beginning().rpartition("\n\n")[2]
 
 
+@cache
 def topics() -> tuple[str, ...]:
     """Return the package's topics for stories and dialogues."""
-    return _topics()
-
-
-@cache
-def _topics() -> tuple[str, ...]:
     return tuple(json.loads(Path(__file__).with_name("topics.json").read_text(encoding="utf-8")))
 
 

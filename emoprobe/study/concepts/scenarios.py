@@ -74,37 +74,16 @@ def scenarios(
     names = list(concepts.values())
 
     turns = [turn(model, text) for text in texts]
-    spoken = read_beside_random(
-        model,
-        probes,
-        turns,
-        ["before_reply", "user"],
-        [read],
-        kind=kind,
-        concepts=names,
-        controls=controls,
-        seed=seed,
-        batch_size=batch_size,
-    )[..., 0, :]
-    written = read_beside_random(
-        model,
-        probes,
-        [plain(text) for text in texts],
-        ["last"],
-        [read],
-        kind=kind,
-        concepts=names,
-        controls=controls,
-        seed=seed,
-        batch_size=batch_size,
-    )[..., 0, 0, :]
+    reading: dict[str, Any] = {"kind": kind, "concepts": names, "batch_size": batch_size}
+    beside: dict[str, Any] = {**reading, "controls": controls, "seed": seed}
+    both = ["before_reply", "user"]
+    spoken = read_beside_random(model, probes, turns, both, [read], **beside)[..., 0, :]
+    alone = [plain(text) for text in texts]
+    written = read_beside_random(model, probes, alone, ["last"], [read], **beside)[..., 0, 0, :]
     scores = dict(zip(PLACES, (spoken[:, :, 0], written, spoken[:, :, 1]), strict=True))
     baselines: dict[str, Floats] = {}
     if 0 in probes.layers:
-        embedded = read_at(
-            model, probes, turns, ["user"], [0], kind=kind, concepts=names, batch_size=batch_size
-        )
-        baselines[EMBEDDING] = embedded[:, 0, 0]
+        baselines[EMBEDDING] = read_at(model, probes, turns, ["user"], [0], **reading)[:, 0, 0]
     if corpus is not None:
         baselines[WORDS] = words_read(corpus, names, texts, seed)
 
