@@ -153,9 +153,16 @@ def _mask_from_spans(spans: Sequence[Span] | Sequence[Sequence[Span]], forward: 
     if len(per_prompt) != prompts:
         raise InputError(f"positions holds spans for {len(per_prompt)} texts, but {prompts} were given")
     pairs = zip(forward.offsets, per_prompt, strict=True)
-    rows = [[any(_overlap(token, span) for span in chosen) for token in tokens] for tokens, chosen in pairs]
-    return torch.tensor(rows, dtype=torch.bool)
+    mask = torch.zeros(prompts, len(forward.offsets[0]), dtype=torch.bool)
+    for row, (tokens, chosen) in zip(mask, pairs, strict=True):
+        row[overlapping(tokens, chosen)] = True
+    return mask
 
 
-def _overlap(one: Span, other: Span) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
+def overlapping(tokens: Sequence[Span], spans: Sequence[Span]) -> list[int]:
+    """Return the positions of the tokens, given by their characters, that overlap any of these spans of characters."""
+    return [
+        position
+        for position, (a, b) in enumerate(tokens)
+        if any(a < end and start < b for start, end in spans)
+    ]

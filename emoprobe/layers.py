@@ -38,6 +38,18 @@ def resolve_layers(layers: Layers, n_layers: int, *, blocks: bool = False) -> tu
     return chosen
 
 
+DEPTH = 2 / 3
+"""Where to read unless told otherwise: the share of the depth of Sofroniew et al. 2026 (arXiv 2604.07729)."""
+
+
+def nearest_to_depth(layers: Sequence[int], n_layers: int) -> int:
+    """Return the one of these layers that lies nearest to two thirds of the depth, the shallower of two.
+
+    It is not the best of several, so that no number has to be corrected for its having been chosen.
+    """
+    return min(layers, key=lambda layer: (abs(3 * layer - 2 * n_layers), layer))
+
+
 def _resolve_one(layer: object, n_layers: int, blocks: bool) -> int:
     # A whole number is an index and any other real a fraction: 1 is layer 1, 1.0 is the full depth.
     count, what = (n_layers, "block") if blocks else (n_layers + 1, "layer")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from emoprobe.artefacts import read_artefact, write_artefact
 from emoprobe.errors import InputError
-from emoprobe.layers import resolve_layers
+from emoprobe.layers import nearest_to_depth, resolve_layers
 from emoprobe.probes.direction import Direction
 from emoprobe.probes.tasks import LABELS
 
@@ -158,7 +158,7 @@ class ProbeSet:
         was scored it is the layer closest to two thirds of the depth (Sofroniew et al. 2026, arXiv 2604.07729).
         """
         if self.scores.empty:
-            return min(self.layers, key=lambda layer: abs(3 * layer - 2 * self.n_layers))
+            return nearest_to_depth(self.layers, self.n_layers)
         scores = self.scores[self.scores.concept != LABELS]
         if concept is not None:
             scores = self.scores[self.scores.concept == concept]

@@ -25,6 +25,7 @@ from emoprobe.controls import turned_at_random
 from emoprobe.corpora.emotion_words import NORMS, load_word_norms
 from emoprobe.errors import InputError
 from emoprobe.intervals import exceedance, prediction_interval
+from emoprobe.interventions import overlapping
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Floats
 from emoprobe.probes.geometry import permuted
@@ -201,13 +202,11 @@ def _read(
     read = np.zeros((len(words), len(layers), directions.shape[1]))
     tokens = np.zeros(len(words))
     for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
-        if part.batch.offsets is None:
-            raise InputError(f"{model.name}: its tokenizer does not say where tokens lie; load a fast one")
+        lie = model.token_spans(part.batch)
         inside = torch.zeros(part.batch.real.shape, dtype=torch.bool)
         for row, index in enumerate(part.indices):
             word, start = words[index // len(carriers)], begins[index % len(carriers)]
-            for position, (a, b) in enumerate(part.batch.offsets[row]):
-                inside[row, position] = a < start + len(word) and start < b
+            inside[row, overlapping(lie[row], [(start, start + len(word))])] = True
         counts = inside.sum(1)
         if not counts.all():
             raise InputError(

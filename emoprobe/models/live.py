@@ -175,6 +175,15 @@ class LiveModel(ABC):
         """Return what else a backend has to say of a model, for `info`."""
         return {}
 
+    def token_spans(self, batch: Batch) -> tuple[tuple[Span, ...], ...]:
+        """Return which characters of its text each position of a batch holds; equal ends for none.
+
+        Raises `InputError` for a tokenizer that does not say.
+        """
+        if batch.offsets is None:
+            raise InputError(f"{self.name}: its tokenizer does not say where tokens lie; load a fast one")
+        return batch.offsets
+
     @property
     def pad_token_id(self) -> int:
         """Token put at padding, where no real token ever sees it."""

@@ -25,7 +25,7 @@ from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.intervals import exceedance, jackknife, mean_interval
-from emoprobe.layers import resolve_layers
+from emoprobe.layers import DEPTH, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut, fit_for
 from emoprobe.probes.tasks import Task
@@ -34,7 +34,6 @@ from emoprobe.study.concepts import effects
 from emoprobe.study.concepts.dialogues import CONDITIONS, NEUTRAL_TOPIC, Hidden, by_condition
 from emoprobe.study.concepts.dialogues import targets as hidden_emotions
 from emoprobe.study.concepts.effects import row_of
-from emoprobe.study.concepts.places import DEPTH
 from emoprobe.study.result import Result
 from emoprobe.study.wording import listed, number, span
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from emoprobe.activations import stream_residuals
 from emoprobe.errors import InputError
 from emoprobe.intervals import exceedance
-from emoprobe.interventions import Span
+from emoprobe.interventions import Span, overlapping
 from emoprobe.models.live import LiveModel
 
 Floats = NDArray[np.float64]
@@ -50,8 +50,7 @@ def span_means(
     lie, and a place that they do not reach.
     """
     for part in stream_residuals(model, texts, layers, batch_size=batch_size):
-        if part.batch.offsets is None:
-            raise InputError(f"{model.name}: its tokenizer does not say where tokens lie; load a fast one")
+        lie = model.token_spans(part.batch)
         counted = part.counted(1).cpu()
         for row, index in enumerate(part.indices):
             means = torch.full(
@@ -59,17 +58,13 @@ def span_means(
             )
             for number, spans in enumerate(places[index]):
                 if spans:
-                    held = _held(part.batch.offsets[row], counted[row], spans, texts[index])
+                    held = _held(lie[row], counted[row], spans, texts[index])
                     means[number] = part.stream[:, row, held].double().mean(1).cpu()
             yield index, means
 
 
 def _held(tokens: Sequence[Span], counted: Tensor, spans: Sequence[Span], text: str) -> list[int]:
-    chosen = [
-        position
-        for position, (start, end) in enumerate(tokens)
-        if counted[position] and any(start < b and a < end for a, b in spans)
-    ]
+    chosen = [position for position in overlapping(tokens, spans) if counted[position]]
     if not chosen or text[max(end for _, end in tokens) : spans[-1][1]].strip():
         raise InputError(
             f"the tokens of {text[:60]!r} … do not reach all the words asked for: too long for the model"

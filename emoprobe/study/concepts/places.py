@@ -18,7 +18,8 @@ from torch import Tensor
 from emoprobe.activations import stream_residuals
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
-from emoprobe.interventions import Span
+from emoprobe.interventions import Span, overlapping
+from emoprobe.layers import nearest_to_depth
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.readout import read_stream
@@ -27,8 +28,6 @@ Floats = NDArray[np.float64]
 Place = Span | Sequence[Span]
 CONTROLS = 20
 """Sets of random directions beside each set of probes."""
-DEPTH = 2 / 3
-"""Where experiments read unless they are told otherwise: the paper's share of the depth (section on its probes)."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,11 @@ def turn(model: LiveModel, user: str, reply: str = "") -> Prompt:
 def chosen_layer(probes: ProbeSet, layer: int | float | None = None) -> int:
     """Return the layer to read at: the one given, or else the fitted one nearest to two thirds of the depth.
 
-    It is not the best of several, so that no number has to be corrected for having been chosen. Raises `InputError` for a
-    layer without probes.
+    Raises `InputError` for a layer without probes.
     """
     if layer is not None:
         return probes.layers[probes.layer_index(layer)]
-    return min(probes.layers, key=lambda fitted: (abs(fitted - DEPTH * probes.n_layers), fitted))
+    return nearest_to_depth(probes.layers, probes.n_layers)
 
 
 def read_at(
@@ -114,10 +112,9 @@ def read_at(
     chosen = list(probes.concepts if concepts is None else concepts)
     read = np.empty((len(prompts), len(places), len(layers), len(chosen)))
     for part in stream_residuals(model, [prompt.text for prompt in prompts], layers, batch_size=batch_size):
-        if part.batch.offsets is None:
-            raise InputError(f"{model.name}: its tokenizer does not say where tokens lie; load a fast one")
+        lie = model.token_spans(part.batch)
         asked = [(row, prompts[index], place) for row, index in enumerate(part.indices) for place in places]
-        held = [_tokens_at(part.batch.offsets[row], prompt, place) for row, prompt, place in asked]
+        held = [_tokens_at(lie[row], prompt, place) for row, prompt, place in asked]
         counts = np.array([len(positions) for positions in held])
         rows = torch.tensor([row for row, _, _ in asked]).repeat_interleave(torch.tensor(counts))
         tokens = part.stream[
@@ -196,11 +193,7 @@ def _tokens_at(tokens: Sequence[Span], prompt: Prompt, name: str) -> list[int]:
     if name not in prompt.places:
         raise InputError(f"{prompt.text!r} has no place {name!r}: it has {', '.join(prompt.places)}")
     spans = _spans(prompt.places[name])
-    held = [
-        position
-        for position, (a, b) in enumerate(tokens)
-        if any(a < end and start < b for start, end in spans)
-    ]
+    held = overlapping(tokens, spans)
     unread = prompt.text[max(b for _, b in tokens) : spans[-1][1]]
     if not held or unread.strip():
         raise InputError(

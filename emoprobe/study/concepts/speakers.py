@@ -23,14 +23,13 @@ from emoprobe import drawing
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 from emoprobe.intervals import exceedance, jackknife
-from emoprobe.layers import Layers, resolve_layers
+from emoprobe.layers import DEPTH, Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.study.concepts import effects
 from emoprobe.study.concepts.dialogues import Dialogue
 from emoprobe.study.concepts.dialogues import dialogues as bank
 from emoprobe.study.concepts.effects import FLOOR, SHUFFLES, Floats, row_of
-from emoprobe.study.concepts.places import DEPTH
 from emoprobe.study.result import Result
 from emoprobe.study.wording import number, ranged, span
 
