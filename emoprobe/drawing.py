@@ -86,6 +86,16 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def tiled(count: int, columns: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure and so many axes, row by row; options are those of `panels`."""
+    columns = min(columns, count)
+    figure, grid = panels(-(-count // columns), columns, **options)
+    axes: list[Axes] = grid.ravel().tolist()
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
 def line(
     axis: Axes,
     x: Sequence[float] | pd.Series,

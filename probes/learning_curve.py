@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from math import ceil
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -30,7 +29,7 @@ from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Floats, Integers
 from emoprobe.probes.features import Features, few_threads, read_features
-from emoprobe.probes.summary import METRICS, _two
+from emoprobe.probes.summary import METRICS, _two, draw_scores
 from emoprobe.probes.tasks import LABELS, Task
 from emoprobe.probes.validation import expected_range, fit_words, shuffle, subset
 
@@ -336,13 +335,9 @@ class LearningCurve:
         for name in concepts:
             if name not in known:
                 raise InputError(f"no curve of {name!r}: there are {', '.join(known)}")
-        columns = min(3, len(concepts))
         with drawing.styled():
-            figure, grid = drawing.panels(ceil(len(concepts) / columns), columns, height=2.3)
-            axes: list[Axes] = grid.ravel().tolist()
-            for axis in axes[len(concepts) :]:
-                axis.remove()
-            for axis, concept in zip(axes, concepts, strict=False):
+            figure, axes = drawing.tiled(len(concepts), height=2.3)
+            for axis, concept in zip(axes, concepts, strict=True):
                 _panel(axis, frame[frame.concept == concept].sort_values("size"))
             drawing.legend_below(figure, axes[0])
         return figure
@@ -385,12 +380,7 @@ def _span(row: pd.Series[Any]) -> str:
 
 
 def _panel(axis: Axes, curve: pd.DataFrame) -> None:
-    bounds = curve.shuffled_low, curve.shuffled_high
-    drawing.control(axis, curve.texts, curve.shuffled, *bounds, label="shuffled", style=":")
-    drawing.control(axis, curve.texts, curve.layer0, label="embedding", style="--")
-    drawing.control(axis, curve.texts, curve.bag_of_words, label="bag of words", style="-.")
-    drawing.line(axis, curve.texts, curve.value, curve.low, curve.high, label="probe, 95% interval")
-    axis.set_title(curve.concept.iloc[0])
-    axis.set(xlabel="texts fitted to", ylabel=METRICS[curve.metric.iloc[0]], xscale="log")
+    draw_scores(axis, curve.texts, curve)
+    axis.set(xlabel="texts fitted to", xscale="log")
     axis.set_xticks(curve.texts.tolist(), [f"{texts:.0f}" for texts in curve.texts], minor=False)
     axis.minorticks_off()

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import ceil
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -32,7 +31,6 @@ from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import expected_range, shuffle
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Draw: TypeAlias = Callable[[Integers, np.random.Generator], tuple[Integers, Integers]]
@@ -254,13 +252,9 @@ class Stability:
         for name in concepts:
             if name not in known:
                 raise InputError(f"no directions of {name!r}: there are {', '.join(known)}")
-        columns = min(3, len(concepts))
         with drawing.styled():
-            figure, grid = drawing.panels(ceil(len(concepts) / columns), columns, height=2.3, sharey=True)
-            axes: list[Axes] = grid.ravel().tolist()
-            for axis in axes[len(concepts) :]:
-                axis.remove()
-            for axis, concept in zip(axes, concepts, strict=False):
+            figure, axes = drawing.tiled(len(concepts), height=2.3, sharey=True)
+            for axis, concept in zip(axes, concepts, strict=True):
                 _panel(axis, self.frame[self.frame.concept == concept])
                 axis.set_title(concept)
             axes[0].set_ylabel("cosine")

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from math import ceil
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emoprobe import drawing
@@ -182,26 +182,26 @@ def plot(probes: ProbeSet, concepts: Sequence[str] | None = None) -> Figure:
     for name in concepts:
         if name not in known:
             raise InputError(f"no scores for {name!r}: there are {', '.join(known)}")
-    columns = min(3, len(concepts))
     with drawing.styled():
-        figure, grid = drawing.panels(ceil(len(concepts) / columns), columns, height=2.3)
-        axes: list[Any] = grid.ravel().tolist()
-        for axis in axes[len(concepts) :]:
-            axis.remove()
-        for axis, concept in zip(axes, concepts, strict=False):
+        figure, axes = drawing.tiled(len(concepts), height=2.3)
+        for axis, concept in zip(axes, concepts, strict=True):
             _panel(axis, probes.scores[probes.scores.concept == concept])
         drawing.legend_below(figure, axes[0])
     return figure
 
 
-def _panel(axis: Any, scores: pd.DataFrame) -> None:
-    layers = scores.layer
-    drawing.control(
-        axis, layers, scores.shuffled, scores.shuffled_low, scores.shuffled_high, label="shuffled", style=":"
-    )
-    drawing.control(axis, layers, scores.layer0, label="embedding", style="--")
-    drawing.control(axis, layers, scores.bag_of_words, label="bag of words", style="-.")
-    drawing.line(axis, layers, scores.value, scores.low, scores.high, label="probe, 95% interval")
-    axis.set_title(scores.concept.iloc[0], parse_math=False)
-    axis.set(xlabel="layer", ylabel=METRICS[scores.metric.iloc[0]])
+def _panel(axis: Axes, scores: pd.DataFrame) -> None:
+    draw_scores(axis, scores.layer, scores)
+    axis.set(xlabel="layer")
     axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def draw_scores(axis: Axes, x: pd.Series, scores: pd.DataFrame) -> None:
+    """Draw one concept's scores over x, with their interval, beside shuffled annotations, the embedding and a bag of words."""
+    bounds = scores.shuffled_low, scores.shuffled_high
+    drawing.control(axis, x, scores.shuffled, *bounds, label="shuffled", style=":")
+    drawing.control(axis, x, scores.layer0, label="embedding", style="--")
+    drawing.control(axis, x, scores.bag_of_words, label="bag of words", style="-.")
+    drawing.line(axis, x, scores.value, scores.low, scores.high, label="probe, 95% interval")
+    axis.set_title(scores.concept.iloc[0], parse_math=False)
+    axis.set_ylabel(METRICS[scores.metric.iloc[0]])

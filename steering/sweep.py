@@ -143,15 +143,11 @@ class Sweep:
         from emoprobe import drawing
 
         measures = list(self.frame["measure"].unique())
-        columns = min(3, len(measures))
         with drawing.styled():
-            figure, axes = drawing.panels(math.ceil(len(measures) / columns), columns)
-            every: list[Axes] = axes.ravel().tolist()
-            for measure, axis in zip(measures, every, strict=False):
+            figure, axes = drawing.tiled(len(measures))
+            for measure, axis in zip(measures, axes, strict=True):
                 _draw(axis, self.frame[self.frame["measure"] == measure])
                 axis.set_title(measure, parse_math=False)
-            for axis in every[len(measures) :]:
-                axis.remove()
             figure.suptitle(f"{self.subject} in {self.model}", parse_math=False)
             drawing.legend_below(figure, figure.axes[0])
         return figure

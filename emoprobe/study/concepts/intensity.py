@@ -35,6 +35,7 @@ from emoprobe.study.wording import span
 Floats = NDArray[np.float64]
 LEAST_TEMPLATES = 3
 DRAWS = 9999
+COLUMNS = 3  # of the picture
 MOST_ORDERS = 5040
 """Orders of a grid up to which all are tried; of longer grids so many are drawn."""
 PUBLISHED = (
@@ -272,11 +273,9 @@ def _figure(
     signs: Sequence[Floats],
     emotions: Sequence[str],
 ) -> Figure:
-    columns = min(3, len(templates))
-    rows = -(-len(templates) // columns)
-    figure, axes = drawing.panels(rows, columns, height=1.8)
+    figure, axes = drawing.tiled(len(templates), columns=COLUMNS, height=1.8)
     colours = dict(zip(emotions, drawing.PALETTE * len(emotions), strict=False))
-    for axis, template, curve, sign in zip(axes.flat, templates, curves, signs, strict=False):
+    for axis, template, curve, sign in zip(axes, templates, curves, signs, strict=True):
         for place in np.flatnonzero(sign).tolist():
             label = f"{emotions[place]} {'↑' if sign[place] > 0 else '↓'}"
             own, neutral = curve[0, :, :, place]
@@ -286,8 +285,6 @@ def _figure(
             drawing.control(axis, template["grid"], neutral - neutral.mean())
         axis.set_title(template["name"])
         axis.legend(fontsize=6.5)
-    for axis in axes.flat[len(templates) :]:
-        axis.remove()
-    for axis in axes[:, 0]:
+    for axis in axes[::COLUMNS]:
         axis.set_ylabel("read-out − mean")
     return figure
