@@ -7,7 +7,7 @@ tokens spread along each direction. Everything is seeded: the same call gives th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
 from emoprobe.probes.features import few_threads, read_features
 from emoprobe.probes.probe_set import COLUMNS, ProbeSet
 from emoprobe.probes.random_features import random_features, token_shares
-from emoprobe.probes.stability import cosines, halves
+from emoprobe.probes.stability import agreement, halves
 from emoprobe.probes.tasks import LABELS, Task
 from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
 from emoprobe.probes.validation import (
@@ -40,7 +40,6 @@ from emoprobe.probes.validation import (
     expected_range,
     out_of_fold,
     permutation_p,
-    shuffle,
     subset,
     times,
     validate,
@@ -100,7 +99,7 @@ def fit_probes(
     shares = token_shares(model, texts, start, batch_size)
     with Progress(transient=True, disable=not progress) as bar, few_threads(read.vectors):
         found = [
-            probe_fully(
+            probe_layers(
                 task,
                 read.fit(task),
                 read.vectors[task.rows],
@@ -113,7 +112,7 @@ def fit_probes(
             for task in tasks
         ]
     kinds = {name: kind for name, kind in corpus.concepts if name in read.concepts}
-    directions, scale, offset = _stacked(tasks, [part.read_outs for part in found], list(kinds))
+    directions, scale, offset = _stacked(tasks, [read_outs for _, read_outs in found], list(kinds))
     kept = [read.layers.index(layer) for layer in chosen]
     mean, sample = tokens.mean[kept], sampled(texts, seed)
     return ProbeSet(
@@ -130,7 +129,7 @@ def fit_probes(
         reference_mean=mean,
         reference_std=token_spread(model, sample, chosen, directions[kept], mean, start, batch_size),
         residual_norms=tokens.norm[kept],
-        scores=tidied(pd.concat([part.scores for part in found]), chosen, [LABELS, *kinds]),
+        scores=tidied(pd.concat([scores for scores, _ in found]), chosen, [LABELS, *kinds]),
         metadata={
             "estimators": read.estimators,
             "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
@@ -158,38 +157,13 @@ def probe_layers(
     layers: Sequence[int],
     options: tuple[int, int, int],
     bar: Progress,
+    shares: csr_array | None = None,
 ) -> tuple[pd.DataFrame, list[LinearReadOut]]:
     """Return a task's scores at all layers, with their controls, and the read-outs fitted on all of its texts.
 
     `features` is (texts, layers, d_model), the first layer being the embedding; `options` are the numbers of resamples and
-    permutations, and the seed. The controls are shuffled annotations, the embedding and a bag of words.
-    """
-    found = probe_fully(task, fit, features, texts, layers, options, bar)
-    return found.scores, found.read_outs
-
-
-@dataclass(frozen=True, eq=False)
-class Probed:
-    """Hold a task's scores, the read-outs fitted on all texts, and what held-out texts read, (texts, concepts), by layer."""
-
-    scores: pd.DataFrame
-    read_outs: list[LinearReadOut]
-    held_out: dict[int, Floats]
-
-
-def probe_fully(
-    task: Task,
-    fit: Fit,
-    features: Tensor,
-    texts: Sequence[str],
-    layers: Sequence[int],
-    options: tuple[int, int, int],
-    bar: Progress,
-    shares: csr_array | None = None,
-) -> Probed:
-    """Probe a task at all layers, see `probe_layers`; with the texts' tokens, `shares`, beside all further controls.
-
-    These are random features of the tokens, a control task and the likeness of directions fitted to halves of the groups.
+    permutations, and the seed. The controls are shuffled annotations, the embedding and a bag of words; with the texts' tokens,
+    `shares`, also random features of the tokens, a control task and the likeness of directions fitted to halves of the groups.
     """
     bootstrap, permutations, seed = options
     weights = metrics.weighting(task.group, task.fold, bootstrap, seed)
@@ -203,21 +177,22 @@ def probe_fully(
         beside = part, control_targets(task, texts, part, seed)
     scores: list[pd.DataFrame] = []
     read_outs: list[LinearReadOut] = []
-    found: dict[int, Validated] = {}
+    null: list[Floats] = []
     for position, layer in enumerate(bar.track(layers, description=f"probing for {task.kind}s")):
         here = features[:, position].double().numpy()
-        found[layer] = now = validate(task, fit, here, weights, permutations, seed, beside)
+        now = validate(task, fit, here, weights, permutations, seed, beside)
         controls.setdefault("layer0", now.scores)  # the first layer is the embedding
         columns: dict[str, Floats] = {}
         for control, other in controls.items():
-            columns.update(_gain(control, now.scores, other, task.groups))
+            columns.update(gain(control, now.scores, other, task.groups))
         if shares is not None:
             columns.update(_selectivity(now, task.groups))
             columns.update(_halves(task, fit, here, part, permutations, seed))
         scores.append(described(task, now).assign(layer=layer, n=len(texts), groups=task.groups, **columns))
         read_outs.append(fit(here, task.targets, task.group))
+        null.append(now.null)
     # The best of several layers is to be compared with the best that shuffling finds in as many.
-    best = np.fmax.reduce([layer.null for layer in found.values()])
+    best = np.fmax.reduce(null)
     highest = expected_range(best)[:, 2]
     frame = pd.concat(
         [
@@ -225,7 +200,7 @@ def probe_fully(
             for rows in scores
         ]
     )
-    return Probed(frame, read_outs, {layer: each.predicted for layer, each in found.items()})
+    return frame, read_outs
 
 
 def _selectivity(found: Validated, groups: int) -> dict[str, Floats]:
@@ -247,7 +222,8 @@ def _halves(
     same = replace(task, rows=task.rows[part], targets=task.targets[part], group=group, fold=task.fold[part])
     alike, null = np.full(len(task.concepts), np.nan), np.full(3, np.nan)
     if same.groups >= 4:
-        found, shuffled = _split(same, fit, features[part], SHUFFLES[task.kind] if permutations else 0, seed)
+        shuffles = SHUFFLES[task.kind] if permutations else 0
+        found, shuffled = agreement(fit, features[part], same, halves, SPLITS, seed, shuffles)
         alike = metrics.mean_known(found.T)
         null = expected_range(shuffled.reshape(-1, 1))[0]
     if task.kind == "label":
@@ -259,22 +235,7 @@ def _halves(
     }
 
 
-def _split(task: Task, fit: Fit, features: Floats, shuffles: int, seed: int) -> tuple[Floats, Floats]:
-    """Return cosines of directions fitted to both halves, (splits, concepts), and with annotations shuffled."""
-    order = np.random.default_rng(seed)
-    found, null = [], []
-    for _ in range(SPLITS):
-        samples = halves(task.group, order)
-        targets = [task.targets, *(task.targets[shuffle(task.group, order)] for _ in range(shuffles))]
-        # Dimensions do not influence each other, so the shuffled ones are fitted along.
-        together = [np.hstack(targets)] if task.kind == "dimension" else targets
-        cosine = np.concatenate([cosines(fit, features, each, task.group, *samples) for each in together])
-        found.append(cosine[: len(task.concepts)])
-        null.append(cosine[len(task.concepts) :])
-    return np.stack(found), np.stack(null)
-
-
-def _gain(name: str, resampled: Floats, control: Floats, groups: int) -> Iterator[tuple[str, Floats]]:
+def gain(name: str, resampled: Floats, control: Floats, groups: int) -> Iterator[tuple[str, Floats]]:
     """Yield a control's score and the 95% interval of what a score is above it, resample by resample of the same groups."""
     low, high = metrics.interval(resampled - control, groups)
     yield from ((name, control[0]), (f"{name}_gain_low", low), (f"{name}_gain_high", high))

@@ -29,7 +29,7 @@ from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Floats, Integers
 from emoprobe.probes.features import Features, few_threads, read_features
-from emoprobe.probes.summary import METRICS, _two, draw_scores
+from emoprobe.probes.summary import METRICS, draw_scores, two
 from emoprobe.probes.tasks import LABELS, Task
 from emoprobe.probes.validation import expected_range, fit_words, shuffle, subset
 
@@ -354,9 +354,9 @@ def _sentence(row: Mapping[Any, Any], curve: pd.DataFrame, margin: float) -> str
     whole = curve.iloc[-1]
     name = "All labels" if row["concept"] == LABELS else row["concept"]
     said = (
-        f"{name}, layer {row['layer']}: {METRICS[row['metric']]} {_two(whole.value)} [{_two(whole.low)}, {_two(whole.high)}] "
-        f"from {whole['size']} texts (embedding {_two(whole.layer0)}, bag of words {_two(whole.bag_of_words)}, shuffled up to "
-        f"{_two(whole.shuffled_high)})"
+        f"{name}, layer {row['layer']}: {METRICS[row['metric']]} {two(whole.value)} [{two(whole.low)}, {two(whole.high)}] "
+        f"from {whole['size']} texts (embedding {two(whole.layer0)}, bag of words {two(whole.bag_of_words)}, shuffled up to "
+        f"{two(whole.shuffled_high)})"
     )
     if row["verdict"] == "unread":
         return f"{said}: not shown to be above shuffled annotations, so that its curve says nothing."
@@ -364,7 +364,7 @@ def _sentence(row: Mapping[Any, Any], curve: pd.DataFrame, margin: float) -> str
         enough = curve[curve["size"] == row["enough"]].iloc[0]
         return (
             f"{said}; {enough['size']} texts are enough: all of them add {_span(enough)}, no more than {margin:g}, to their "
-            f"{_two(enough.value)}."
+            f"{two(enough.value)}."
         )
     if len(curve) < 2:
         return f"{said}; of fewer nothing is known."

@@ -26,7 +26,7 @@ from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Fit, Floats, Integers
 from emoprobe.probes.features import few_threads, read_features
-from emoprobe.probes.summary import _two
+from emoprobe.probes.summary import two
 from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import expected_range, shuffle
 
@@ -99,33 +99,24 @@ def stability(
 # Directions of different texts ---------------------------------------------------------------------------------------
 
 
-def split_half(
-    fit: Fit, features: Floats, targets: Floats, group: Integers, splits: int, seed: int = 0
-) -> Floats:
-    """Return the cosines of directions fitted to disjoint halves of the groups, (splits, concepts).
-
-    `features` is (texts, d_model), `targets` (texts, concepts), `group` (texts,) the number of each text's group, from 0. NaN
-    where a half says nothing of a concept.
-    """
-    order = np.random.default_rng(seed)
-    return np.stack([cosines(fit, features, targets, group, *halves(group, order)) for _ in range(splits)])
-
-
 def agreement(
-    fit: Fit, features: Floats, task: Task, draw: Draw, draws: int, seed: int = 0
+    fit: Fit, features: Floats, task: Task, draw: Draw, draws: int, seed: int = 0, shuffles: int = 1
 ) -> tuple[Floats, Floats]:
     """Return the cosines of directions fitted to both samples of each draw, and the same with annotations shuffled.
 
-    Both are (draws, concepts), on the same samples of texts; `features` is (texts, d_model).
+    They are (draws, concepts) and (draws, shuffles × concepts), on the same samples of texts; `features` is (texts, d_model).
     """
     order = np.random.default_rng(seed)
-    found, shuffled = [], []
+    found, null = [], []
     for _ in range(draws):
         samples = draw(task.group, order)
-        others = task.targets[shuffle(task.group, order)]
-        found.append(cosines(fit, features, task.targets, task.group, *samples))
-        shuffled.append(cosines(fit, features, others, task.group, *samples))
-    return np.stack(found), np.stack(shuffled)
+        targets = [task.targets, *(task.targets[shuffle(task.group, order)] for _ in range(shuffles))]
+        # Dimensions do not influence each other, so the shuffled ones are fitted along.
+        together = [np.hstack(targets)] if task.kind == "dimension" else targets
+        cosine = np.concatenate([cosines(fit, features, each, task.group, *samples) for each in together])
+        found.append(cosine[: len(task.concepts)])
+        null.append(cosine[len(task.concepts) :])
+    return np.stack(found), np.stack(null)
 
 
 def cosines(
@@ -231,8 +222,8 @@ class Stability:
             verdict = "comes back" if row["above"] else "is not shown to come back"
             lines.append(
                 f"{row['concept']}: {_said(row)} between halves at layer {row['layer']}, its most stable (shuffled annotations "
-                f"up to {_two(row['shuffled_best_high'])} at their best layer); between resamples {_said(other)}, shuffled "
-                f"{_two(other.shuffled)}. The direction {verdict} from other texts."
+                f"up to {two(row['shuffled_best_high'])} at their best layer); between resamples {_said(other)}, shuffled "
+                f"{two(other.shuffled)}. The direction {verdict} from other texts."
             )
         kept = self.best().above
         lines.append(
@@ -270,7 +261,7 @@ class Stability:
 
 
 def _said(row: Any) -> str:
-    return f"{_two(row['cosine'])} [{_two(row['low'])}, {_two(row['high'])}]"
+    return f"{two(row['cosine'])} [{two(row['low'])}, {two(row['high'])}]"
 
 
 def _panel(axis: Any, frame: pd.DataFrame) -> None:

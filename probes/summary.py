@@ -69,11 +69,11 @@ def verdict(row: dict[Any, Any]) -> str:
     above = [name for name in row["fails"] if name not in (CONTROLS["split_half"], *missing)]
     reasons = []
     if above:
-        reasons.append(f"not shown to be above {_and(above)}")
+        reasons.append(f"not shown to be above {joined(above)}")
     if CONTROLS["split_half"] in row["fails"] and CONTROLS["split_half"] not in missing:
         reasons.append("its direction is not shown to come back from other texts")
     if missing:
-        reasons.append(f"not held to {_and(missing)}")
+        reasons.append(f"not held to {joined(missing)}")
     found = "Not supported" if CONTROLS["shuffled"] in row["fails"] else "Readable"
     return f"{found}: {'; '.join(reasons)}"
 
@@ -104,7 +104,7 @@ def _closing(best: list[dict[Any, Any]], probes: ProbeSet) -> str:
             named[verdict(row).partition(":")[0]].append(f"{row['concept']} (layer {row['layer']})")
     meaning = ("", ", but a control tells as much or was not run", ", not told from chance")
     parts = [
-        f"{kind}{more}: {_and(names)}."
+        f"{kind}{more}: {joined(names)}."
         for (kind, names), more in zip(named.items(), meaning, strict=True)
         if names
     ]
@@ -123,33 +123,34 @@ def _closing(best: list[dict[Any, Any]], probes: ProbeSet) -> str:
 
 def _sentence(row: dict[Any, Any]) -> str:
     name = "All labels" if row["concept"] == LABELS else row["concept"]
-    shuffled = f"{_two(row['shuffled'])} [{_two(row['shuffled_low'])}, {_two(row['shuffled_high'])}]"
+    shuffled = f"{two(row['shuffled'])} [{two(row['shuffled_low'])}, {two(row['shuffled_high'])}]"
     further = (
-        f"random features {_two(row['random_features'])}, control task {_two(row['control_task'])}, "
-        f"halves alike {_two(row['split_half'])}"
+        f"random features {two(row['random_features'])}, control task {two(row['control_task'])}, "
+        f"halves alike {two(row['split_half'])}"
     )
     return (
         f"{name}: {METRICS[row['metric']]} {_span(row)} at layer {row['layer']} ({row['n']} texts, {row['groups']} groups); "
-        f"shuffled {shuffled}, q {_small(row['q'])}, embedding {_two(row['layer0'])}, "
-        f"bag of words {_two(row['bag_of_words'])}, {further}. {verdict(row)}."
+        f"shuffled {shuffled}, q {_small(row['q'])}, embedding {two(row['layer0'])}, "
+        f"bag of words {two(row['bag_of_words'])}, {further}. {verdict(row)}."
     )
 
 
 def _span(row: dict[Any, Any]) -> str:
-    return f"{_two(row['value'])} [{_two(row['low'])}, {_two(row['high'])}]"
+    return f"{two(row['value'])} [{two(row['low'])}, {two(row['high'])}]"
 
 
 def _small(number: float) -> str:
     return f"{number:.2g}" if not number < 1e-4 else "< 0.0001"
 
 
-def _two(number: float) -> str:
+def two(number: float) -> str:
     """Write a score with two decimals, or three where it is all but 1."""
     decimals = 3 if 0.99 <= abs(number) < 1 else 2
     return f"{round(number, decimals) + 0.0:.{decimals}f}"  # the sum turns -0.0 into 0.0
 
 
-def _and(names: Sequence[str]) -> str:
+def joined(names: Sequence[str]) -> str:
+    """Write one name or several as people list them."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -160,8 +161,14 @@ def table(probes: ProbeSet) -> str:
     numbers = ("layer0", "bag_of_words", "random_features", "control_task", "split_half")
     rows = []
     for row in _rows(best_rows(probes)):
-        cells = [row["concept"], METRICS[row["metric"]], str(row["layer"]), _span(row), _two(row["shuffled"])]
-        cells += [_small(row["q"]), *(_two(row[column]) for column in numbers), verdict(row)]
+        cells = [
+            row["concept"],
+            METRICS[row["metric"]],
+            str(row["layer"]),
+            _span(row),
+            two(row["shuffled"]),
+        ]
+        cells += [_small(row["q"]), *(two(row[column]) for column in numbers), verdict(row)]
         rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     heading = "".join(f"<th>{escape(cell)}</th>" for cell in head)

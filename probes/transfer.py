@@ -33,9 +33,9 @@ from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Fit, Floats, LinearReadOut
 from emoprobe.probes.features import Features, few_threads, read_features
-from emoprobe.probes.fit import _gain, probe_layers
+from emoprobe.probes.fit import gain, probe_layers
 from emoprobe.probes.shared import fresh_texts, shared_concepts
-from emoprobe.probes.summary import CONTROLS, METRICS, _and, _two
+from emoprobe.probes.summary import CONTROLS, METRICS, joined, two
 from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import SHUFFLE_TEXTS, expected_range, fit_words, shuffle, subset
 
@@ -188,7 +188,7 @@ class _Probe:
             frame[list(NULL)] = expected_range(shuffled)
             frame["p"] = one_more(*(fisher(scores, target.kind) for scores in (found[0], shuffled)))
             for control, scores in controls.items():
-                for name, values in _gain(control, found, scores, groups):
+                for name, values in gain(control, found, scores, groups):
                     frame[name] = values
             parts.append(frame)
         return pd.concat(parts).assign(
@@ -364,10 +364,10 @@ def _sentence(concept: str, found: pd.DataFrame) -> str:
     worst, middle, best = found.value.iloc[0], found.value.median(), found.value.iloc[-1]
     within = found.drop_duplicates("train").within
     passed = [f"{row['train']} on {row['test']}" for row in found.to_dict("records") if not row["fails"]]
-    named = f" ({_and(passed)})" if 0 < len(passed) <= 6 else ""
+    named = f" ({joined(passed)})" if 0 < len(passed) <= 6 else ""
     return (
-        f"{concept}: {METRICS[found.metric.iloc[0]]} {_two(worst)} to {_two(best)} over {len(found)} pairs, median "
-        f"{_two(middle)}, beside {_two(within.min())} to {_two(within.max())} within the corpora fitted on; medians of the "
-        f"embedding {_two(found.layer0.median())}, a bag of words {_two(found.bag_of_words.median())}, shuffled annotations "
-        f"{_two(found.shuffled.median())}. Above all controls: {len(passed)}{named}."
+        f"{concept}: {METRICS[found.metric.iloc[0]]} {two(worst)} to {two(best)} over {len(found)} pairs, median "
+        f"{two(middle)}, beside {two(within.min())} to {two(within.max())} within the corpora fitted on; medians of the "
+        f"embedding {two(found.layer0.median())}, a bag of words {two(found.bag_of_words.median())}, shuffled annotations "
+        f"{two(found.shuffled.median())}. Above all controls: {len(passed)}{named}."
     )

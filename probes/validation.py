@@ -43,27 +43,14 @@ def out_of_fold(fit: Fit, features: Floats, targets: Floats, group: Integers, fo
     return predicted
 
 
-def cross_validate(
-    task: Task, fit: Fit, features: Floats, weights: metrics.Weighting, permutations: int, seed: int
-) -> tuple[pd.DataFrame, Floats, Floats]:
-    """Score one layer's features (texts, d_model) by cross-validation, with shuffled annotations beside it.
-
-    Returns one row per measure: concept, metric, value, low, high (95% over resampled groups), chance, shuffled (mean),
-    shuffled_low, shuffled_high (the range in which 95% of shuffled scores are to be expected); the score in each resample
-    (1 + resamples, measures) and with each permutation (permutations, measures), to be set beside those of other layers.
-    """
-    found = validate(task, fit, features, weights, permutations, seed)
-    return described(task, found), found.scores, found.null
-
-
 @dataclass(frozen=True, eq=False)
 class Validated:
-    """Hold what held-out groups say of one layer: `predicted` is (texts, concepts), `scores` (1 + resamples, measures) and
-    `null` (permutations, measures). With control tasks, `control` is their mean score and `selectivity` what the score is above
-    it, both (1 + resamples, measures).
+    """Hold what held-out groups say of one layer: `scores` (1 + resamples, measures) and `null` (permutations, measures).
+
+    With control tasks, `control` is their mean score and `selectivity` what the score is above it, both (1 + resamples,
+    measures).
     """
 
-    predicted: Floats
     scores: Floats
     null: Floats
     control: Floats | None = None
@@ -105,7 +92,7 @@ def validate(
     scores = task.score(predicted, task.targets, weights)
     found = np.array(null).reshape(permutations, len(task.measures))
     if not controls:
-        return Validated(predicted, scores, found)
+        return Validated(scores, found)
     part = metrics.Weighting(task.group[rows], task.fold[rows], weights.counts)
     beside = np.mean([task.score(p, y, part) for p, y in zip(of_controls, controls, strict=True)], axis=0)
     same = scores
@@ -113,11 +100,15 @@ def validate(
         targets = task.targets[rows]
         again = out_of_fold(fit, features[rows], targets, task.group[rows], task.fold[rows])
         same = task.score(again, targets, part)
-    return Validated(predicted, scores, found, beside, same - beside)
+    return Validated(scores, found, beside, same - beside)
 
 
 def described(task: Task, found: Validated) -> pd.DataFrame:
-    """Return one row per measure, see `cross_validate`."""
+    """Return one row per measure: concept, metric, value, low, high, chance, shuffled, shuffled_low, shuffled_high.
+
+    `low` and `high` are 95% over resampled groups, `shuffled` the mean with shuffled annotations, and the last two the range in
+    which 95% of shuffled scores are to be expected.
+    """
     bounds = (-1, 1) if task.kind == "dimension" else (0, 1)
     low, high = np.clip(metrics.interval(found.scores, task.groups), *bounds)
     concepts, names = zip(*task.measures, strict=True)

@@ -11,14 +11,15 @@ from sklearn.metrics import roc_auc_score
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import fit_for
+from emoprobe.probes.estimators import Fit, fit_for
 from emoprobe.probes.tasks import LABELS, Task, grouped_folds, plan
 from emoprobe.probes.validation import (
     bag_of_words,
-    cross_validate,
+    described,
     out_of_fold,
     shuffle,
     subset,
+    validate,
     words_out_of_fold,
 )
 
@@ -30,6 +31,11 @@ def made_task(kind: str, targets: Array, group: Array, folds: int = 5, exclusive
     fold = grouped_folds(group, folds, targets.argmax(1) if exclusive else None)
     concepts = tuple(f"concept {k}" for k in range(targets.shape[1]))
     return Task(kind, exclusive, concepts, np.arange(len(targets)), targets, group, fold)
+
+
+def cross_validate(task: Task, fit: Fit, features: Array, weights: Any, permutations: int, seed: int) -> Any:
+    """Return the scores of one layer as a table."""
+    return described(task, validate(task, fit, features, weights, permutations, seed))
 
 
 # Folds ---------------------------------------------------------------------------------------------------------------
@@ -234,7 +240,7 @@ def test_labels_too_rare_to_be_scored_do_not_spoil_the_rest() -> None:
     weights = metrics.weighting(task.group, task.fold, 100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = cross_validate(task, fit_for("logistic", "label"), features, weights, 3, 0)[0].set_index(
+        scores = cross_validate(task, fit_for("logistic", "label"), features, weights, 3, 0).set_index(
             "concept"
         )
     assert list(scores.metric) == ["macro_auc", "auc", "auc"]
@@ -255,9 +261,9 @@ def test_what_identifies_a_group_gives_nothing() -> None:
     features = np.eye(40)[group] + 0.01 * generator.normal(size=(400, 40))
     task = made_task("label", np.eye(2)[label], group)
     fit = fit_for("logistic", "label", True)
-    honest = cross_validate(task, fit, features, task.plain, 3, 0)[0].value
+    honest = cross_validate(task, fit, features, task.plain, 3, 0).value
     cut = made_task("label", np.eye(2)[label], np.arange(400))
-    leaking = cross_validate(cut, fit, features, cut.plain, 3, 0)[0].value
+    leaking = cross_validate(cut, fit, features, cut.plain, 3, 0).value
     assert honest[0] < 0.6 and honest[1] < 0.65
     assert leaking[0] > 0.95 and leaking[1] > 0.95
 
@@ -275,7 +281,7 @@ def test_the_planted_is_found_and_its_shuffle_is_at_chance(estimator: str, kind:
     targets = np.eye(2)[(latent[:, 0] > 0).astype(int)] if kind == "label" else latent
     task = made_task(kind, targets, group)
     weights = metrics.weighting(group, task.fold, 200)
-    scores, *_ = cross_validate(task, fit_for(estimator, kind, True), features, weights, 20, 0)
+    scores = cross_validate(task, fit_for(estimator, kind, True), features, weights, 20, 0)
     if kind == "label":
         assert list(scores.concept) == [LABELS, "concept 0", "concept 1"]
         assert list(scores.metric) == ["accuracy", "auc", "auc"]
@@ -312,7 +318,7 @@ def test_shuffling_keeps_the_likeness_of_a_groups_texts_in_the_null() -> None:
     targets = generator.normal(size=(20, 1))[group]
     fit = fit_for("mean_difference", "dimension", True)
     task = made_task("dimension", targets, group)
-    frame, *_ = cross_validate(task, fit, features, task.plain, 40, 0)
+    frame = cross_validate(task, fit, features, task.plain, 40, 0)
     assert frame.shuffled_high[0] - frame.shuffled_low[0] > 0.8  # shuffling texts would give about 0.2
 
 

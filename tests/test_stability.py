@@ -9,7 +9,7 @@ from small_probes import PLANTED_LAYER, model, planted
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
-from emoprobe.probes.estimators import fit_for
+from emoprobe.probes.estimators import Fit, fit_for
 from emoprobe.probes.stability import (
     HALVES,
     RESAMPLES,
@@ -18,10 +18,9 @@ from emoprobe.probes.stability import (
     cosines,
     halves,
     resamples,
-    split_half,
     stability,
 )
-from emoprobe.probes.tasks import plan
+from emoprobe.probes.tasks import Task, plan
 from emoprobe.probes.validation import expected_range
 
 Array = np.ndarray[Any, Any]
@@ -115,6 +114,12 @@ def test_a_half_without_a_label_says_nothing_of_it() -> None:
     fit = fit_for("mean_difference", "label")
     found = cosines(fit, features, carried[:, [1]], group, np.arange(4), np.arange(4, 8))
     assert np.isnan(found).all()
+
+
+def split_half(fit: Fit, features: Any, values: Any, group: Any, splits: int, seed: int = 0) -> Any:
+    names = tuple(f"d{column}" for column in range(values.shape[1]))
+    task = Task("dimension", False, names, np.arange(len(group)), values, group, np.zeros_like(group))
+    return agreement(fit, features, task, halves, splits, seed, shuffles=0)[0]
 
 
 def test_directions_of_noise_are_as_alike_as_random_ones_and_those_of_a_signal_alike() -> None:
