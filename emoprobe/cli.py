@@ -23,6 +23,7 @@ from emoprobe.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from emoprobe.corpora import Corpus
     from emoprobe.probes import Trace
     from emoprobe.study import Study
 
@@ -90,6 +91,14 @@ Data = Annotated[
     Path | None, typer.Option(help="The folder that holds a published corpus.", show_default="download it")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many texts.", show_default=False)]
+StudyModel = Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".')]
+StudyCorpus = Annotated[
+    str, typer.Option(help='The texts to fit probes on: a corpus by name, a file, or "bundled".')
+]
+StudyLimit = Annotated[
+    int | None, typer.Option(min=1, help="Use at most so many texts.", show_default="3000")
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Do again what is done already.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to write.")]
 
 
@@ -112,83 +121,57 @@ def _options(
 @app.command(epilog="Example: emoprobe study gpt2 --corpus emobank --out runs/gpt2")
 def study(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".')] = "bundled",
-    corpus: Annotated[str, typer.Option(help='A corpus by name, a file, or "bundled".')] = "bundled",
+    model: StudyModel = "bundled",
+    corpus: StudyCorpus = "bundled",
     folder: Data = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use at most so many texts.", show_default="3000")
-    ] = None,
+    limit: StudyLimit = None,
     seed: Seed = 0,
     columns: Columns = None,
     ranges: Ranges = None,
     device: Device = None,
     dtype: DType = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Do again what is done already.")] = False,
+    restart: Restart = False,
 ) -> None:
     """Run every experiment and write a report.
 
     Probes are fitted and validated, made into a valuation, injected, steered with, learned anew and compared. Without arguments
     it runs on the bundled model and corpus, in some minutes and without a network.
     """
-    from emoprobe import typed
     from emoprobe.study import run_study
 
-    plain = folder is None and columns is None and ranges is None
-    texts: Any = corpus if plain else typed.corpus(corpus, folder, columns, ranges, None, seed)
-    found = run_study(
-        typed.model(model, device, dtype),
-        texts,
-        out,
-        limit=limit,
-        seed=seed,
-        resume=not restart,
-        command=shlex.join(["emoprobe", *context.obj]),
-    )
-    _reported(found)
+    texts = _texts(corpus, folder, columns, ranges, seed)
+    _reported(_asked(run_study, context, model, texts, out, limit, seed, restart, device, dtype))
 
 
 @app.command(epilog="Example: emoprobe concepts gpt2 --corpus goemotions --out runs/gpt2-concepts")
 def concepts(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".')] = "bundled",
-    corpus: Annotated[str, typer.Option(help="Texts to fit probes on: by name, or a file.")] = "bundled",
+    model: StudyModel = "bundled",
+    corpus: StudyCorpus = "bundled",
     folder: Data = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS-concepts")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use at most so many texts.", show_default="3000")
-    ] = None,
+    limit: StudyLimit = None,
     seed: Seed = 0,
     columns: Columns = None,
     ranges: Ranges = None,
     device: Device = None,
     dtype: DType = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Do again what is done already.")] = False,
+    restart: Restart = False,
 ) -> None:
     """Run the representation experiments of "Emotion Concepts" and write a report.
 
     Implicit scenarios, numeric intensity, user against reply, two speakers, hidden emotions, states, and where a read-out comes
     from: each beside its controls and what was published of it (Sofroniew et al. 2026, arXiv 2604.07729).
     """
-    from emoprobe import typed
     from emoprobe.study import run_concepts
 
-    plain = folder is None and columns is None and ranges is None
-    texts: Any = corpus if plain else typed.corpus(corpus, folder, columns, ranges, None, seed)
-    found = run_concepts(
-        typed.model(model, device, dtype),
-        texts,
-        out,
-        limit=limit,
-        seed=seed,
-        resume=not restart,
-        command=shlex.join(["emoprobe", *context.obj]),
-    )
-    _reported(found)
+    texts = _texts(corpus, folder, columns, ranges, seed)
+    _reported(_asked(run_concepts, context, model, texts, out, limit, seed, restart, device, dtype))
 
 
 @app.command(
@@ -536,6 +519,42 @@ def info(model: Model = "bundled", device: Device = None, dtype: DType = None) -
 
 
 # Showing and running --------------------------------------------------------------------------------------------------
+
+
+def _texts(
+    corpus: str, folder: Path | None, columns: str | None, ranges: str | None, seed: int
+) -> str | Corpus:
+    """Return a corpus, or its name where nothing more is said of it."""
+    from emoprobe import typed
+
+    plain = folder is None and columns is None and ranges is None
+    return corpus if plain else typed.corpus(corpus, folder, columns, ranges, None, seed)
+
+
+def _asked(
+    run: Callable[..., Study],
+    context: typer.Context,
+    model: str,
+    texts: str | Corpus,
+    out: Path | None,
+    limit: int | None,
+    seed: int,
+    restart: bool,
+    device: str | None,
+    dtype: str | None,
+) -> Study:
+    """Run all experiments of a kind as they were asked for."""
+    from emoprobe import typed
+
+    return run(
+        typed.model(model, device, dtype),
+        texts,
+        out,
+        limit=limit,
+        seed=seed,
+        resume=not restart,
+        command=shlex.join(["emoprobe", *context.obj]),
+    )
 
 
 def _reported(found: Study) -> None:

@@ -8,8 +8,9 @@ Each step reads what earlier ones left in the folder, so that a study taken up a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from emoprobe.corpora import Corpus, load_corpus
 from emoprobe.corpora.tables import SUFFIXES
@@ -39,6 +40,9 @@ PROBES, PROBED, LEARNED = (
     "valuation-learned.safetensors",
 )
 
+Steps = Callable[[RunFolder, LiveModel, Corpus, Corpus, int], Iterable[tuple[str, Step]]]
+"""From folder, model, the texts to fit on, those held out and the seed, to the steps in order."""
+
 
 def run_study(
     model: str | Path | LiveModel = "bundled",
@@ -62,37 +66,78 @@ def run_study(
     Raises `InputError` for a model or corpus that cannot be loaded, one too small to hold groups out, and for a folder that
     holds something else or cannot be written.
     """
+    return begun(
+        model,
+        corpus,
+        out,
+        _steps,
+        {},
+        limit=limit,
+        seed=seed,
+        resume=resume,
+        progress=progress,
+        command=command or written_call("run_study", model, corpus, out, limit, seed),
+    )
+
+
+def begun(
+    model: str | Path | LiveModel,
+    corpus: str | Path | Corpus,
+    out: str | Path | None,
+    steps: Steps,
+    more: Mapping[str, Any],
+    *,
+    limit: int | None,
+    seed: int,
+    resume: bool,
+    progress: bool,
+    command: str,
+    suffix: str = "",
+) -> Study:
+    """Load model and corpus, keep groups back, and conduct the `steps` that this gives in a folder.
+
+    `more` is what tells this study from others of the same model and corpus, and `suffix` what the name of its folder ends in.
+    """
     with Display(progress) as display:
         display.begin("loading")
         texts = corpus if isinstance(corpus, Corpus) else read_corpus(corpus, limit, seed)
         fitted, held_out = divide(texts, limit, seed)
         live = model if isinstance(model, LiveModel) else load_model(model)
+        place = folder_name(live, texts)
         folder = RunFolder.start(
-            out or folder_name(live, texts),
-            identity(live, texts, limit, seed),
-            about(
-                live, texts, fitted, held_out, command or written_call(model, corpus, out, limit, seed), seed
-            ),
+            out or place.with_name(f"{place.name}{suffix}"),
+            {**identity(live, texts, limit, seed), **more},
+            about(live, texts, fitted, held_out, command, seed),
             resume=resume,
         )
         display.done(
             f"{live.name} and {texts.name}: {len(fitted):,} texts to fit on, {len(held_out):,} held out"
         )
-        return conduct(display, folder, live, _steps(folder, live, fitted, held_out, seed), seed)
+        return conduct(display, folder, live, steps(folder, live, fitted, held_out, seed), seed)
+
+
+def probing_step(folder: RunFolder, model: LiveModel, fitted: Corpus, seed: int) -> Step:
+    """Return the step that all others stand on: probes, fitted and kept in the folder, with their scores."""
+
+    def probe() -> Result:
+        found = fit_probes(model, fitted, permutations=PERMUTATIONS, seed=seed, progress=False)
+        found.save(folder.path / PROBES)
+        return probing(found, recovery=is_recovery(model, fitted))
+
+    return probe
+
+
+def is_recovery(model: LiveModel, fitted: Corpus) -> bool:
+    """Say whether the emotions are known to be there."""
+    return model.name == fitted.name == GROUND_TRUTH
 
 
 def _steps(
     folder: RunFolder, model: LiveModel, fitted: Corpus, held_out: Corpus, seed: int
 ) -> Iterator[tuple[str, Step]]:
     """Yield the steps in order; what a later one needs of an earlier one is read from the folder."""
-    recovery = model.name == fitted.name == GROUND_TRUTH
-
-    def probe() -> Result:
-        found = fit_probes(model, fitted, permutations=PERMUTATIONS, seed=seed, progress=False)
-        found.save(folder.path / PROBES)
-        return probing(found, recovery=recovery)
-
-    yield "probing", probe
+    recovery = is_recovery(model, fitted)
+    yield "probing", probing_step(folder, model, fitted, seed)
     probes = load_probes(folder.path / PROBES)
     dimensions = [name for name in valuation_dimensions(fitted) if name in probes]
 
@@ -129,9 +174,7 @@ def folder_name(model: LiveModel, corpus: Corpus) -> Path:
     )
 
 
-def written_call(
-    model: object, corpus: object, out: object, limit: int | None, seed: int, name: str = "run_study"
-) -> str:
+def written_call(name: str, model: object, corpus: object, out: object, limit: int | None, seed: int) -> str:
     """Write down the call as it would be typed; what is no name is named in angle brackets."""
 
     def written(value: object) -> str:

@@ -9,11 +9,12 @@ were kept back, and other corpora.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from emoprobe.corpora import Corpus
-from emoprobe.models import LiveModel, load_model
-from emoprobe.probes import fit_probes, load_probes
+from emoprobe.models import LiveModel
+from emoprobe.probes import load_probes
 from emoprobe.study.concepts.chronic import chronic
 from emoprobe.study.concepts.deflection import deflection
 from emoprobe.study.concepts.dialogues import generated_pairs
@@ -23,12 +24,9 @@ from emoprobe.study.concepts.intensity import intensity
 from emoprobe.study.concepts.scenarios import scenarios
 from emoprobe.study.concepts.sources import sources
 from emoprobe.study.concepts.speakers import speakers
-from emoprobe.study.conduct import Display, Step, Study, about, conduct, identity
+from emoprobe.study.conduct import Step, Study
 from emoprobe.study.folder import RunFolder
-from emoprobe.study.probing import probing
-from emoprobe.study.result import Result
-from emoprobe.study.run import GROUND_TRUTH, PERMUTATIONS, PROBES, folder_name, read_corpus, written_call
-from emoprobe.study.texts import divide
+from emoprobe.study.run import GROUND_TRUTH, PROBES, begun, probing_step, written_call
 
 FELT = ("joy", "pride", "relief", "sadness", "anger", "fear")
 PAIRS = 1200
@@ -53,43 +51,31 @@ def run_concepts(
     the probes are tried on. An experiment whose emotions the corpus lacks is left out. The ground-truth model, which speaks its
     generator's language only, gets the experiment on two persons alone. Raises `InputError` as `run_study` does.
     """
-    with Display(progress) as display:
-        display.begin("loading")
-        texts = corpus if isinstance(corpus, Corpus) else read_corpus(corpus, limit, seed)
-        fitted, kept_back = divide(texts, limit, seed)
-        live = model if isinstance(model, LiveModel) else load_model(model)
-        place = folder_name(live, texts)
-        asked = identity(live, texts, limit, seed) | {"beside": [other.fingerprint for other in beside]}
-        said = command or written_call(model, corpus, out, limit, seed, "run_concepts")
-        folder = RunFolder.start(
-            out or place.with_name(f"{place.name}-concepts"),
-            asked | {"experiments": "concepts"},
-            about(live, texts, fitted, kept_back, said, seed),
-            resume=resume,
-        )
-        display.done(
-            f"{live.name} and {texts.name}: {len(fitted):,} texts to fit on, {len(kept_back):,} held out"
-        )
-        steps = _steps(folder, live, fitted, kept_back, beside, seed)
-        return conduct(display, folder, live, steps, seed)
+    return begun(
+        model,
+        corpus,
+        out,
+        partial(_steps, beside),
+        {"experiments": "concepts", "beside": [other.fingerprint for other in beside]},
+        limit=limit,
+        seed=seed,
+        resume=resume,
+        progress=progress,
+        command=command or written_call("run_concepts", model, corpus, out, limit, seed),
+        suffix="-concepts",
+    )
 
 
 def _steps(
+    beside: Sequence[Corpus],
     folder: RunFolder,
     model: LiveModel,
     fitted: Corpus,
     kept_back: Corpus,
-    beside: Sequence[Corpus],
     seed: int,
 ) -> Iterator[tuple[str, Step]]:
     """Yield the experiments in order; the probes of the first are read by all others."""
-
-    def probe() -> Result:
-        found = fit_probes(model, fitted, permutations=PERMUTATIONS, seed=seed, progress=False)
-        found.save(folder.path / PROBES)
-        return probing(found, recovery=model.name == fitted.name == GROUND_TRUTH)
-
-    yield "probing", probe
+    yield "probing", probing_step(folder, model, fitted, seed)
     probes = load_probes(folder.path / PROBES)
     if model.name == GROUND_TRUTH:
         pairs = generated_pairs(PAIRS, seed + 1, chosen=FELT)
@@ -103,5 +89,5 @@ def _steps(
     yield "deflection", lambda: deflection(model, probes, seed=seed)
     yield "chronic", lambda: chronic(model, kept_back, seed=seed)
     for other in beside:
-        yield f"held-out {other.name}", lambda other=other: held_out(model, probes, other, fitted, seed=seed)
+        yield f"held-out {other.name}", partial(held_out, model, probes, other, fitted, seed=seed)
     yield "sources", lambda: sources(model, probes, seed=seed)
