@@ -195,3 +195,10 @@ def test_the_layer_is_two_thirds_down_unless_told() -> None:
 def test_every_unit_can_be_read() -> None:
     for kind in UNITS:
         assert np.isfinite(read_at(model(), probes(), prompts(), ["user"], [2], kind=kind)).all()
+
+
+def test_a_tokenizer_that_does_not_say_where_tokens_lie_is_refused() -> None:
+    live = tiny_model("gpt2")
+    batch = replace(live.tokenize("It is so."), offsets=None)
+    with pytest.raises(InputError, match="tiny-gpt2-0: its tokenizer does not say where tokens lie"):
+        live.token_spans(batch)

@@ -54,6 +54,7 @@ def test_each_experiment_gets_the_probes_and_texts_that_they_were_not_fitted_on(
         assert given[name][1]["seed"] == 1
     assert given["speakers"][1]["probes"].concepts == probes.concepts
     assert given["held_out"][0][2] is other and given["held_out"][0][3].fingerprint == fitted.fingerprint
+    assert study.manifest["study"]["experiments"] == "concepts"
     given.clear()
     again = run_concepts(model, corpus, beside=[other], seed=1, progress=False)
     assert not given and again.names == study.names == load_study(study.folder).names

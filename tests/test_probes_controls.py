@@ -83,3 +83,7 @@ def test_p_is_corrected_for_all_concepts_at_their_best_layers() -> None:
     q = corrected_p(scores)
     # Benjamini & Hochberg of 0.01, 0.03, 0.04: 0.03, 0.04 (0.045 is more than the next), 0.04
     assert q[:5].tolist() == pytest.approx([0.03, 0.03, 0.04, 0.04, 0.02]) and np.isnan(q[5])
+
+
+def test_a_score_above_shuffled_ones_that_never_vary_has_no_tail() -> None:
+    assert permutation_p(np.ones(1), np.zeros((5, 1))) == 0
