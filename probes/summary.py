@@ -197,7 +197,7 @@ def plot(probes: ProbeSet, concepts: Sequence[str] | None = None) -> Figure:
     return figure
 
 
-def _panel(axis: Axes, scores: pd.DataFrame) -> None:
+def _panel(axis: Any, scores: pd.DataFrame) -> None:
     draw_scores(axis, scores.layer, scores)
     axis.set(xlabel="layer")
     axis.xaxis.get_major_locator().set_params(integer=True)
