@@ -160,7 +160,8 @@ def shuffled(dots: Floats, shuffles: int = SHUFFLES, seed: int = 0) -> Floats:
 def p_apart(value: Floats, null: Floats) -> Floats:
     """Return how often a null (shuffles, …) lies as far from its mean as a value (…), on either side."""
     centre = null.mean(0)
-    return exceedance(np.abs(value - centre), np.abs(null - centre))
+    p: Floats = exceedance(np.abs(value - centre), np.abs(null - centre))
+    return p
 
 
 # Beside directions that were found elsewhere -------------------------------------------------------------------------
