@@ -8,7 +8,7 @@ side and for cached generation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Forward:
     `real` (batch, position) is False at padding. `start` counts the positions already in the KV cache, so the pass covers
     positions start … start + position - 1 of its sequences. `prompt_length` is the padded length of the prompt: positions
     from there on were generated. `offsets` holds, for each prompt, the character span of each of its positions, and is None
-    where the model was not called with text.
+    where the model was not called with text. `cache` is the KV cache of the pass, if there is one.
     """
 
     real: Tensor
@@ -35,6 +35,7 @@ class Forward:
     start: int = 0
     prompt_length: int = 0
     offsets: tuple[tuple[Span, ...], ...] | None = None
+    cache: Any = None
 
     @property
     def positions(self) -> Tensor:
@@ -77,26 +78,32 @@ class AttentionBias:
 
     `valuation` maps the stream that enters the block (batch, position, d_model), after any edits, and the pass to
     valuations (batch, position, m). `strength` is λ: a number, or a tensor of shape () or (heads,). Scores are those after
-    the 1/√d_k scaling: Softmax(QKᵀ/√d_k + λ·V_Q·V_Kᵀ).
+    the 1/√d_k scaling: Softmax(QKᵀ/√d_k + λ·V_Q·V_Kᵀ). `query` makes V_Q out of the valuations, where it is not the same.
+    `carries` says that blocks above need what `valuation` leaves behind, so that it has to be called at strength 0 too.
     """
 
     layer: int
     valuation: Callable[[Tensor, Forward], Tensor]
     strength: float | Tensor = 1.0
+    query: Callable[[Tensor], Tensor] | None = None
+    carries: bool = False
 
     @property
     def is_zero(self) -> bool:
         """True where the bias cannot change anything nor carry a gradient, so that nothing needs to be done."""
+        if self.carries:
+            return False
         if isinstance(self.strength, Tensor):
             return not self.strength.requires_grad and not bool(self.strength.any())
         return self.strength == 0
 
     def query_side(self, valuations: Tensor) -> Tensor:
-        """Return λ·v for the queries: (batch, 1 or heads, position, m)."""
+        """Return λ·V_Q, from valuations (batch, position, m): (batch, 1 or heads, position, m)."""
         strength = self.strength
         if isinstance(strength, Tensor):
             strength = strength.to(valuations).reshape(1, -1, 1, 1)
-        return valuations[:, None] * strength
+        queries = valuations if self.query is None else self.query(valuations)
+        return queries[:, None] * strength
 
 
 Intervention: TypeAlias = ResidualEdit | AttentionBias

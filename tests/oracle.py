@@ -27,12 +27,13 @@ class Oracle:
     def logits(
         self,
         ids: Tensor,
-        biases: Mapping[int, list[tuple[float | Tensor, Valuer]]] | None = None,
+        biases: Mapping[int, list[tuple]] | None = None,
         edits: Mapping[int, Valuer] | None = None,
     ) -> Tensor:
         """Return logits (position, vocab) for token ids (position,).
 
-        `biases` maps a block to [(λ, x -> v)], `edits` a layer to a function of the whole stream (1, position, d_model).
+        `biases` maps a block to [(λ, x -> v)] or, where V_Q is not v, [(λ, x -> v, v -> V_Q)]; `edits` a layer
+        to a function of the whole stream (1, position, d_model).
         """
         streams, blocks = self._embed(ids[None]), self._blocks()
         causal = torch.full((len(ids), len(ids)), -torch.inf, dtype=torch.float64).triu(1)
@@ -40,11 +41,11 @@ class Oracle:
         for layer, block in enumerate(blocks):
             streams = (edits or {}).get(layer, lambda x: x)(streams)
             mask = causal[None, None].expand(1, self.underlying.config.num_attention_heads, -1, -1).clone()
-            for strength, valuer in (biases or {}).get(layer, []):
+            for strength, valuer, *query in (biases or {}).get(layer, []):
                 v = valuer(streams)
-                mask += (
-                    torch.as_tensor(strength, dtype=torch.float64).reshape(1, -1, 1, 1) * (v @ v.mT)[:, None]
-                )
+                of_queries = query[0](v) if query else v
+                lam = torch.as_tensor(strength, dtype=torch.float64).reshape(1, -1, 1, 1)
+                mask += lam * (of_queries @ v.mT)[:, None]
             output = block(streams, attention_mask=mask, **self._positional(streams, positions))
             streams = output[0] if isinstance(output, tuple) else output
         streams = (edits or {}).get(len(blocks), lambda x: x)(streams)

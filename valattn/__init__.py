@@ -2,16 +2,28 @@
 
 from emoprobe.valattn.attention import val_attention
 from emoprobe.valattn.compare import Comparison, compare_valuations
+from emoprobe.valattn.embeddings import (
+    lexicon_annotations,
+    lexicon_table,
+    lexicon_valuation,
+    span_annotations,
+)
 from emoprobe.valattn.inject import biases, inject
 from emoprobe.valattn.learn import learn_valuation
+from emoprobe.valattn.stream import EmotionStream
 from emoprobe.valattn.valuation import Valuation
 
 __all__ = [
     "Comparison",
+    "EmotionStream",
     "Valuation",
     "biases",
     "compare_valuations",
     "inject",
     "learn_valuation",
+    "lexicon_annotations",
+    "lexicon_table",
+    "lexicon_valuation",
+    "span_annotations",
     "val_attention",
 ]

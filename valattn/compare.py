@@ -216,7 +216,8 @@ def _alignment(
 
 
 def _row_cosines(a: Floats, b: Floats) -> Floats:
-    cosines: Floats = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    scale = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosines: Floats = np.divide((a * b).sum(-1), scale, out=np.full(len(a), np.nan), where=scale > 0)
     return cosines
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,95 +13,119 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Forward
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
+from emoprobe.valattn.embeddings import Emotions, emotions_of_pass
+from emoprobe.valattn.stream import EmotionStream
 from emoprobe.valattn.valuation import Valuation, valuate
 
 
 @contextmanager
 def inject(
     model: LiveModel,
-    valuation: Valuation,
+    valuation: Valuation | EmotionStream,
     strength: float | Tensor | None = None,
     layers: Layers | None = None,
     *,
     emotions: Tensor | None = None,
+    toward: Mapping[str, float] | None = None,
+    share: float = 1.0,
 ) -> Iterator[LiveModel]:
     """Run the block with λ·V_Q·V_Kᵀ added to the model's attention scores.
 
-    `strength` is λ: a number, or a tensor of shape (), (layers,) or (layers, heads); None takes the valuation's own (a
-    learned one). `layers` are blocks, by default all that the valuation has. `emotions` annotates the tokens of the prompts,
-    (batch, position, d_e) aligned with `model.tokenize(prompts)`, for valuations that read an emotion embedding and have no
-    table of it; unannotated (NaN) and generated tokens count as zero. With λ = 0 the model is untouched to the last bit.
+    `valuation` may be an emotion stream, which carries emotion embeddings from block to block. `strength` is λ: a number (a
+    negative one too), or a tensor of shape (), (layers,) or (layers, heads); None takes the valuation's own (a learned one).
+    `layers` are the blocks that feel it, by default all that the valuation has. `emotions` annotates the tokens of the
+    prompts, (batch, position, d_e) aligned with `model.tokenize(prompts)`, for valuations that read an emotion embedding
+    (`emoprobe.valattn.embeddings` makes such annotations); tokens without one, NaN or generated, have what the valuation's
+    table says, or zero. With λ = 0 the model is untouched to the last bit.
 
-    Raises `InputError` for a layer, width, shape or basis that does not fit.
+    `toward` lets every query look for one point t of the valuation space instead of what is like itself: {"valence": 1.0}
+    attends to what is positive. It is given as v is, from -1 to 1, whatever the range on which people read a dimension; those
+    not named are 0, and count for nothing. With `share` α below 1 it is mixed with the query's own: V_Q = α·t + (1 - α)·v.
+
+    Raises `InputError` for a layer, width, shape, basis or target that does not fit.
     """
-    with model.intervene(*biases(model, valuation, strength, layers, emotions=emotions)):
+    placed = biases(model, valuation, strength, layers, emotions=emotions, toward=toward, share=share)
+    with model.intervene(*placed):
         yield model
 
 
 def biases(
     model: LiveModel,
-    valuation: Valuation,
+    valuation: Valuation | EmotionStream,
     strength: float | Tensor | None = None,
     layers: Layers | None = None,
     *,
     emotions: Tensor | None = None,
+    toward: Mapping[str, float] | None = None,
+    share: float = 1.0,
 ) -> list[AttentionBias]:
     """Return the interventions that `inject` places, one per block. See `inject`."""
-    _check_width(model, valuation, emotions)
-    if layers is not None:
-        valuation = valuation.select(layers, model.n_layers)
-    _check_depth(model, valuation)
-    if valuation.basis is not None:
-        model.check_basis(valuation.basis, "this valuation")
-    strengths = _per_layer(valuation.strength if strength is None else strength, valuation, model.n_heads)
-    return [
-        AttentionBias(layer, _valuer(valuation, layer, emotions), lam)
-        for layer, lam in zip(valuation.layers, strengths, strict=True)
-    ]
+    stream = valuation if isinstance(valuation, EmotionStream) else None
+    plain = valuation.valuation if isinstance(valuation, EmotionStream) else valuation
+    _check_width(model, plain, emotions, stream)
+    _check_depth(model, plain)
+    if plain.basis is not None:
+        model.check_basis(plain.basis, "this valuation")
+    felt = plain if layers is None else plain.select(layers, model.n_layers)
+    strengths = _per_layer(felt.strength if strength is None else strength, felt, model.n_heads)
+    of_pass = emotions_of_pass(plain.embedding, emotions)
+    if stream is None:
+        valuers = [_valuer(felt, row, of_pass) for row in range(len(felt.layers))]
+    else:
+        valuers = stream.valuers(of_pass, model.n_layers)
+        lam = dict(zip(felt.layers, strengths, strict=True))
+        strengths = [lam.get(layer, 0.0) for layer in plain.layers]
+    query = None if toward is None else _toward(plain, toward, share)
+    rows = zip((felt if stream is None else plain).layers, valuers, strengths, strict=True)
+    placed = [AttentionBias(layer, valuer, lam, query) for layer, valuer, lam in rows]
+    return placed if stream is None else _carrying(placed)
 
 
-def _valuer(valuation: Valuation, layer: int, emotions: Tensor | None) -> Callable[[Tensor, Forward], Tensor]:
+def _carrying(placed: list[AttentionBias]) -> list[AttentionBias]:
+    """Keep the biases of a stream at strength 0 as well, as long as a block above feels what they carry."""
+    felt = [not bias.is_zero for bias in placed]
+    return [replace(bias, carries=any(felt[row + 1 :])) for row, bias in enumerate(placed)]
+
+
+def _valuer(valuation: Valuation, row: int, emotions: Emotions) -> Callable[[Tensor, Forward], Tensor]:
     """Return the valuation of one block as a function of its stream and the pass.
 
     It holds tensors alone, so that it can be sent to where a model runs without emoprobe.
     """
-    row = valuation.layers.index(layer)
-    weight, bias, embedding = valuation.weight[row], valuation.bias[row], valuation.embedding
-
-    def values(stream: Tensor, forward: Forward) -> Tensor:
-        if embedding is None:
-            here = None if emotions is None else _window(emotions, forward)
-        elif forward.input_ids is None:
-            raise InputError("this valuation looks up token ids, but the model was called with inputs_embeds")
-        else:
-            here = embedding.to(forward.input_ids.device)[forward.input_ids]
-        return valuate(weight, bias, stream, here)
-
-    return values
+    weight, bias = valuation.weight[row], valuation.bias[row]
+    return lambda stream, forward: valuate(weight, bias, stream, emotions(forward))
 
 
-def _window(emotions: Tensor, forward: Forward) -> Tensor:
-    """Cut annotations of the prompt to this pass; what lies behind the prompt is zero."""
-    batch, length = forward.real.shape
-    if batch % emotions.shape[0] or emotions.shape[1] != forward.prompt_length:
+def _toward(valuation: Valuation, target: Mapping[str, float], share: float) -> Callable[[Tensor], Tensor]:
+    """Return V_Q = α·t + (1 - α)·v as a function of v (…, m)."""
+    unknown = [name for name in target if name not in valuation.dimensions]
+    if unknown or not target:
         raise InputError(
-            f"emotions of shape {tuple(emotions.shape)} do not fit {batch} prompts of {forward.prompt_length} positions: "
-            "annotate the positions of model.tokenize(prompts)"
+            f"toward={dict(target)} is not understood: this valuation's dimensions are {', '.join(valuation.dimensions)}"
         )
-    end = forward.start + length
-    padded = torch.nn.functional.pad(emotions.nan_to_num(0.0), (0, 0, 0, max(0, end - emotions.shape[1])))
-    return (
-        padded[:, forward.start : end]
-        .repeat_interleave(batch // emotions.shape[0], dim=0)
-        .to(forward.real.device)
-    )
+    beyond = {name: value for name, value in target.items() if not -1 <= value <= 1}
+    if beyond or not 0 <= share <= 1:
+        what = (
+            f"share={share} is not between 0 and 1"
+            if not beyond
+            else f"toward={beyond} is not within -1 to 1"
+        )
+        raise InputError(f"{what}; a stronger effect is asked for by a larger strength")
+    point = torch.tensor([target.get(name, 0.0) for name in valuation.dimensions])
+    return lambda own: share * point.to(own) + (1 - share) * own
 
 
-def _check_width(model: LiveModel, valuation: Valuation, emotions: Tensor | None) -> None:
+def _check_width(
+    model: LiveModel, valuation: Valuation, emotions: Tensor | None, stream: EmotionStream | None
+) -> None:
     width = valuation.weight.shape[-1]
-    extra = emotions.shape[-1] if emotions is not None else 0
-    if valuation.embedding is not None:
-        extra = valuation.embedding.shape[-1]
+    sources = [tensor.shape[-1] for tensor in (emotions, valuation.embedding) if tensor is not None]
+    extras = {*sources, *([] if stream is None else [stream.width])}
+    if len(extras) > 1:
+        raise InputError(
+            f"emotion embeddings have widths {sorted(extras)}: annotations, table and stream have to agree"
+        )
+    extra = max(extras, default=0)
     made_for = model.d_model if valuation.centre is None else valuation.centre.shape[-1]
     if made_for != model.d_model:
         raise InputError(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from emoprobe.probes import ProbeSet
 
 VERSION = 1
+TENSORS = ("weight", "bias", "embedding", "strength", "centre")
 Range = tuple[float, float]
 
 
@@ -121,13 +122,33 @@ class Valuation:
     def random_like(self, seed: int) -> Valuation:
         """Return a valuation whose rows are turned at random: norms and angles between rows kept, centred at the same point.
 
-        How far tokens spread along a row is not kept, so a control may be further from, or nearer to, saturation.
+        How far tokens spread along a row is not kept, so a control may be further from, or nearer to, saturation. What it makes
+        of emotion embeddings stays, and their table is shuffled among the tokens that it says something of. Raises
+        `InputError` for a valuation that reads nothing but annotations: shuffle these.
         """
-        weight = turned_at_random(self.weight, seed)
+        width = self._stream_width()
+        if self.embedding is None and not self.weight[..., :width].any():
+            raise InputError(
+                "a valuation that reads annotations alone has none at random: shuffle the annotations among tokens"
+            )
+        turned = turned_at_random(self.weight[..., :width], seed)
+        weight = torch.cat([turned, self.weight[..., width:].detach().to(turned)], dim=-1)
         bias = self.bias.detach()
         if self.centre is not None:
             bias = -torch.einsum("lmd,ld->lm", weight[..., : self.centre.shape[-1]], self.centre.to(weight))
-        return replace(self, weight=weight, bias=bias, metadata={"source": "random", "seed": seed})
+        embedding = None if self.embedding is None else _shuffled(self.embedding.detach(), seed)
+        record = {"source": "random", "seed": seed}
+        return replace(self, weight=weight, bias=bias, embedding=embedding, metadata=record)
+
+    def widened(self, width: int) -> Valuation:
+        """Return the same valuation with columns for emotion embeddings of this width: dimension k reads their coordinate k.
+
+        So e says nothing as long as it is zero, and gets a gradient at once. One that has such columns is given back.
+        """
+        if self.weight.shape[-1] > self._stream_width():
+            return self
+        columns = torch.eye(self.m, width).to(self.weight).expand(len(self.layers), -1, -1)
+        return replace(self, weight=torch.cat([self.weight, columns], dim=-1))
 
     @classmethod
     def from_probes(
@@ -196,28 +217,31 @@ class Valuation:
             tuple(dimensions),
             tuple(layers),
             ranges=ranges,
+            centre=torch.zeros(len(layers), d_model),
             metadata={"source": "annotations"},
             basis=None,
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Write the valuation to one `.safetensors` file."""
-        tensors = {"weight": self.weight, "bias": self.bias}
-        optional = {"embedding": self.embedding, "strength": self.strength, "centre": self.centre}
-        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
-        record = {
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, as far as it has them: weight, bias, embedding, strength, centre."""
+        named = {name: getattr(self, name) for name in TENSORS}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All else that it is, as JSON can hold it."""
+        return {
             "dimensions": list(self.dimensions),
             "layers": list(self.layers),
             "ranges": {name: list(span) for name, span in self.ranges.items()},
             "metadata": dict(self.metadata),
             "basis": self.basis,
         }
-        return write_artefact(path, "valuation", VERSION, tensors, record)
 
     @classmethod
-    def load(cls, path: str | Path) -> Valuation:
-        """Read a valuation that `save` wrote. Raises `InputError` for any other file."""
-        tensors, record = read_artefact(path, "valuation", VERSION)
+    def from_record(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Valuation:
+        """Put together what `tensors` and `record` have taken apart. Raises `InputError` where something is missing."""
         try:
             return cls(
                 **tensors,
@@ -228,7 +252,22 @@ class Valuation:
                 basis=record.get("basis", "raw"),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f'"{path}" does not hold a whole valuation: {error}') from error
+            raise InputError(f"this is not a whole valuation: {error}") from error
+
+    def save(self, path: str | Path) -> Path:
+        """Write the valuation to one `.safetensors` file."""
+        return write_artefact(path, "valuation", VERSION, self.tensors, self.record)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Valuation:
+        """Read a valuation that `save` wrote. Raises `InputError` for any other file."""
+        return cls.from_record(*read_artefact(path, "valuation", VERSION))
+
+    def _stream_width(self) -> int:
+        """Return how many of the columns are for the residual stream; all, where nothing says otherwise."""
+        if self.centre is not None:
+            return self.centre.shape[-1]
+        return self.weight.shape[-1] - (0 if self.embedding is None else self.embedding.shape[-1])
 
     def _row(self, layer: int) -> int:
         if layer not in self.layers:
@@ -238,3 +277,12 @@ class Valuation:
     def __repr__(self) -> str:
         source = self.metadata.get("source", "tensors")
         return f"<Valuation from {source}: {', '.join(self.dimensions)}; blocks {list(self.layers)}>"
+
+
+def _shuffled(table: Tensor, seed: int) -> Tensor:
+    """Return a table (vocab, d_e) in which the tokens that have an embedding, other than 0, have each other's."""
+    known = table.any(-1).nonzero()[:, 0]
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed)).to(known)
+    shuffled = table.clone()
+    shuffled[known] = table[known[order]]
+    return shuffled

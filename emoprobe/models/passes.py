@@ -38,7 +38,7 @@ def describe_pass(
         real = torch.ones(batch, length, dtype=torch.bool, device=inputs.device)
     if prompt_length is None:
         prompt_length = length if start == 0 or before is None else before.prompt_length
-    return Forward(real, given.get("input_ids"), start, prompt_length, offsets)
+    return Forward(real, given.get("input_ids"), start, prompt_length, offsets, past)
 
 
 def act_on(
