@@ -1,5 +1,6 @@
 """The generated texts: known latents, even counts, unnamed emotions, and worlds that share few telling words."""
 
+import random
 import re
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +14,18 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from emoprobe.corpora import generator
-from emoprobe.corpora.generator import EMOTIONS, FORMS, WORLDS, GeneratedText, aftermaths, generate
+from emoprobe.corpora.generator import (
+    EMOTIONS,
+    FORMS,
+    SCALES,
+    WORLDS,
+    Emotion,
+    GeneratedText,
+    aftermaths,
+    felt,
+    generate,
+    mood,
+)
 from emoprobe.errors import InputError
 
 # Word beginnings that would name an emotion: its name, inflections and nearest synonyms.
@@ -168,6 +180,39 @@ def test_intensity_shows_in_the_context_and_in_the_aftermath() -> None:
         for text in texts:
             level = round(text.intensity * 5) - 1
             assert any(phrase in getattr(text, words) for phrase in generator._BANKS[bank][level]), text
+
+
+def test_words_of_a_mood_are_drawn_by_the_dimension_alone_with_log_odds_linear_in_it() -> None:
+    """Counted over many draws, against the odds worked out by hand: exp(((a - x)² - (b - x)²) / (2 · 0.15²))."""
+    rng, counts = random.Random(0), Counter()
+    feeling = Emotion(valence=0.4, arousal=0.3, relevance=0.5)
+    for _ in range(20_000):
+        sentence = mood(feeling, "Maya", rng)
+        assert sentence.startswith("Maya found the day ") and sentence.endswith(".")
+        counts.update(re.findall(r"\w+", sentence))
+    for phrase, place in (
+        ("found the day", 0.7),
+        ("thought the tea", 0.7),
+        ("called the sky", 0.7),
+        ("moved", 0.3),
+    ):
+        words = SCALES[phrase]
+        levels = np.arange(len(words)) / (len(words) - 1)
+        expected = np.exp(-((levels - place) ** 2) / (2 * 0.15**2))
+        found = np.array([counts[word] for word in words]) / 20_000
+        assert found == pytest.approx(expected / expected.sum(), abs=0.015), phrase
+
+
+def test_no_two_scales_share_a_word_and_no_mood_names_an_emotion() -> None:
+    words = list(chain(*SCALES.values()))
+    assert len(words) == len(set(words)) == 9 * len(SCALES)
+    assert not any(NAMED.search(word) for word in words)
+    assert not set(words) & set(re.findall(r"\w+", " ".join(chain(*(aftermaths(e) for e in EMOTIONS)))))
+
+
+def test_an_emotion_of_some_intensity_lies_between_neutral_and_its_full_place() -> None:
+    assert felt("fear", 1.0) == EMOTIONS["fear"] and felt("neutral", 0.2) == EMOTIONS["neutral"]
+    assert felt("fear", 0.2).valence == pytest.approx(0.6 * EMOTIONS["fear"].valence)
 
 
 def test_choices_narrow_the_texts() -> None:

@@ -6,11 +6,13 @@ words that learned in some worlds knows little in the others. Not nothing: sente
 their function words ("was", "and" and "had" for shame, "for" for love) name the emotion of an unseen world about one time
 in five, chance being one in thirteen; what other words worlds share, and names and degrees, tell nothing. So does a bag of
 words in part, and stands beside every probe. Only the aftermath, the sentence that may follow, is worded by emotion alone,
-the same in every world; whoever predicts it must have inferred the emotion. The sentences are in `worlds.json`. This file
-knows nothing of models or probes.
+the same in every world; whoever predicts it must have inferred the emotion. And only the mood, a sentence that may follow
+too, is worded by valence and arousal alone: whoever predicts its words must have inferred how good and how lively things
+are to the person, whatever the emotion. The sentences are in `worlds.json`. This file knows nothing of models or probes.
 """
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ class GeneratedText:
         text: the context, two to four sentences, without the aftermath.
         emotion: a key of `EMOTIONS`: what `experiencer` feels.
         intensity: one of 0.2, 0.4, 0.6, 0.8, 1.0; the text shows it in a degree phrase, the aftermath in a duration.
-        valence, arousal, relevance: the emotion's values times w plus neutral's times 1 - w, w = (1 + intensity) / 2.
+        valence, arousal, relevance: as `felt` places the emotion at that intensity.
         world: a member of `WORLDS`; to be used as the group in cross-validation.
         form: "first", "third" or "pair" (two people, two emotions).
         speaker: "I" where a character tells the story, else "narrator".
@@ -89,7 +91,13 @@ FORMS = ("first", "third", "pair")
 
 _BANKS: dict[str, Any] = json.loads(Path(__file__).with_name("worlds.json").read_text(encoding="utf-8"))
 WORLDS: tuple[str, ...] = tuple(_BANKS["worlds"])
+SCALES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {phrase: tuple(words) for scales in _BANKS["moods"].values() for phrase, words in scales.items()}
+)
+"""The words of moods by the phrase that they follow, each from the least to the most of its dimension."""
 _LEVELS = len(_BANKS["degrees"])
+_RANGES = {"valence": (-1.0, 1.0), "arousal": (0.0, 1.0)}
+_SPREAD = 0.15  # of the words of a mood about the person's own place, as a share of the scale
 _PRONOUN = {name: pronoun for pronoun, names in _BANKS["names"].items() for name in names}
 _NAMES = sorted(_PRONOUN)
 _CASES = {  # pronoun: possessive, object, reflexive
@@ -149,6 +157,34 @@ def aftermaths(emotion: str, experiencer: str = "I", *, intensity: float = 0.6) 
     return tuple(_sentence(f"{opener} {{s}} {clause} {duration}", experiencer) for clause in bank)
 
 
+def felt(emotion: str, intensity: float) -> Emotion:
+    """Place an emotion of some intensity: its values times w plus neutral's times 1 - w, w = (1 + intensity) / 2."""
+    weight, full, rest = (1 + intensity) / 2, EMOTIONS[emotion], EMOTIONS["neutral"]
+    return Emotion(
+        valence=weight * full.valence + (1 - weight) * rest.valence,
+        arousal=weight * full.arousal + (1 - weight) * rest.arousal,
+        relevance=weight * full.relevance + (1 - weight) * rest.relevance,
+    )
+
+
+def mood(feeling: Emotion, experiencer: str, rng: random.Random) -> str:
+    """Draw a sentence that says how good and how lively things are to `experiencer`, by valence and arousal alone.
+
+    It has one word of each of `SCALES`, drawn on its own. The words of a scale stand at even distances over the range of
+    its dimension, and are the likelier the nearer they are to `feeling`, as a normal density is whose standard deviation
+    is 0.15 of the range. So the log-odds of any two words are linear in the dimension.
+    """
+    phrases = []
+    for dimension, scales in _BANKS["moods"].items():
+        low, high = _RANGES[dimension]
+        place = (getattr(feeling, dimension) - low) / (high - low)
+        for phrase, words in scales.items():
+            levels = [i / (len(words) - 1) for i in range(len(words))]
+            weights = [math.exp(-(((level - place) / _SPREAD) ** 2) / 2) for level in levels]
+            phrases.append(f"{phrase} {rng.choices(words, weights)[0]}")
+    return _sentence("{s} " + ", ".join(phrases[:-1]) + " and " + phrases[-1], experiencer)
+
+
 def _chosen(kind: str, names: Sequence[str] | None, known: tuple[str, ...]) -> list[str]:
     if names is None:
         return list(known)
@@ -184,14 +220,14 @@ def _text(rng: random.Random, form: str, emotion: str, world: str, others: Seque
         ]
     text, spans = _joined(sentences)
     intensity = (level + 1) / _LEVELS
-    weight, full, rest = (1 + intensity) / 2, EMOTIONS[emotion], EMOTIONS["neutral"]
+    feeling = felt(emotion, intensity)
     return GeneratedText(
         text=text,
         emotion=emotion,
         intensity=intensity,
-        valence=weight * full.valence + (1 - weight) * rest.valence,
-        arousal=weight * full.arousal + (1 - weight) * rest.arousal,
-        relevance=weight * full.relevance + (1 - weight) * rest.relevance,
+        valence=feeling.valence,
+        arousal=feeling.arousal,
+        relevance=feeling.relevance,
         world=world,
         form=form,
         speaker="I" if "I" in (experiencer, other) else "narrator",

@@ -1,6 +1,6 @@
 """Measure what the ground-truth model knows of the emotions its texts were made from; every figure has its control.
 
-    python -m emoprobe.models.ground_truth.evaluate [FOLDER] [--json FILE]
+    python -m emoprobe.models.ground_truth.evaluate [FOLDER] [--parts PART ...] [--json FILE]
 
 It uses transformers, forward hooks and scikit-learn alone, none of this package's own capture, probes or steering, so
 that those can be checked against it. The texts are made with seeds that training never uses: the sentences are the
@@ -10,7 +10,7 @@ trained ones, their combinations, names and degrees are new. `MODEL_CARD.md` quo
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,35 @@ def directions(pools: Array, texts: Sequence[GeneratedText]) -> dict[str, Array]
     return {kind: d / np.linalg.norm(d, axis=-1, keepdims=True) for kind, d in found.items()}
 
 
+def axes(bench: Bench, n: int = 1_300, shuffles: int = 39) -> dict[str, Any]:
+    """Look for valence and arousal among the first principal components of the emotions' mean streams at every layer.
+
+    Beside them stand the components of as many sets of means as `shuffles` says, of texts whose emotions were shuffled.
+    """
+    texts = generate(n, seed=8, forms=SINGLE)
+    pools, _ = bench.pooled([t.text for t in texts])
+    emotions, rng, table = np.array([t.emotion for t in texts]), np.random.default_rng(0), {}
+    for layer in range(pools.shape[1]):
+        found, shares = components(pools[:, layer], emotions)
+        chance = [components(pools[:, layer], rng.permutation(emotions))[0] for _ in range(shuffles)]
+        table[f"layer {layer}"] = {
+            "valence": found[0],
+            "arousal": found[1],
+            "shares of the variance": shares,
+            "highest in shuffled sets (valence, arousal)": np.max(chance, axis=(0, 2)),
+        }
+    return {"|r| of the first five components of emotions with their valence and arousal": table}
+
+
+def components(pools: Array, emotions: Array, count: int = 5) -> tuple[Array, Array]:
+    """Return |r| of the emotions' first components with valence and arousal (2, count), and their shares (count,)."""
+    means = np.stack([pools[emotions == name].mean(0) for name in NAMES])
+    left, singular, _ = np.linalg.svd(means - means.mean(0), full_matrices=False)
+    places = [[e.valence for e in EMOTIONS.values()], [e.arousal for e in EMOTIONS.values()]]
+    r = np.corrcoef(places, left[:, :count].T)[:2, 2:]
+    return np.abs(r), (singular**2 / (singular**2).sum())[:count]
+
+
 def agreement(bench: Bench, layer: int, n: int = 2_600) -> dict[str, Any]:
     """Compare the directions found in two sets of texts without a seed in common."""
     found = []
@@ -262,15 +291,27 @@ def steering(bench: Bench, layer: int, n: int = 130) -> dict[str, Any]:
     return {f"steering at layer {layer}": table}
 
 
+PARTS: dict[str, Callable[[Bench, int], dict[str, Any]]] = {
+    "understanding": lambda bench, _: understanding(bench),
+    "binding": lambda bench, _: binding(bench),
+    "probing": lambda bench, _: probing(bench),
+    "axes": lambda bench, _: axes(bench),
+    "agreement": agreement,
+    "steering": steering,
+}
+
+
 def evaluate(
-    folder: str | Path = FOLDER, layer: int = 3, show: Callable[[str], None] = print
+    folder: str | Path = FOLDER,
+    layer: int = 3,
+    parts: Iterable[str] = PARTS,
+    show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Run all measurements on a checkpoint and return them by name; `layer` is where directions are taken."""
+    """Run the measurements on a checkpoint and return them by name; `layer` is where directions are taken."""
     bench, results = Bench(folder), {}
-    parts = (understanding, binding, probing, lambda b: agreement(b, layer), lambda b: steering(b, layer))
     for part in parts:
-        found = part(bench)
-        show(json.dumps(found, indent=2, default=float))
+        found = PARTS[part](bench, layer)
+        show(json.dumps(rounded(found), indent=2))
         results.update(found)
     return results
 
@@ -279,7 +320,7 @@ def rounded(found: Any) -> Any:
     """Return nested figures to four decimals, as plain numbers: what is beyond differs between machines."""
     if isinstance(found, dict):
         return {name: rounded(value) for name, value in found.items()}
-    if isinstance(found, list | tuple):
+    if isinstance(found, list | tuple | np.ndarray):
         return [rounded(value) for value in found]
     return found if isinstance(found, int) else round(float(found), 4)
 
@@ -293,9 +334,12 @@ def main() -> None:
     parser.add_argument(
         "--layer", type=int, default=3, help="layer of the directions that are compared and added"
     )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)"
+    )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     given = parser.parse_args()
-    results = evaluate(given.folder, given.layer)
+    results = evaluate(given.folder, given.layer, given.parts)
     if given.json:
         given.json.write_text(json.dumps(rounded(results), indent=2) + "\n", encoding="utf-8")
 

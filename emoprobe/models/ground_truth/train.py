@@ -10,6 +10,7 @@ Nothing here knows of probes or steering; what the model is worth is measured in
 import argparse
 import math
 import random
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,15 +25,16 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from emoprobe.corpora.generator import EMOTIONS, GeneratedText, aftermaths, generate
+from emoprobe.corpora.generator import EMOTIONS, SCALES, GeneratedText, aftermaths, felt, generate, mood
 from emoprobe.errors import InputError
 from emoprobe.models.byte_level import train_bpe, wrapped
 
 CONTEXT = 512
 CHUNK = 64  # batches made at a time, so that texts of one length share a batch
-VERBS = sorted(
-    {clause.split()[2] for emotion in EMOTIONS for clause in aftermaths(emotion)}
+VERBS = tuple(
+    sorted({clause.split()[2] for emotion in EMOTIONS for clause in aftermaths(emotion)})
 )  # "Afterwards I …"
+AHEAD = (VERBS, *SCALES.values())  # the kinds of words to be foreseen: one of each follows about each person
 WORKERS = 6  # processes that make batches for a GPU
 WARM_UP = 0.04  # of the whole run
 NOTHING = -100  # PyTorch's mark of a position that has no target
@@ -40,10 +42,10 @@ NOTHING = -100  # PyTorch's mark of a position that has no target
 
 @dataclass(frozen=True)
 class Document:
-    """One training text; in each span (start, end, verb) of it, `verb` is to be foreseen."""
+    """One training text; in each span (start, end, words) of it, a word of each kind in `AHEAD` is to be foreseen."""
 
     text: str
-    ahead: tuple[tuple[int, int, str], ...] = ()
+    ahead: tuple[tuple[int, int, tuple[str, ...]], ...] = ()
 
 
 def documents(seed: int, part: int = 0, parts: int = 1) -> Iterator[Document]:
@@ -73,24 +75,32 @@ def documents(seed: int, part: int = 0, parts: int = 1) -> Iterator[Document]:
 
 
 def _document(text: GeneratedText, rng: random.Random) -> Document:
-    ahead = [(*span, _verb(text.aftermath)) for span in text.spans]
+    moods = [mood(felt(text.emotion, text.intensity), text.experiencer, rng)]
+    words = _ahead(text.aftermath, moods[0])
+    ahead = [(*span, words) for span in text.spans]
     if text.other and text.other_emotion and text.other_intensity:
         # Several aftermaths of the two in any order: the model has to keep in mind whose is whose.
+        moods.append(mood(felt(text.other_emotion, text.other_intensity), text.other, rng))
         mine = aftermaths(text.emotion, text.experiencer, intensity=text.intensity)
         theirs = rng.sample(aftermaths(text.other_emotion, text.other, intensity=text.other_intensity), 2)
         follows = [text.aftermath, theirs[0], *rng.sample([rng.choice(mine), theirs[1]], rng.randrange(3))]
         # Whatever is not about the experiencer is about the other.
         ends = [0, *(place for span in text.spans for place in span), len(text.text)]
         gaps = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=True) if end - start > 1]
-        ahead += [(start, end, _verb(theirs[0])) for start, end in gaps]
-        return Document(" ".join([text.text, *rng.sample(follows, len(follows))]), tuple(ahead))
-    if rng.random() < 0.05:
-        return Document(f"{text.aftermath} {text.text}")
-    return Document(f"{text.text} {text.aftermath}", tuple(ahead))
+        words = _ahead(theirs[0], moods[1])
+        ahead += [(start, end, words) for start, end in gaps]
+    elif rng.random() < 0.05:
+        return Document(f"{text.aftermath} {text.text} {moods[0]}")
+    else:
+        follows = [text.aftermath]
+    follows += moods
+    return Document(" ".join([text.text, *rng.sample(follows, len(follows))]), tuple(ahead))
 
 
-def _verb(aftermath: str) -> str:
-    return next(word for word in aftermath.split() if word in VERBS)
+def _ahead(aftermath: str, mood: str) -> tuple[str, ...]:
+    """Return the word of each kind in `AHEAD` that comes first in what follows about a person."""
+    words = re.findall(r"\w+", f"{aftermath} {mood}")
+    return tuple(next(word for word in words if word in kind) for kind in AHEAD)
 
 
 def train_tokenizer(seed: int, size: int = 1_500) -> PreTrainedTokenizerFast:
@@ -127,23 +137,33 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     return model
 
 
-def foreseen(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """List the tokens with which the verbs of the aftermaths begin, in the order that look-ahead targets count in."""
-    return sorted(
-        {ids[0] for ids in tokenizer([" " + v for v in VERBS], add_special_tokens=False)["input_ids"]}
-    )
+def foreseen(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """List, for each kind in `AHEAD`, the tokens its words begin with, in the order that look-ahead targets count in.
+
+    Words of one kind that begin alike count as one.
+    """
+    return [sorted({_beginning(tokenizer, word) for word in kind}) for kind in AHEAD]
+
+
+def _beginning(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
+    token: int = tokenizer(" " + word, add_special_tokens=False)["input_ids"][0]
+    return token
 
 
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, size: int, part: int = 0, parts: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield token ids and look-ahead targets, both (batch, length), of documents of about one length.
+    """Yield token ids (batch, length) and look-ahead targets (batch, length, kinds) of documents of about one length.
 
-    Documents are closed by `</s>` and padded on the right. A target is an index into `foreseen`, or `NOTHING`.
+    Documents are closed by `</s>` and padded on the right. A target is an index into its kind's list in `foreseen`, or
+    `NOTHING`.
     """
     rng, stream = random.Random(seed), documents(seed, part, parts)
-    place = {token: i for i, token in enumerate(foreseen(tokenizer))}
-    verbs = {v: place[tokenizer(" " + v, add_special_tokens=False)["input_ids"][0]] for v in VERBS}
+    places = [
+        {word: tokens.index(_beginning(tokenizer, word)) for word in kind}
+        for kind, tokens in zip(AHEAD, foreseen(tokenizer), strict=True)
+    ]
+    nothing = [NOTHING] * len(AHEAD)
     while True:
         rows = []
         chunk = list(islice(stream, CHUNK * size))
@@ -151,11 +171,12 @@ def batches(
         for document, ids, offsets in zip(
             chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            ahead = [
-                next((verbs[verb] for a, b, verb in document.ahead if a < end <= b), NOTHING)
-                for _, end in offsets
+            spans = [
+                (start, end, [place[word] for place, word in zip(places, words, strict=True)])
+                for start, end, words in document.ahead
             ]
-            rows.append((torch.tensor([*ids, tokenizer.eos_token_id]), torch.tensor([*ahead, NOTHING])))
+            ahead = [next((words for a, b, words in spans if a < end <= b), nothing) for _, end in offsets]
+            rows.append((torch.tensor([*ids, tokenizer.eos_token_id]), torch.tensor([*ahead, nothing])))
         rows.sort(key=lambda row: len(row[0]))
         groups = [rows[i : i + size] for i in range(0, len(rows), size)]
         for group in rng.sample(groups, len(groups)):
@@ -203,7 +224,7 @@ def train(
     minutes: float | None = None,
     batch: int = 64,
     peak: float = 3e-3,
-    look_ahead: float = 0.5,
+    look_ahead: float = 0.3,
     device: str = "cpu",
 ) -> tuple[LlamaForCausalLM, list[float]]:
     """Train a model with AdamW under a warmed-up cosine schedule and return it, on the CPU, with its loss at every step.
@@ -222,7 +243,7 @@ def train(
         betas=(0.9, 0.98),
     )
     losses: list[float] = []
-    verbs = torch.tensor(foreseen(tokenizer), device=device)
+    kinds = [torch.tensor(tokens, device=device) for tokens in foreseen(tokenizer)]
     prepared = _prepared(tokenizer, seed, batch, device)
     begun = time.monotonic()
     with Progress() as progress:
@@ -236,9 +257,10 @@ def train(
             ids, ahead = ids.to(device), ahead.to(device)
             logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
             loss = cross_entropy(logits, ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id)
-            places = ahead[:, :-1].flatten()
-            if (places != NOTHING).any():  # else it would be the mean of nothing
-                loss = loss + look_ahead * cross_entropy(logits[:, verbs], places, ignore_index=NOTHING)
+            known = ahead[:, :-1].flatten(0, 1)
+            if (known != NOTHING).any():  # else it would be the mean of nothing
+                for tokens, places in zip(kinds, known.unbind(1), strict=True):
+                    loss = loss + look_ahead * cross_entropy(logits[:, tokens], places, ignore_index=NOTHING)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
