@@ -1,6 +1,7 @@
 """Valuations, and the attention that uses them."""
 
 from emoprobe.valattn.attention import val_attention
+from emoprobe.valattn.calibration import calibrated_to_deviation, calibrated_to_share
 from emoprobe.valattn.compare import Comparison, compare_valuations
 from emoprobe.valattn.embeddings import (
     lexicon_annotations,
@@ -18,6 +19,8 @@ __all__ = [
     "EmotionStream",
     "Valuation",
     "biases",
+    "calibrated_to_deviation",
+    "calibrated_to_share",
     "compare_valuations",
     "inject",
     "learn_valuation",

@@ -34,6 +34,11 @@ Range = tuple[float, float]
 
 def valuate(weight: Tensor, bias: Tensor, stream: Tensor, emotions: Tensor | None = None) -> Tensor:
     """Return tanh(W·[x; e] + b), float (…, m), for W (m, d_model + d_e), b (m,) and streams (…, d_model)."""
+    return torch.tanh(affine(weight, bias, stream, emotions))
+
+
+def affine(weight: Tensor, bias: Tensor, stream: Tensor, emotions: Tensor | None = None) -> Tensor:
+    """Return what goes into the tanh: W·[x; e] + b, float (…, m); see `valuate`."""
     dtype = torch.promote_types(stream.dtype, torch.float32)
     x = stream.to(dtype)
     weight, bias = weight.to(x.device, dtype), bias.to(x.device, dtype)
@@ -43,10 +48,10 @@ def valuate(weight: Tensor, bias: Tensor, stream: Tensor, emotions: Tensor | Non
         raise InputError(
             f"this valuation reads {weight.shape[-1]} numbers per token, but the model gives {given}"
         )
-    v = linear(x, weight[:, :width], bias)
+    read = linear(x, weight[:, :width], bias)
     if emotions is not None:
-        v = v + emotions.to(x.device, dtype) @ weight[:, width:].T
-    return torch.tanh(v)
+        read = read + emotions.to(x.device, dtype) @ weight[:, width:].T
+    return read
 
 
 @dataclass(frozen=True, eq=False)
