@@ -240,9 +240,14 @@ def axes(bench: Bench, n: int = 1_300, shuffles: int = 39) -> dict[str, Any]:
 
 
 def components(pools: Array, emotions: Array, count: int = 5) -> tuple[Array, Array]:
-    """Return |r| of the emotions' first components with valence and arousal (2, count), and their shares (count,)."""
-    means = np.stack([pools[emotions == name].mean(0) for name in NAMES])
-    left, singular, _ = np.linalg.svd(means - means.mean(0), full_matrices=False)
+    """Return |r| of the emotions' first components with valence and arousal (2, count), and their shares (count,).
+
+    Components are of the emotions' mean differences, each of unit length, so that none counts more for being far off.
+    """
+    vectors = np.stack([pools[emotions == name].mean(0) for name in NAMES])
+    vectors -= vectors.mean(0)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    left, singular, _ = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
     places = [[e.valence for e in EMOTIONS.values()], [e.arousal for e in EMOTIONS.values()]]
     r = np.corrcoef(places, left[:, :count].T)[:2, 2:]
     return np.abs(r), (singular**2 / (singular**2).sum())[:count]
