@@ -10,7 +10,7 @@ from emoprobe.valattn.embeddings import (
     span_annotations,
 )
 from emoprobe.valattn.inject import biases, inject
-from emoprobe.valattn.learn import learn_valuation
+from emoprobe.valattn.learn import learn_valuation, learning_history
 from emoprobe.valattn.stream import EmotionStream
 from emoprobe.valattn.valuation import Valuation
 
@@ -24,6 +24,7 @@ __all__ = [
     "compare_valuations",
     "inject",
     "learn_valuation",
+    "learning_history",
     "lexicon_annotations",
     "lexicon_table",
     "lexicon_valuation",
