@@ -104,7 +104,11 @@ def learn_valuation(
         return sum(len(part) * float(loss(part)) for part in parts) / len(rows)
 
     parameters = {name: tensor for name in TRAINED if (tensor := getattr(valuation, name)) is not None}
-    settings = {"objective": objective, "annotation_weight": annotation_weight, "held_out": held_out}
+    settings: dict[str, Any] = {
+        "objective": objective,
+        "annotation_weight": annotation_weight,
+        "held_out": held_out,
+    }
     if checkpoint is not None:
         settings |= {"model": model.fingerprint(), "corpus": corpus.fingerprint, "start": _digest(parameters)}
     with frozen(model):
