@@ -82,7 +82,7 @@ def learn_valuation(
             f'objective="{objective}" is not understood: give "next_token", "annotations" or "both"'
         )
     everything = corpus.texts
-    targets = _targets(corpus, init) if objective != "next_token" else None
+    targets = annotated_targets(corpus, init) if objective != "next_token" else None
     fitted, test = _apart(np.arange(len(corpus)), corpus, held_out, seed)
     chosen_by = None
     if patience is not None:
@@ -239,7 +239,7 @@ def _recording(bias: AttentionBias, seen: list[Tensor]) -> AttentionBias:
     return replace(bias, valuation=valuation)
 
 
-def _targets(corpus: Corpus, init: Valuation) -> Tensor:
+def annotated_targets(corpus: Corpus, init: Valuation) -> Tensor:
     """Return the annotated dimensions mapped to [-1, 1], (texts, m); NaN where there is no annotation."""
     known = [name for name in init.dimensions if name in corpus.dimensions]
     if not known:

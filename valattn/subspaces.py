@@ -40,14 +40,14 @@ def principal_angles(a: Floats, b: Floats) -> Floats:
     return angles
 
 
-def overlap(a: Floats, b: Floats) -> float:
-    """Return the mean squared cosine of the principal angles: 1 for the same space, m/d for random ones."""
-    return float((np.cos(np.deg2rad(principal_angles(a, b))) ** 2).mean())
-
-
 def overlaps(a: Floats, b: Floats) -> Floats:
-    """Return the overlap at each layer of rows (layers, m, d)."""
-    return np.array([overlap(*rows) for rows in zip(a, b, strict=True)])
+    """Return the mean squared cosine of the principal angles at each layer of rows (layers, m, d).
+
+    It is 1 for the same space, and m/d on average for spaces drawn at random.
+    """
+    bases = [np.linalg.qr(rows.swapaxes(-1, -2))[0] for rows in (a, b)]
+    shared: Floats = ((bases[0].swapaxes(-1, -2) @ bases[1]) ** 2).sum((-1, -2)) / a.shape[-2]
+    return shared
 
 
 def overlaps_by_chance(a: Floats, b: Floats, draws: int, seed: int) -> Floats:
