@@ -263,14 +263,11 @@ def _trainable(
     init: Valuation, heads: int | None, embedding_width: int, vocabulary: int, seed: int
 ) -> Valuation:
     """Return a copy of the start whose tensors ask for gradients, with a λ per layer, or per layer and head."""
-    count = len(init.layers)
-    weight, embedding = init.weight.detach().clone(), init.embedding
+    count, embedding = len(init.layers), init.embedding
     if embedding_width and embedding is None:
         generator = torch.Generator().manual_seed(seed)
         embedding = 0.1 * torch.randn(vocabulary, embedding_width, generator=generator)
-        # Each dimension starts out reading one coordinate of the table, so that the table gets a gradient at once.
-        columns = torch.eye(init.m, embedding_width).to(weight).expand(count, -1, -1)
-        weight = torch.cat([weight, columns], dim=-1)
+        init = init.widened(embedding_width)
     strength = torch.zeros(()) if init.strength is None else init.strength.detach().float()
     if strength.dim() < 2 and heads is not None:
         strength = strength.reshape(-1, 1).expand(count, heads)
@@ -278,7 +275,7 @@ def _trainable(
         strength = strength.expand(count)
     return replace(
         init,
-        weight=weight.requires_grad_(),
+        weight=init.weight.detach().clone().requires_grad_(),
         bias=init.bias.detach().clone().requires_grad_(),
         strength=strength.clone().requires_grad_(),
         embedding=None if embedding is None else embedding.detach().clone().requires_grad_(),
