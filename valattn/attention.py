@@ -1,8 +1,9 @@
 """Valuation attention as a function of tensors: Softmax(QKᵀ/√d_k + λ·V_Q·V_Kᵀ)·V.
 
 Four implementations of one signature: `reference` writes the formula down (any precision, quadratic memory); `folded`
-widens queries and keys by the valuations, so that any fused kernel computes the same without the n × n bias; `flex` states
-the bias as a score_mod of FlexAttention; `triton` is a flash kernel of our own with the term of low rank in its score loop.
+widens queries and keys by the valuations, so that any fused kernel computes the same without the n × n bias: torch's, or on a
+Hopper GPU FlashAttention-4's where it is installed; `flex` states the bias as a score_mod of FlexAttention; `triton` is a
+flash kernel of our own with the term of low rank in its score loop.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from emoprobe.errors import InputError
 from emoprobe.folding import fold_keys, fold_queries
+from emoprobe.valattn import hopper
 
 IMPLEMENTATIONS = ("reference", "folded", "flex", "triton")
 CHUNK = 1024  # queries that see a mask at a time, so that it never has n × n entries
@@ -71,6 +73,12 @@ def val_attention(
         return flash_val_attention(q, k, v, vq, vk, lam.expand(q.shape[1]), setting)
     if implementation == "flex":
         return _flex(q, k, v, vq, vk, lam.expand(q.shape[1]), causal, mask, scale, window, softcap)
+    if implementation == "folded" and hopper.why_not(q, vq, mask) is None:
+        seen = _seen_keys(mask, k)
+        lam = lam.expand(q.shape[1])
+        return hopper.hopper_attention(
+            q, k, v, vq, vk, lam, causal=causal, seen=seen, scale=scale, window=window
+        )
     vq = lam[None, :, None, None] * vq[:, None]
     if implementation == "folded":
         return _folded(q, k, v, vq, vk, causal, mask, scale, window)
@@ -82,9 +90,11 @@ def choose_implementation(
 ) -> str:
     """Return the implementation that `val_attention` takes for tensors of this shape, dtype and device.
 
-    Our kernel where it can run; else the fused kernels of torch, which cannot cap scores without the bias; else FlexAttention
-    on a GPU and the plain formula on a CPU.
+    FlashAttention-4's kernels or our own where they can run; else the fused kernels of torch. Fused kernels cannot cap scores
+    without the bias: for that, our own, else FlexAttention on a GPU and the plain formula on a CPU.
     """
+    if softcap is None and hopper.why_not(q, vq, mask) is None:
+        return "folded"
     if why_not("triton", q, vq, mask=mask, softcap=softcap) is None and q.is_cuda:
         return "triton"
     if softcap is None:

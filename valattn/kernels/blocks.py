@@ -38,6 +38,14 @@ def capped(products, slope, cap):
 
 
 @triton.jit
+def part(value, which, dtype: tl.constexpr, QUERY: tl.constexpr):
+    """Return the part of a valuation that a column holds, the `which`-th of [high, low, high] or of [high, high, low]."""
+    high = value.to(dtype)
+    low = (value - high.to(tl.float32)).to(dtype)
+    return tl.where(which == (1 if QUERY else 2), low, high)
+
+
+@triton.jit
 def spread(
     source,
     strength,
@@ -61,8 +69,6 @@ def spread(
     here = source + batch.to(tl.int64) * stride_b + rows.to(tl.int64) * stride_n + (column % M) * stride_m
     value = tl.load(here, mask=(rows < positions) & (column < PARTS * M), other=0.0).to(tl.float32)
     value = value * (tl.load(strength + head) * factor)
-    high = value.to(columns.dtype.element_ty)
-    low = (value - high.to(tl.float32)).to(columns.dtype.element_ty)
-    out = tl.where(column // M == (1 if QUERY else 2), low, high)
+    out = part(value, column // M, columns.dtype.element_ty, QUERY)
     to = columns + (tl.program_id(1).to(tl.int64) * positions + rows) * R + column
     tl.store(to, out, mask=rows < positions)

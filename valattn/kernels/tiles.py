@@ -17,7 +17,7 @@ class Tiles(NamedTuple):
 
 FORWARD = {
     64: [Tiles(128, 128, 8, 3), Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 4, 3)],
-    128: [Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 3), Tiles(64, 128, 4, 2), Tiles(64, 64, 4, 3)],
+    128: [Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2), Tiles(64, 128, 4, 2), Tiles(64, 64, 4, 3)],
     256: [Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)],
 }
 BACKWARD_QUERIES = {

@@ -1,0 +1,139 @@
+"""Folding for FlashAttention-4's kernels: what they are given makes plain attention valuation attention."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from emoprobe.valattn import hopper, val_attention
+from emoprobe.valattn.attention import choose_implementation
+from emoprobe.valattn.kernels import flash
+from emoprobe.valattn.kernels.widen import width
+
+if not flash.INTERPRETING:
+    pytest.skip("needs Triton's interpreter", allow_module_level=True)
+
+
+def plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    softmax_scale: float,
+    causal: bool,
+    window_size: tuple[int | None, int | None],
+) -> tuple[Tensor, None]:
+    """Stand in for `flash_attn_func`: (batch, positions, heads, width), the last query stands at the last key."""
+    assert q.shape[-1] == k.shape[-1] and q.shape[-1] % 16 == 0 and q.shape[-1] <= 256
+    assert q.shape[2] == k.shape[2] or not q.requires_grad or v.shape[-1] == k.shape[-1]
+    groups = q.shape[2] // k.shape[2]
+    q, k, v = (t.transpose(1, 2).double() for t in (q, k, v))
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    ahead = torch.arange(k.shape[2]) - (torch.arange(q.shape[2]) + k.shape[2] - q.shape[2])[:, None]
+    left, right = window_size[0], 0 if causal else window_size[1]
+    far = torch.zeros_like(ahead, dtype=torch.bool)
+    if right is not None:
+        far |= ahead > right
+    if left is not None:
+        far |= -ahead > left
+    scores = (softmax_scale * q @ k.mT).masked_fill(far, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2), None
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("flash_attn.cute")
+    module.flash_attn_func = plain_attention  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", module)
+
+
+def draw(
+    heads: int, kv_heads: int, queries: int, keys: int, d: int, m: int, dtype: torch.dtype
+) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    wide = [(2, heads, queries, d), (2, kv_heads, keys, d), (2, kv_heads, keys, d)]
+    given = [torch.randn(size, generator=g).to(dtype) for size in wide]
+    valuations = [torch.tanh(torch.randn(2, n, m, generator=g)) for n in (queries, keys)]
+    return [*given, *valuations, torch.linspace(-1.0, 1.5, heads)]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "queries", "keys", "d", "m", "options"),
+    [
+        (2, 2, 70, 70, 64, 3, {}),
+        (4, 2, 20, 90, 96, 5, {}),  # grouped queries and a cached prefix
+        (2, 1, 33, 40, 64, 16, {"causal": False}),
+        (2, 2, 50, 50, 128, 7, {"window": 9}),
+        (1, 1, 40, 40, 40, 32, {"window": 9, "causal": False}),
+        (2, 2, 70, 70, 64, 3, {"padded": True}),
+        (2, 1, 70, 70, 64, 16, {"padded": True, "window": 8}),
+        (2, 1, 40, 60, 64, 3, {"padded": True, "window": 8, "causal": False}),
+    ],
+)
+@pytest.mark.usefixtures("stand_in")
+def test_folding_for_them_is_the_formula(
+    heads: int, kv_heads: int, queries: int, keys: int, d: int, m: int, options: dict[str, Any]
+) -> None:
+    inputs = draw(heads, kv_heads, queries, keys, d, m, torch.float32)
+    options = {"causal": True, "window": None, **options}
+    seen = mask = None
+    if options.pop("padded", False):
+        seen = torch.arange(keys) >= torch.tensor([[0], [keys // 2]])
+        seen[0, -5:] = False
+        mask = seen[:, None, None]
+    ours = [t.detach().requires_grad_() for t in inputs]
+    truth = [t.detach().double().requires_grad_() for t in inputs]
+    out = hopper.hopper_attention(*ours, seen=seen, scale=0.2, **options)
+    exact = val_attention(*truth, implementation="reference", mask=mask, scale=0.2, **options)
+    given = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = (out, *torch.autograd.grad(out, ours, given))
+    wanted = (exact, *torch.autograd.grad(exact, truth, given))
+    for a, b in zip(found, wanted, strict=True):
+        assert float((a.double() - b).detach().norm() / b.detach().norm()) < 1e-5
+
+
+@pytest.mark.parametrize("m", [3, 5])
+@pytest.mark.usefixtures("stand_in")
+def test_low_parts_take_the_columns_that_are_free(m: int) -> None:
+    """Biases of tens of units of up to 5 dimensions are as exact as in float32."""
+    inputs = draw(2, 2, 60, 60, 64, m, torch.bfloat16)
+    inputs[5] = inputs[5] * 20
+    exact = val_attention(*[t.double() for t in inputs], implementation="reference")
+    ours = hopper.hopper_attention(*inputs, causal=True, seen=None, scale=1 / 8, window=None)
+    assert float((ours - exact).norm() / exact.norm()) < 1e-3
+
+
+def test_widths_are_the_least_that_tensor_cores_take() -> None:
+    assert [width(64, m, False) for m in (1, 3, 16, 17, 32)] == [80, 80, 80, 96, 96]
+    assert [width(128, m, True) for m in (3, 15, 16)] == [144, 144, 160]
+
+
+def test_they_are_chosen_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, vq = torch.zeros(1, 2, 64, 64, dtype=torch.bfloat16), torch.zeros(1, 64, 3)
+    monkeypatch.setattr(hopper, "installed", lambda: False)
+    assert "not installed" in str(hopper.why_not(q, vq, None))
+    monkeypatch.setattr(hopper, "installed", lambda: True)
+    assert "Hopper" in str(hopper.why_not(q, vq, None))
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda t: True))
+    for capability, wanted in (((8, 0), "Hopper"), ((10, 0), "Hopper"), ((9, 0), "None")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
+        assert wanted in str(hopper.why_not(q, vq, None))
+    assert choose_implementation(q, vq) == "folded"
+    keys = torch.ones(1, 1, 1, 64, dtype=torch.bool)
+    for changed, reason in (
+        ((q.float(), vq, None), "float16 and bfloat16"),
+        ((q[:, :, :1], vq[:, :1], None), "few queries"),
+        ((pad(q, (0, 192)), vq, None), "256 wide"),
+        ((q, vq, keys.expand(1, 1, 64, 64)), "boolean masks"),
+        ((q, vq, keys), "None"),
+    ):
+        assert reason in str(hopper.why_not(*changed))
