@@ -14,6 +14,7 @@ from tiny import WIDTH, tiny_model
 from torch import Tensor
 
 from emoprobe.errors import InputError
+from emoprobe.interventions import Forward
 from emoprobe.models import LiveModel
 from emoprobe.scoring import text_nll
 from emoprobe.valattn import (
@@ -25,6 +26,7 @@ from emoprobe.valattn import (
     lexicon_valuation,
     span_annotations,
 )
+from emoprobe.valattn.embeddings import emotions_of_pass
 
 SCALE = (1.0, 9.0)
 LEXICON = pd.DataFrame(
@@ -93,8 +95,8 @@ def test_causal_annotations_know_of_a_word_what_has_been_read_of_it() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_table_is_of_tokens_that_are_words_by_themselves(family: str) -> None:
     model = tiny_model(family)
-    words = ["the", "was", "and", "happy", "h"]
-    lexicon = pd.DataFrame({"x": [1.0, 0.0, 0.75, 0.25, 1.0]}, index=words)
+    words = ["the", "was", "and", "happy", "h", "athe", "ah"]
+    lexicon = pd.DataFrame({"x": [1.0, 0.0, 0.75, 0.25, 1.0, 1.0, 1.0]}, index=words)
     table = lexicon_table(model, lexicon, scale=(0, 1))
     assert table.shape == (len(model.tokenizer), 1)
     said = {
@@ -139,6 +141,21 @@ def test_annotations_come_before_the_table_and_the_table_before_nothing() -> Non
         assert text == model.generate(TEXTS, use_cache=False, **GREEDY)
         beams = model.generate(TEXTS, num_beams=2, **GREEDY)
         assert beams == model.generate(TEXTS, num_beams=2, use_cache=False, **GREEDY)
+
+
+def test_what_is_generated_has_what_the_table_says_or_nothing() -> None:
+    table, given = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[[5.0], [torch.nan]]])
+    ids = torch.tensor([[2, 1], [1, 0]])  # one prompt, two sequences
+    behind = Forward(torch.ones(2, 2, dtype=torch.bool), ids, start=1, prompt_length=2)
+    for tables, expected in ((table, [[3.0, 2.0], [2.0, 1.0]]), (None, [[0.0, 0.0], [0.0, 0.0]])):
+        e = emotions_of_pass(tables, given)(behind)
+        assert e is not None and e[..., 0].tolist() == expected
+    within = Forward(torch.ones(2, 2, dtype=torch.bool), ids, prompt_length=2)
+    e = emotions_of_pass(table, given)(within)
+    assert e is not None and e[..., 0].tolist() == [[5.0, 2.0], [5.0, 1.0]]
+    assert emotions_of_pass(None, None)(within) is None
+    with pytest.raises(InputError, match=r"\(1, 2, 1\) do not fit 2 prompts of 3 positions"):
+        emotions_of_pass(table, given)(replace(within, prompt_length=3))
 
 
 def test_every_kind_of_valuation_does_what_every_other_does(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from emoprobe.errors import InputError
-from emoprobe.interventions import ResidualEdit
+from emoprobe.interventions import Forward, ResidualEdit
 from emoprobe.models import LiveModel
 from emoprobe.valattn import EmotionStream, Valuation, biases, inject
+from emoprobe.valattn.embeddings import emotions_of_pass
 
 TEXTS = [
     "I am so glad that you came!",
@@ -215,6 +216,19 @@ def test_every_step_of_cached_generation_and_chunked_prefill_equal_the_independe
                 step == 0 and not pads
             ):  # positions of a text cut in the middle of padding are numbered otherwise
                 assert relative(second.logits[row], truth[-4:]) < 1e-5
+
+
+def test_what_a_model_computes_at_padding_does_not_spread() -> None:
+    stream = make_stream()
+    x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(4))
+    forward = Forward(torch.tensor([[False, False, True, True, True], [True] * 5]), prompt_length=5)
+    found = []
+    for value in (0.0, torch.nan):
+        valuers = stream.valuers(emotions_of_pass(None, None), 3)
+        found.append(
+            [values(x.where(forward.real[..., None], value), forward)[forward.real] for values in valuers]
+        )
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_two_streams_keep_their_pasts_apart_and_edits_come_first() -> None:

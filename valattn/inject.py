@@ -14,7 +14,7 @@ from emoprobe.interventions import AttentionBias, Forward
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
 from emoprobe.valattn.embeddings import Emotions, emotions_of_pass
-from emoprobe.valattn.stream import EmotionStream
+from emoprobe.valattn.stream import EmotionStream, valuation_of
 from emoprobe.valattn.valuation import Valuation, valuate
 
 
@@ -61,7 +61,7 @@ def biases(
 ) -> list[AttentionBias]:
     """Return the interventions that `inject` places, one per block. See `inject`."""
     stream = valuation if isinstance(valuation, EmotionStream) else None
-    plain = valuation.valuation if isinstance(valuation, EmotionStream) else valuation
+    plain = valuation_of(valuation)
     _check_width(model, plain, emotions, stream)
     _check_depth(model, plain)
     if plain.basis is not None:

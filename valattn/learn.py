@@ -5,7 +5,8 @@ loss, on annotated dimensions, or on both. Nothing of the model changes. Some gr
 valuation does to them is measured before and after.
 
 Any valuation may be the start: one of probes, `random_like` of it, or one that looks words up in a lexicon (a table of
-emotion embeddings, which is then learned further). How tensors are trained is in `training`.
+emotion embeddings, which is then learned further); or an emotion stream, and then what carries it is learned as well. How
+tensors are trained is in `training`.
 
 Method: the learnable λ and V of J. Marín's ValAttention (2024). The source names no objective; the two here are ours.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,11 +32,13 @@ from emoprobe.interventions import AttentionBias, Forward
 from emoprobe.models.live import LiveModel
 from emoprobe.scoring import text_nll, token_nll
 from emoprobe.valattn.inject import biases, inject
+from emoprobe.valattn.stream import CARRYING, EmotionStream, valuation_of
 from emoprobe.valattn.training import History, train
 from emoprobe.valattn.valuation import Valuation
 
 Objective: TypeAlias = Literal["next_token", "annotations", "both"]
-TRAINED = ("weight", "bias", "strength", "embedding")
+Learnable = TypeVar("Learnable", Valuation, EmotionStream)
+TRAINED = ("weight", "bias", "strength", "embedding", *CARRYING)
 DIGITS = 6
 """Decimals to which λ's path is kept."""
 
@@ -43,7 +46,7 @@ DIGITS = 6
 def learn_valuation(
     model: LiveModel,
     corpus: Corpus,
-    init: Valuation,
+    init: Learnable,
     *,
     objective: Objective = "both",
     per_head: bool = False,
@@ -58,8 +61,8 @@ def learn_valuation(
     checkpoint: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Valuation:
-    """Train W, b and λ, starting at `init`, and return the learned valuation.
+) -> Learnable:
+    """Train W, b and λ, starting at `init`, and return the learned valuation, or emotion stream where that was the start.
 
     "next_token" minimises the mean -log P (nats per token) of the corpus under the injected model; "annotations" the
     squared error between a text's mean valuation and its annotated dimensions, mapped from their declared ranges to [-1, 1];
@@ -82,7 +85,7 @@ def learn_valuation(
             f'objective="{objective}" is not understood: give "next_token", "annotations" or "both"'
         )
     everything = corpus.texts
-    targets = annotated_targets(corpus, init) if objective != "next_token" else None
+    targets = annotated_targets(corpus, valuation_of(init)) if objective != "next_token" else None
     fitted, test = _apart(np.arange(len(corpus)), corpus, held_out, seed)
     chosen_by = None
     if patience is not None:
@@ -103,7 +106,7 @@ def learn_valuation(
         parts = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
         return sum(len(part) * float(loss(part)) for part in parts) / len(rows)
 
-    parameters = {name: tensor for name in TRAINED if (tensor := getattr(valuation, name)) is not None}
+    parameters = {name: valuation.tensors[name] for name in TRAINED if name in valuation.tensors}
     settings: dict[str, Any] = {
         "objective": objective,
         "annotation_weight": annotation_weight,
@@ -127,10 +130,10 @@ def learn_valuation(
             seed=seed,
             progress=progress,
         )
-    learned = replace(valuation, **{name: tensor.detach() for name, tensor in parameters.items()})
+    learned = valuation.with_tensors({name: tensor.detach() for name, tensor in parameters.items()})
     record = {
         "source": "learned",
-        "from": init.metadata.get("source", "tensors"),
+        "from": valuation_of(init).metadata.get("source", "tensors"),
         "objective": objective,
         "corpus": corpus.name,
         "steps": steps,
@@ -138,16 +141,17 @@ def learn_valuation(
         **_recorded(history),
         **_held_out_nll(model, learned, [everything[row] for row in test]),
     }
-    return replace(learned, metadata=record, basis=model.basis)
+    return learned.with_record(metadata=record, basis=model.basis)
 
 
-def learning_history(learned: Valuation) -> pd.DataFrame:
+def learning_history(learned: Valuation | EmotionStream) -> pd.DataFrame:
     """Return the path of λ: one row per step, layer and head, from the start on.
 
     Columns: step, layer, head (missing where a layer has one λ), strength (λ, to six decimals), loss (that of the batch the
     next step was made on; the last has none), validation (the loss on groups kept to stop by, where it was measured), and
     returned (whether the valuation is that of this step). Raises `InputError` for a valuation that was not learned.
     """
+    learned = valuation_of(learned)
     record = learned.metadata
     if "strength_path" not in record:
         raise InputError("this valuation has no history: learn_valuation returns one that has")
@@ -201,7 +205,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 def _loss(
     model: LiveModel,
-    valuation: Valuation,
+    valuation: Valuation | EmotionStream,
     texts: list[str],
     targets: Tensor | None,
     predicts: bool,
@@ -260,29 +264,30 @@ def annotated_targets(corpus: Corpus, init: Valuation) -> Tensor:
 
 
 def _trainable(
-    init: Valuation, heads: int | None, embedding_width: int, vocabulary: int, seed: int
-) -> Valuation:
+    init: Learnable, heads: int | None, embedding_width: int, vocabulary: int, seed: int
+) -> Learnable:
     """Return a copy of the start whose tensors ask for gradients, with a λ per layer, or per layer and head."""
-    count, embedding = len(init.layers), init.embedding
-    if embedding_width and embedding is None:
+    valuation = valuation_of(init)
+    if embedding_width and valuation.embedding is None:
         generator = torch.Generator().manual_seed(seed)
         embedding = 0.1 * torch.randn(vocabulary, embedding_width, generator=generator)
-        init = init.widened(embedding_width)
-    strength = torch.zeros(()) if init.strength is None else init.strength.detach().float()
+        # A stream has columns for e already.
+        wide = valuation if isinstance(init, EmotionStream) else valuation.widened(embedding_width)
+        init = init.with_tensors({"weight": wide.weight, "embedding": embedding})
+    count, strength = len(valuation.layers), torch.zeros(())
+    if valuation.strength is not None:
+        strength = valuation.strength.detach().float()
     if strength.dim() < 2 and heads is not None:
         strength = strength.reshape(-1, 1).expand(count, heads)
     elif strength.dim() == 0:
         strength = strength.expand(count)
-    return replace(
-        init,
-        weight=init.weight.detach().clone().requires_grad_(),
-        bias=init.bias.detach().clone().requires_grad_(),
-        strength=strength.clone().requires_grad_(),
-        embedding=None if embedding is None else embedding.detach().clone().requires_grad_(),
+    tensors = init.tensors | {"strength": strength}
+    return init.with_tensors(
+        {name: tensors[name].detach().clone().requires_grad_() for name in TRAINED if name in tensors}
     )
 
 
-def _held_out_nll(model: LiveModel, learned: Valuation, texts: list[str]) -> dict[str, float]:
+def _held_out_nll(model: LiveModel, learned: Valuation | EmotionStream, texts: list[str]) -> dict[str, float]:
     untouched, count = text_nll(model, texts)
     with inject(model, learned):
         touched, _ = text_nll(model, texts)

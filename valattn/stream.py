@@ -135,8 +135,12 @@ class EmotionStream:
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> EmotionStream:
         """Return a stream with these tensors, by the names of `tensors`, in place of its own."""
         own: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name in CARRYING}
-        rest: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name not in CARRYING}
-        return replace(self, valuation=replace(self.valuation, **rest), **own)
+        rest = {name: tensor for name, tensor in tensors.items() if name not in CARRYING}
+        return replace(self, valuation=self.valuation.with_tensors(rest), **own)
+
+    def with_record(self, *, metadata: Mapping[str, Any], basis: str | None) -> EmotionStream:
+        """Return the stream with another account of where its valuation comes from and of what it reads."""
+        return replace(self, valuation=self.valuation.with_record(metadata=metadata, basis=basis))
 
     def save(self, path: str | Path) -> Path:
         """Write the stream to one `.safetensors` file."""
@@ -183,6 +187,11 @@ class EmotionStream:
         return f"<EmotionStream of width {self.width}, {form}, over {self.valuation!r}>"
 
 
+def valuation_of(source: Valuation | EmotionStream) -> Valuation:
+    """Return a valuation as it is, and that of an emotion stream."""
+    return source.valuation if isinstance(source, EmotionStream) else source
+
+
 def _carried_on(
     update: Mapping[str, Tensor],
     x: Tensor,
@@ -191,12 +200,11 @@ def _carried_on(
     past: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
 ) -> Tensor:
     """Return e at the next block, (batch, position, d_e). `past` puts earlier positions before keys and values."""
-    real = forward.real[..., None]
-    e = e.where(real, 0.0)
     heard = e + _attended(update, e, forward, past)
     if update["inner"].shape[-1] > e.shape[-1]:
-        # Some models compute NaN at padding, which a product with 0 would keep.
-        heard = torch.cat([layer_norm(x.where(real, 0.0), x.shape[-1:]), heard], dim=-1)
+        # Some models compute NaN at padding, and a weight of 0 in the next block's attention would keep it.
+        x = x.where(forward.real[..., None], 0.0)
+        heard = torch.cat([layer_norm(x, x.shape[-1:]), heard], dim=-1)
     hidden = gelu(linear(heard, update["inner"], update["inner_bias"]))
     return e + linear(hidden, update["outer"], update["outer_bias"])
 

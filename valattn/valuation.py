@@ -233,6 +233,15 @@ class Valuation:
         named = {name: getattr(self, name) for name in TENSORS}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Valuation:
+        """Return a valuation with these tensors, by the names of `tensors`, in place of its own."""
+        named: dict[str, Any] = dict(tensors)
+        return replace(self, **named)
+
+    def with_record(self, *, metadata: Mapping[str, Any], basis: str | None) -> Valuation:
+        """Return the valuation with another account of where it comes from and of what it reads."""
+        return replace(self, metadata=metadata, basis=basis)
+
     @property
     def record(self) -> dict[str, Any]:
         """All else that it is, as JSON can hold it."""
