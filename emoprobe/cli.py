@@ -159,19 +159,31 @@ def concepts(
     seed: Seed = 0,
     columns: Columns = None,
     ranges: Ranges = None,
+    base: Annotated[
+        str | None, typer.Option(help="The model that MODEL was tuned from.", show_default="not compared")
+    ] = None,
+    norms: Annotated[
+        Path | None,
+        typer.Option(help="People's ratings of words, a file.", show_default="those of the texts"),
+    ] = None,
     device: Device = None,
     dtype: DType = None,
     restart: Restart = False,
 ) -> None:
     """Run the representation experiments of "Emotion Concepts" and write a report.
 
-    Implicit scenarios, numeric intensity, user against reply, two speakers, hidden emotions, states, and where a read-out comes
-    from: each beside its controls and what was published of it (Sofroniew et al. 2026, arXiv 2604.07729).
+    How emotions lie to each other, implicit scenarios, numeric intensity, user against reply, persistence, negation, persons
+    and speakers, hidden emotions, states, where a read-out comes from, what tuning shifts: each beside its controls and what
+    was published of it (Sofroniew et al. 2026, arXiv 2604.07729).
     """
+    from functools import partial
+
+    from emoprobe import typed
     from emoprobe.study import run_concepts
 
     texts = _texts(corpus, folder, columns, ranges, seed)
-    _reported(_asked(run_concepts, context, model, texts, out, limit, seed, restart, device, dtype))
+    run = partial(run_concepts, base=None if base is None else typed.model(base, device, dtype), norms=norms)
+    _reported(_asked(run, context, model, texts, out, limit, seed, restart, device, dtype))
 
 
 @app.command(

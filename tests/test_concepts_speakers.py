@@ -98,7 +98,9 @@ def test_where_all_emotions_meet_they_are_differences_of_means() -> None:
 
 
 def test_at_the_embedding_nothing_depends_on_what_the_other_feels() -> None:
-    result = speakers(tiny_model("llama", dtype=torch.float32), small_dialogues(True), shuffles=19, layer=3)
+    result = speakers(
+        tiny_model("llama", dtype=torch.float32), dialogues=small_dialogues(True), shuffles=19, layer=3
+    )
     lowest = result.table[result.table.layer == 0].set_index("comparison").cosine
     assert np.isnan(lowest["other speaker, with itself"])
     assert np.isfinite(lowest["present speaker, across owners"])
@@ -142,7 +144,7 @@ def families(seed: int) -> np.ndarray:
 
 def found(monkeypatch: pytest.MonkeyPatch, own: Any, other: Any) -> tuple[Any, str]:
     made = planted(monkeypatch, own, other)
-    result = speakers(tiny_model("llama"), made, layer=2, layers=[2], shuffles=199)
+    result = speakers(tiny_model("llama"), dialogues=made, layer=2, layers=[2], shuffles=199)
     return result.table.set_index("comparison"), result.verdict
 
 
@@ -212,14 +214,14 @@ def test_probes_are_compared_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     made = planted(monkeypatch, (P1, P1), (P2, P2))
     model = tiny_model("gpt2")
     fitted = planted_probes(model, P1, EMOTIONS)
-    result = speakers(model, made, layer=2, layers=[2], shuffles=99, probes=fitted)
+    result = speakers(model, fitted, dialogues=made, layer=2, layers=[2], shuffles=99)
     table = result.table.set_index("comparison")
     assert (
         table.p["present speaker, with probes"] <= 0.02 and table.cosine["present speaker, with probes"] > 0.5
     )
     assert table.p["other speaker, with probes"] > 0.05
     with pytest.raises(InputError, match="at least 3"):
-        speakers(model, made, layer=2, layers=[2], probes=planted_probes(model, P1[:2], EMOTIONS[:2]))
+        speakers(model, planted_probes(model, P1[:2], EMOTIONS[:2]), dialogues=made, layer=2, layers=[2])
 
 
 def test_what_cannot_be_told_apart_is_refused() -> None:

@@ -76,6 +76,7 @@ def binding(
     controls: int = CONTROLS,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Ask at each mention of a person whether that person's emotion is read above the other person's, at all layers.
 
@@ -100,6 +101,7 @@ def binding(
         controls=controls,
         seed=seed,
         batch_size=batch_size,
+        progress=progress,
     )
     own, other = ([concepts.index(getattr(scene, side)) for scene in given] for side in ("own", "other"))
     rows = range(len(given))
@@ -171,14 +173,14 @@ def told(
     return made
 
 
-def generated(texts: int = 128, seed: int = 0) -> list[Scene]:
-    """Return scenes of the generator's texts about two persons, each read twice: with either person mentioned again.
+def generated(texts: int = 128, seed: int = 0, *, worlds: Sequence[str] | None = None) -> list[Scene]:
+    """Return scenes of the generator's texts about two persons in `worlds` (default: all), each read at either person.
 
     The places are the person's own sentences, and the name at the beginning of an aftermath. Concepts are the generator's
     emotions; each text is a group of its own.
     """
     made = []
-    for number, text in enumerate(generate(texts, seed, forms=["pair"])):
+    for number, text in enumerate(generate(texts, seed, forms=["pair"], worlds=worlds)):
         mine, theirs = list(text.spans), _rest(text)
         first = mine[0][0] < theirs[0][0]
         assert text.other is not None and text.other_emotion is not None

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from rich.progress import track
 from threadpoolctl import threadpool_limits
 
 from emoprobe import drawing
@@ -71,6 +72,7 @@ def chronic(
     shuffles: int = SHUFFLES,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Fit a probe of what a speaker feels to three conditions mixed, test it on other topics and on running text.
 
@@ -81,10 +83,10 @@ def chronic(
     if shuffles < 20:
         raise InputError(f"shuffles={shuffles}: give at least 20, so that p can be below 0.05")
     (read,) = resolve_layers(layer, model.n_layers)
-    turns = read_turns(model, read, batch_size=batch_size)
+    turns = read_turns(model, read, batch_size=batch_size, progress=progress)
     with threadpool_limits(1):  # a solver of many small steps spends its time starting threads
-        conditions = by_topic(turns, shuffles, seed)
-        running = on_running_text(model, turns, corpus, read, seed, batch_size)
+        conditions = by_topic(turns, shuffles, seed, progress)
+        running = on_running_text(model, turns, corpus, read, seed, batch_size, progress)
     table = pd.concat([conditions, pd.DataFrame([running])], ignore_index=True).assign(layer=read)
     shown = table.set_index("where")
     return Result(
@@ -115,7 +117,7 @@ def chronic(
     )
 
 
-def read_turns(model: LiveModel, layer: int, *, batch_size: int = 32) -> Turns:
+def read_turns(model: LiveModel, layer: int, *, batch_size: int = 32, progress: bool = False) -> Turns:
     """Return the last turns of the dialogues of all conditions, and the mean streams over them."""
     given = [one for condition in CONDITIONS for one in by_condition(condition)]
     sizes = [len(by_condition(condition)) for condition in CONDITIONS]
@@ -123,7 +125,8 @@ def read_turns(model: LiveModel, layer: int, *, batch_size: int = 32) -> Turns:
     features: Floats = np.empty((len(given), 2, model.d_model))
     places = [[[one.span]] for one in given]
     texts = [one.text for one in given]
-    for index, means in effects.span_means(model, texts, places, [0, layer], batch_size=batch_size):
+    read = effects.span_means(model, texts, places, [0, layer], batch_size=batch_size, progress=progress)
+    for index, means in read:
         features[index] = means[0].numpy()
     named = hidden_emotions()
     carried = np.array([[float(one.target == name) for name in named] for one in given])
@@ -135,7 +138,7 @@ def read_turns(model: LiveModel, layer: int, *, batch_size: int = 32) -> Turns:
 # On other topics -----------------------------------------------------------------------------------------------------
 
 
-def by_topic(turns: Turns, shuffles: int, seed: int = 0) -> pd.DataFrame:
+def by_topic(turns: Turns, shuffles: int, seed: int = 0, progress: bool = False) -> pd.DataFrame:
     """Return one row for each condition: accuracy on held-out topics, its interval over topics, null and controls."""
     task, fit = turns.task, fit_for("logistic", "label", exclusive=True)
 
@@ -147,7 +150,7 @@ def by_topic(turns: Turns, shuffles: int, seed: int = 0) -> pd.DataFrame:
     layer0 = right(turns.embedding, task.targets)
     generator = np.random.default_rng(seed)
     null = []
-    for _ in range(shuffles):
+    for _ in track(range(shuffles), "shuffling emotions", disable=not progress, transient=True):
         dealt = shuffled_within(task, generator)
         null.append(right(turns.features, dealt).mean(1))
     by_chance = np.array(null)
@@ -201,7 +204,13 @@ def _texts(turns: Turns) -> tuple[list[str], list[str]]:
 
 
 def on_running_text(
-    model: LiveModel, turns: Turns, corpus: Corpus, layer: int, seed: int = 0, batch_size: int = 32
+    model: LiveModel,
+    turns: Turns,
+    corpus: Corpus,
+    layer: int,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: bool = False,
 ) -> dict[str, object]:
     """Read the probe of all dialogues out of another corpus: how large it is there, and whether people's labels come out.
 
@@ -212,7 +221,8 @@ def on_running_text(
     task, fit = turns.task, fit_for("logistic", "label", exclusive=True)
     probe: LinearReadOut = fit(turns.features, task.targets, task.group)
     held_out = out_of_fold(fit, turns.features, task.targets, task.group, task.fold)
-    features = model.capture(corpus.texts, [layer], batch_size=batch_size)[:, 0].double().numpy()
+    captured = model.capture(corpus.texts, [layer], batch_size=batch_size, progress=progress)
+    features = captured[:, 0].double().numpy()
     read = probe(features)
     usual = float(held_out.max(1).mean())
     row: dict[str, object] = {

@@ -56,6 +56,7 @@ def deflection(
     shuffles: int = SHUFFLES,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Find the directions of hidden emotions and set them against those of `probes`, by name, on topics held out.
 
@@ -72,7 +73,7 @@ def deflection(
         raise InputError(
             f"the probes have {len(shared)} of the hidden emotions ({', '.join(hidden_emotions())}): at least 3 are needed"
         )
-    targets, found = hidden_directions(model, chosen, batch_size=batch_size)
+    targets, found = hidden_directions(model, chosen, batch_size=batch_size, progress=progress)
     mine = found[:, :, [targets.index(name) for name in shared]]
     parts = []
     for place, number_ in enumerate(chosen):
@@ -119,7 +120,7 @@ def deflection(
 
 
 def hidden_directions(
-    model: LiveModel, layers: Sequence[int], *, batch_size: int = 32
+    model: LiveModel, layers: Sequence[int], *, batch_size: int = 32, progress: bool = False
 ) -> tuple[list[str], Floats]:
     """Return the hidden emotions and the directions of `FAMILIES`: (families, topics, emotions, layers, d_model), raw length.
 
@@ -129,9 +130,9 @@ def hidden_directions(
     told, untold = deflections(), deflections(preamble=False)
     targets = list(dict.fromkeys(one.target for one in told))
     topics = sorted({one.topic for one in told})
-    hidden, length = _directions(model, told, targets, topics, layers, batch_size)
-    words, _ = _directions(model, untold, targets, topics, layers, batch_size)
-    openly, _ = _directions(model, by_condition(EXPRESSED), targets, topics, layers, batch_size)
+    hidden, length = _directions(model, told, targets, topics, layers, batch_size, progress)
+    words, _ = _directions(model, untold, targets, topics, layers, batch_size, progress)
+    openly, _ = _directions(model, by_condition(EXPRESSED), targets, topics, layers, batch_size, progress)
     families = np.stack([hidden, hidden - words, words, openly])
     families[np.linalg.norm(families, axis=-1) < FLOOR * length] = 0.0
     return targets, families
@@ -144,13 +145,14 @@ def _directions(
     topics: Sequence[str],
     layers: Sequence[int],
     batch_size: int,
+    progress: bool = False,
 ) -> tuple[Floats, Floats]:
     """Return means over the turns of each topic and emotion, less those over emotions, and the stream's mean norm.
 
     Every display has as many turns of each emotion, so that its own mean is the same for all of them and drops out.
     """
     places = [one.span for one in given]
-    return _by_topic(model, given, places, targets, topics, layers, batch_size)
+    return _by_topic(model, given, places, targets, topics, layers, batch_size, progress)
 
 
 def _by_topic(
@@ -161,12 +163,13 @@ def _by_topic(
     topics: Sequence[str],
     layers: Sequence[int],
     batch_size: int,
+    progress: bool = False,
 ) -> tuple[Floats, Floats]:
     sums: Floats = np.zeros((len(topics), len(targets), len(layers), model.d_model))
     length: Floats = np.zeros(len(layers))
     texts = [one.text for one in given]
     for index, means in effects.span_means(
-        model, texts, [[[place]] for place in places], layers, batch_size=batch_size
+        model, texts, [[[place]] for place in places], layers, batch_size=batch_size, progress=progress
     ):
         mean = means[0].numpy()
         sums[topics.index(given[index].topic), targets.index(given[index].target)] += mean

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from rich.progress import track
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
@@ -60,6 +61,7 @@ def dissociation(
     shuffles: int = SHUFFLES,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Compare read-outs at the user's end with those before the reply, beside random directions and shuffled prompts.
 
@@ -85,6 +87,7 @@ def dissociation(
         controls=controls,
         seed=seed,
         batch_size=batch_size,
+        progress=progress,
     )[..., 0, :]  # (1 + controls, prompts, places, concepts)
     pooled = across(values[:, :, 0], values[:, :, 1], centred=False, shuffles=shuffles, seed=seed)
     alike = across(values[:, :, 0], values[:, :, 1], centred=True, shuffles=shuffles, seed=seed)
@@ -150,6 +153,7 @@ def reply(
     shuffles: int = SHUFFLES,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Ask which place tells the read-outs over the model's own reply: the user's end, or the place before the reply.
 
@@ -162,7 +166,7 @@ def reply(
     asked = list(_default_prompts(concepts) if prompts is None else prompts)
     read, names = chosen_layer(probes, layer), list(concepts.values())
     begun = [turn(model, text) for text in asked]
-    written = continued(model, begun, tokens, samples, seed, batch_size)
+    written = continued(model, begun, tokens, samples, seed, batch_size, progress)
     kept = [row for row, texts in enumerate(written) if texts]
     if len(kept) < LEAST_PROMPTS:
         raise InputError(
@@ -174,6 +178,7 @@ def reply(
         "controls": controls,
         "seed": seed,
         "batch_size": batch_size,
+        "progress": progress,
     }
     at_places = read_beside_random(model, probes, [begun[row] for row in kept], PLACES, [read], **options)
     replies = [_with_reply(begun[row], text) for row in kept for text in written[row]]
@@ -275,7 +280,13 @@ def toward_reply(values: Floats, user: Sequence[int], answer: Sequence[int]) -> 
 
 
 def continued(
-    model: LiveModel, prompts: Sequence[Prompt], tokens: int, samples: int, seed: int, batch_size: int
+    model: LiveModel,
+    prompts: Sequence[Prompt],
+    tokens: int,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    progress: bool = False,
 ) -> list[list[str]]:
     """Return what the model writes after each prompt: one continuation, or `samples`; those without a word are left out."""
     how: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": False}
@@ -291,7 +302,8 @@ def continued(
     written: list[list[str]] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch_size):
+        starts = range(0, len(prompts), batch_size)
+        for start in track(starts, "writing replies", disable=not progress, transient=True):
             found = model.generate([prompt.text for prompt in prompts[start : start + batch_size]], **how)
             flat = [found] if isinstance(found, str) else found
             written += [flat[place : place + each] for place in range(0, len(flat), each)]

@@ -42,6 +42,7 @@ def span_means(
     layers: Sequence[int],
     *,
     batch_size: int = 32,
+    progress: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield a text's number and its mean streams over each of its places, float64 (places, layers, d_model), on the CPU.
 
@@ -49,7 +50,7 @@ def span_means(
     models is an attention sink. An empty place gives NaN. Raises `InputError` for a tokenizer that does not say where tokens
     lie, and a place that they do not reach.
     """
-    for part in stream_residuals(model, texts, layers, batch_size=batch_size):
+    for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
         lie = model.token_spans(part.batch)
         counted = part.counted(1).cpu()
         for row, index in enumerate(part.indices):

@@ -52,16 +52,22 @@ class Evidence:
             return 1
         return -1 if self.high < self.nothing and self.value < low else 0
 
+    @property
+    def least(self) -> float:
+        """About the least number that would have been shown, its interval being as wide and chance what it is."""
+        return max(self.expected[1], self.nothing + self.value - self.low)
+
     def said(self, digits: int = 2, sign: bool = True) -> str:
-        """Write the number with its interval, what random directions are expected to give, and p."""
+        """Write the number with its interval, what random directions give, p, and of a null what would have been shown."""
         low, high = (number(bound, digits, sign) for bound in self.expected)
         test = f", p = {self.p:.2g}" if np.isfinite(self.p) else ""
-        return (
-            f"{span(self.value, self.low, self.high, digits, sign)} (random directions {low} to {high}{test})"
+        missed = (
+            f"; from about {number(self.least, digits, sign)} on it would be shown" if not self.sign else ""
         )
+        return f"{span(self.value, self.low, self.high, digits, sign)} (random directions {low} to {high}{test}{missed})"
 
     def row(self) -> dict[str, float]:
-        """Return the columns of a table: value, low, high, random_low, random_high, p."""
+        """Return the columns of a table: value, low, high, random_low, random_high, least, p."""
         low, high = self.expected
         return {
             "value": self.value,
@@ -69,6 +75,7 @@ class Evidence:
             "high": self.high,
             "random_low": low,
             "random_high": high,
+            "least": self.least,
             "p": self.p,
         }
 

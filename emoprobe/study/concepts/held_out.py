@@ -64,6 +64,7 @@ def held_out(
     top: int = TOP,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Read `probes` on `corpus`, which they were not fitted on, at one layer (that of `chosen_layer`), with controls.
 
@@ -76,7 +77,15 @@ def held_out(
     called = {concept: (names or {}).get(concept, concept) for concept in probes.concepts}
     corpus, dropped = _without(corpus, fitted_on)
     scores = score_corpus(
-        model, probes, corpus.texts, layer=read, by="text", top=top, seed=seed, batch_size=batch_size
+        model,
+        probes,
+        corpus.texts,
+        layer=read,
+        by="text",
+        top=top,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
     )
     table = pd.DataFrame({"concept": list(probes.concepts)}).set_index("concept")
     table["called"] = list(called.values())
@@ -85,7 +94,7 @@ def held_out(
     table = table.join(_snippets(snippets, corpus, annotated))
     if annotated:
         values, random, embedding = _read_out(
-            model, probes, corpus, list(annotated), read, controls, seed, batch_size
+            model, probes, corpus, list(annotated), read, controls, seed, batch_size, progress
         )
         words = _words(fitted_on, list(annotated), corpus.texts, seed)
         found = judged(values, random, embedding, words, corpus, annotated, shuffles, seed)
@@ -161,6 +170,7 @@ def _read_out(
     controls: int,
     seed: int,
     batch_size: int,
+    progress: bool = False,
 ) -> tuple[Floats, Floats, Floats | None]:
     """Read texts out: by the probes (texts, concepts), by random directions (controls, texts, concepts), by the embedding's.
 
@@ -173,7 +183,8 @@ def _read_out(
     lowest = probes.directions[probes.layer_index(0)][columns].double() if 0 in probes.layers else None
     means = pooling("mean")
     read = np.empty((len(corpus), (2 + controls) * len(columns)))
-    for part in stream_residuals(model, corpus.texts, [0, layer], batch_size=batch_size):
+    parts = stream_residuals(model, corpus.texts, [0, layer], batch_size=batch_size, progress=progress)
+    for part in parts:
         pooled: Tensor = means(part.stream.double(), part.counted(first_counted(probes))).cpu()
         both = [pooled[1] @ stacked.T, pooled[0] @ (own.double() if lowest is None else lowest).T]
         read[list(part.indices)] = torch.cat(both, dim=1).numpy()

@@ -5,12 +5,16 @@ reply, averaged over paraphrases, is ranked against the number. A larger number 
 template has neutral twins, the same numbers in sentences in which nobody feels anything; and by the design about as many
 emotions should fall as rise. Templates are what intervals are over, since emotions of one template move together.
 
+The same is asked of the generator's texts, which say how much in a degree phrase, for the model that knows no numbers.
+
 Source: Sofroniew et al. 2026 (arXiv 2604.07729), figure 3; the grids here have one number of digits each.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from itertools import permutations
 from math import factorial
 from typing import Any
@@ -22,20 +26,27 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from emoprobe import drawing
+from emoprobe.corpora.generator import EMOTIONS, generate
 from emoprobe.errors import InputError
 from emoprobe.intervals import prediction_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.study.concepts.evidence import Evidence, of_mean, p_of_all, p_two_sided, sign_test
-from emoprobe.study.concepts.places import CONTROLS, chosen_layer, read_beside_random, turn
+from emoprobe.study.concepts.places import CONTROLS, chosen_layer, plain, read_beside_random, turn
 from emoprobe.study.concepts.stimuli import load, matched, without
 from emoprobe.study.result import Result
-from emoprobe.study.wording import span
+from emoprobe.study.wording import number, ranged, span
 
 Floats = NDArray[np.float64]
 LEAST_TEMPLATES = 3
 DRAWS = 9999
 COLUMNS = 3  # of the picture
+DEGREES: tuple[tuple[str, ...], ...] = tuple(
+    map(tuple, json.loads((files("emoprobe.corpora") / "worlds.json").read_text(encoding="utf-8"))["degrees"])
+)
+"""The generator's phrases for how much, from the least level to the most."""
+GRID = (0.2, 0.4, 0.6, 0.8, 1.0)
+LEAST_AWAY = 0.2 - 1e-9
 MOST_ORDERS = 5040
 """Orders of a grid up to which all are tried; of longer grids so many are drawn."""
 PUBLISHED = (
@@ -52,15 +63,19 @@ def intensity(
     layer: int | float | None = None,
     kind: str = "centred_cosine",
     stimuli: Sequence[Mapping[str, Any]] | None = None,
+    spoken: bool = True,
     controls: int = CONTROLS,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Rank read-outs before the reply against the number in each template, beside neutral twins and random directions.
 
     `stimuli` are templates, by default nine of the package's own: mappings with name, grid (numbers, rising), expected
-    (emotion -> 1 or -1), texts and neutral (with {x} for the number). `layer` is by default the one nearest to two thirds of
-    the depth. Raises `InputError` for fewer than two emotions with a probe, and fewer than three templates left.
+    (emotion -> 1 or -1), texts and neutral (with {x} for the number, or written out, one for each number); `generated` makes
+    those of the ground-truth model. With `spoken=False` a text is no turn of a conversation and is read over all its words.
+    `layer` is by default the one nearest to two thirds of the depth. Raises `InputError` for fewer than two emotions with a
+    probe, and fewer than three templates left.
     """
     given = load("intensity") if stimuli is None else stimuli
     concepts, left_out = matched(
@@ -72,18 +87,20 @@ def intensity(
             f"probes of {', '.join(concepts)} leave {len(templates)} templates: {LEAST_TEMPLATES} are needed"
         )
     read = chosen_layer(probes, layer)
-    texts = [text.format(x=x) for one in templates for text in _both(one) for x in one["grid"]]
+    texts = [text for one in templates for written in _both(one) for text in written]
+    place, where = ("before_reply", "before the reply") if spoken else ("text", "over all words")
     values = read_beside_random(
         model,
         probes,
-        [turn(model, text) for text in texts],
-        ["before_reply"],
+        [turn(model, text) if spoken else plain(text) for text in texts],
+        [place],
         [read],
         kind=kind,
         concepts=list(concepts.values()),
         controls=controls,
         seed=seed,
         batch_size=batch_size,
+        progress=progress,
     )[:, :, 0, 0]
     curves = by_template(values, templates)
     emotions = list(concepts)
@@ -112,9 +129,9 @@ def intensity(
     return Result(
         name="intensity",
         title="Numbers that say how much",
-        question="Do read-outs before the reply rise and fall with a number that says how bad or how good things are?",
+        question=f"Do read-outs {where} rise and fall with a number that says how bad or how good things are?",
         method=(
-            f"{len(templates)} templates, {len(texts)} texts with their neutral twins, read ({kind}) at layer {read} of "
+            f"{len(templates)} templates, {len(texts)} texts with their neutral twins, read ({kind}) {where}, layer {read} of "
             f"{model.n_layers}, averaged over paraphrases. Spearman's ρ of number and read-out, with the expected sign, mean "
             f"over a template's emotions; intervals over templates, p from orders of the numbers. The number of tokens is the "
             f"same along the grid in {_constant(single)} of {len(templates)} templates.{without(left_out)}"
@@ -126,9 +143,9 @@ def intensity(
             f"{sign_test(along.to_numpy()):.2g})"
         ),
         controls=(
-            f"{together.said().partition('(')[2].rstrip(')')}; neutral twins {expected[0, 1].mean():+.2f}, difference "
-            f"{beyond.said()}"
-        ).replace("-", "−"),
+            f"random directions {ranged(together.expected, sign=True)}, p = {together.p:.2g}; neutral twins "
+            f"{number(expected[0, 1].mean(), sign=True)}, difference {beyond.said()}"
+        ),
         verdict=verdict(together, beyond),
         figure=_figure(templates, curves, signs, emotions),
         alt=(
@@ -137,6 +154,52 @@ def intensity(
         ),
         published=PUBLISHED,
     )
+
+
+# Texts of the generator ----------------------------------------------------------------------------------------------
+
+
+def generated(worlds: Sequence[str] | None = None, texts: int = 6, seed: int = 0) -> list[dict[str, Any]]:
+    """Return templates of the generator's texts, one for each emotion: one text at all degrees, in `worlds` (default: all).
+
+    By the generator's rule an emotion's degree moves a text from neutral valence and arousal to the emotion's own; so these two
+    are what is expected to rise or fall, where the emotion lies at least 0.2 from neutral. Twins are texts in which nobody
+    feels anything, with the same degree phrases.
+    """
+    neutral = EMOTIONS["neutral"]
+    expected = {
+        emotion: {
+            name: int(np.sign(away))
+            for name in ("valence", "arousal")
+            if abs(away := getattr(place, name) - getattr(neutral, name)) > LEAST_AWAY
+        }
+        for emotion, place in EMOTIONS.items()
+    }
+    return [
+        {
+            "name": emotion,
+            "grid": GRID,
+            "expected": signs,
+            "texts": _at_all_degrees(emotion, worlds, texts, seed),
+            "neutral": _at_all_degrees("neutral", worlds, texts, seed + 1 + number),
+        }
+        for number, (emotion, signs) in enumerate(expected.items())
+        if signs
+    ]
+
+
+def _at_all_degrees(emotion: str, worlds: Sequence[str] | None, texts: int, seed: int) -> list[list[str]]:
+    """Return texts about one person, each with every degree phrase in turn that stands at the same place of its level."""
+    drawn = generate(texts, seed, forms=["third"], emotions=[emotion], worlds=worlds)
+    return [[_with_degree(text.text, level) for level in range(len(DEGREES))] for text in drawn]
+
+
+def _with_degree(text: str, level: int) -> str:
+    for phrases in DEGREES:
+        for place, phrase in enumerate(phrases):
+            if f", {phrase}." in text:
+                return text.replace(f", {phrase}.", f", {DEGREES[level][place]}.")
+    raise AssertionError(f"no degree phrase in {text!r}")
 
 
 # Measures ------------------------------------------------------------------------------------------------------------
@@ -217,8 +280,12 @@ def verdict(together: Evidence, beyond: Evidence) -> str:
 # Tables and pictures -------------------------------------------------------------------------------------------------
 
 
-def _both(template: Mapping[str, Any]) -> list[str]:
-    return [*template["texts"], *template["neutral"]]
+def _both(template: Mapping[str, Any]) -> list[list[str]]:
+    """Return each text and then each neutral twin of a template, written out with each number of its grid."""
+    return [
+        [one.format(x=x) for x in template["grid"]] if isinstance(one, str) else list(one)
+        for one in (*template["texts"], *template["neutral"])
+    ]
 
 
 def _signs(template: Mapping[str, Any], emotions: Sequence[str]) -> Floats:
@@ -234,10 +301,7 @@ def _rows(
     seed: int,
 ) -> pd.DataFrame:
     """Return one row for each expected emotion of a template; value is ρ itself, p is exact and two-sided."""
-    lengths = [
-        [len(model.tokenizer(text.format(x=x))["input_ids"]) for x in template["grid"]]
-        for text in _both(template)
-    ]
+    lengths = [[len(model.tokenizer(text)["input_ids"]) for text in written] for written in _both(template)]
     rows = []
     for place in np.flatnonzero(signs).tolist():
         alone = np.eye(len(emotions))[place]

@@ -53,6 +53,7 @@ def negation(
     controls: int = CONTROLS,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Compare the contrast of negated and affirmed sentences at the word, a later word and before the reply, at all layers.
 
@@ -84,6 +85,7 @@ def negation(
         controls=controls,
         seed=seed,
         batch_size=batch_size,
+        progress=progress,
     )
     shape = (len(values), len(CONDITIONS), len(frames), len(concepts), *values.shape[2:])
     contrasts = contrast(

@@ -52,6 +52,7 @@ def persistence(
     controls: int = CONTROLS,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Follow the difference of paired prompts from the word where they differ to the place before the reply, at all layers.
 
@@ -80,6 +81,7 @@ def persistence(
         controls=controls,
         seed=seed,
         batch_size=batch_size,
+        progress=progress,
     )
     column = [list(concepts).index(pair["emotion"]) for pair in pairs]
     more, less = (

@@ -102,6 +102,7 @@ def read_at(
     kind: str = "centred_cosine",
     concepts: Sequence[str] | None = None,
     batch_size: int = 32,
+    progress: bool = False,
 ) -> Floats:
     """Read probes out at the same places of several prompts: (prompts, places, layers, concepts).
 
@@ -111,7 +112,8 @@ def read_at(
     probes.check_model(model)
     chosen = list(probes.concepts if concepts is None else concepts)
     read = np.empty((len(prompts), len(places), len(layers), len(chosen)))
-    for part in stream_residuals(model, [prompt.text for prompt in prompts], layers, batch_size=batch_size):
+    texts = [prompt.text for prompt in prompts]
+    for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
         lie = model.token_spans(part.batch)
         asked = [(row, prompts[index], place) for row, index in enumerate(part.indices) for place in places]
         held = [_tokens_at(lie[row], prompt, place) for row, prompt, place in asked]
@@ -144,6 +146,7 @@ def read_beside_random(
     controls: int = CONTROLS,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = False,
 ) -> Floats:
     """Read probes and random directions out in one pass: (1 + controls, prompts, places, layers, concepts), the probes first.
 
@@ -155,7 +158,7 @@ def read_beside_random(
         raise InputError(f"controls={controls}: give at least 2, so that their range is known")
     chosen = tuple(probes.concepts if concepts is None else concepts)
     both = _with_random(probes, chosen, layers, controls, seed)
-    read = read_at(model, both, prompts, places, layers, kind=kind, batch_size=batch_size)
+    read = read_at(model, both, prompts, places, layers, kind=kind, batch_size=batch_size, progress=progress)
     apart = read.reshape(*read.shape[:-1], 1 + controls, len(chosen))
     return np.moveaxis(apart, -2, 0)
 

@@ -57,6 +57,7 @@ def scenarios(
     shuffles: int = SHUFFLES,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Read what emotion each scenario implies, at three places, beside random directions, shuffled scenarios and words.
 
@@ -74,7 +75,12 @@ def scenarios(
     names = list(concepts.values())
 
     turns = [turn(model, text) for text in texts]
-    reading: dict[str, Any] = {"kind": kind, "concepts": names, "batch_size": batch_size}
+    reading: dict[str, Any] = {
+        "kind": kind,
+        "concepts": names,
+        "batch_size": batch_size,
+        "progress": progress,
+    }
     beside: dict[str, Any] = {**reading, "controls": controls, "seed": seed}
     both = ["before_reply", "user"]
     spoken = read_beside_random(model, probes, turns, both, [read], **beside)[..., 0, :]

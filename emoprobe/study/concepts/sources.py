@@ -65,6 +65,7 @@ def sources(
     flips: int = FLIPS,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Trace what probes read at the last token, at `layer` (that of `chosen_layer`), to layers, positions and heads.
 
@@ -81,7 +82,7 @@ def sources(
             f"{len(known)} of {len(pairs)} pairs can be traced (the others have no probe, or no words of as many tokens): "
             f"at least {FEWEST} are needed"
         )
-    found = traced(model, probes, known, read, controls, seed, batch_size)
+    found = traced(model, probes, known, read, controls, seed, batch_size, progress)
     table = tabulated(found, flips, seed)
     total = table[table.kind == TOTAL].iloc[0]
     place = table.set_index(["kind", "block", "place"])

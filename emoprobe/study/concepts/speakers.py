@@ -62,14 +62,15 @@ PUBLISHED = (
 
 def speakers(
     model: LiveModel,
-    dialogues: Sequence[Dialogue] | None = None,
+    probes: ProbeSet | None = None,
     *,
+    dialogues: Sequence[Dialogue] | None = None,
     layer: int | float = DEPTH,
     layers: Layers = "all",
-    probes: ProbeSet | None = None,
     shuffles: int = SHUFFLES,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Compare the directions of the present and the other speaker's emotion, held out by topic, at `layers`.
 
@@ -81,7 +82,7 @@ def speakers(
     given = bank() if dialogues is None else list(dialogues)
     (stated,) = resolve_layers(layer, model.n_layers)
     chosen = sorted({stated, *resolve_layers(layers, model.n_layers)})
-    emotions, found = speaker_directions(model, given, chosen, batch_size=batch_size)
+    emotions, found = speaker_directions(model, given, chosen, batch_size=batch_size, progress=progress)
     table = pd.concat(
         [
             _compared(found[..., place, :], shuffles, seed).assign(layer=number_)
@@ -133,7 +134,12 @@ def speakers(
 
 
 def speaker_directions(
-    model: LiveModel, dialogues: Sequence[Dialogue], layers: Sequence[int], *, batch_size: int = 32
+    model: LiveModel,
+    dialogues: Sequence[Dialogue],
+    layers: Sequence[int],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
 ) -> tuple[list[str], Floats]:
     """Return the emotions and the directions of `FAMILIES`: (families, topics, emotions, layers, d_model), raw length.
 
@@ -153,7 +159,9 @@ def speaker_directions(
     length, read = np.zeros(len(layers)), 0
     places = [[one.answers(speaker) for speaker in one.speakers] for one in dialogues]
     texts = [one.text for one in dialogues]
-    for index, means in effects.span_means(model, texts, places, layers, batch_size=batch_size):
+    for index, means in effects.span_means(
+        model, texts, places, layers, batch_size=batch_size, progress=progress
+    ):
         topic = topics.index(dialogues[index].topic)
         felt = [emotions.index(emotion) for emotion in dialogues[index].emotions]
         for who, mean in enumerate(means.numpy()):

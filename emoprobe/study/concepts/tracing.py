@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from emoprobe.controls import turned_at_random
@@ -49,6 +50,7 @@ def traced(
     controls: int,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = False,
 ) -> Traced:
     """Patch and add up all pairs; each group of pairs of one length is read without padding."""
     row = probes.layer_index(layer)
@@ -61,7 +63,8 @@ def traced(
     cells: dict[tuple[str, int], Floats] = {}
     heads: dict[int, Floats] = {}
     generator, partner = np.random.default_rng(seed), partners(known)
-    for group in by_length(known, batch_size):
+    groups = list(by_length(known, batch_size))
+    for group in track(groups, "tracing", disable=not progress, transient=True):
         pairs, others = (
             [known[index] for index in rows] for rows in (group, [partner[index] for index in group])
         )

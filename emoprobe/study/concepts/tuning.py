@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from rich.progress import track
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
@@ -66,6 +67,7 @@ def tuning(
     perturbed: int = PERTURBED,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Result:
     """Read `probes` (of one of the two) on `base` and `tuned` before the reply, and say what tuning has shifted.
 
@@ -94,7 +96,14 @@ def tuning(
 
     marks = [model.fingerprint() for model in (base, tuned)]
     before, after = read(base), read(tuned)
-    by_chance = [read(other)[0] - before[0] for other in perturbations(base, tuned, perturbed, seed)]
+    others = track(
+        perturbations(base, tuned, perturbed, seed),
+        "reading random changes",
+        total=perturbed,
+        disable=not progress,
+        transient=True,
+    )
+    by_chance = [read(other)[0] - before[0] for other in others]
     table = tabulated(
         before,
         after,
