@@ -3,8 +3,9 @@
     python benchmarks/geometry.py [--norms Ratings_Warriner_et_al.csv]
 
 Emotion vectors by the published recipe are made of the ground-truth model on its own texts, and of the bundled model on the
-bundled passages; human valence and arousal of the 13 emotions are those that the generator draws by. With `--norms`, the file
-of Warriner, Kuperman & Brysbaert 2013 (or another that `load_word_norms` takes), the bundled model's probes of valence and
+bundled passages; valence and arousal of the 13 emotions are those that the generator draws by: the truth for its own texts,
+and this package's choice, no people's ratings, for the passages (`benchmarks/concepts.py` has people's). With `--norms`, the
+file of Warriner, Kuperman & Brysbaert 2013 (or another that `load_word_norms` takes), the bundled model's probes of valence and
 arousal are set against people's ratings of 2,000 single words too. Writes benchmarks/geometry.json and benchmarks/geometry.md.
 """
 
@@ -13,11 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import emoprobe as ep
 from emoprobe.artefacts import write_bytes
@@ -32,6 +30,7 @@ from emoprobe.probes.emotion_vectors import EmotionVectors, emotion_vectors
 from emoprobe.probes.similarity import layer_similarity, model_similarity
 from emoprobe.probes.tasks import LABELS
 from emoprobe.probes.word_norms import against_word_norms
+from emoprobe.study.concepts.arrangement import planted
 
 HERE = Path(__file__).resolve().parent
 START = 5
@@ -57,21 +56,6 @@ def vectors(model: LiveModel, corpus: Corpus, neutral: list[str]) -> EmotionVect
     return emotion_vectors(model, corpus, neutral, start=START, shuffles=SHUFFLES, progress=False)
 
 
-def planted(probes: ProbeSet, strength: float, seed: int = 0) -> ProbeSet:
-    """Return the same vectors with valence and arousal added along two random directions.
-
-    Over concepts their standard deviation along each is `strength` times the vectors' mean length.
-    """
-    ratings = torch.tensor([list(NORMS[name].values()) for name in probes.concepts], dtype=torch.float64)
-    ratings = (ratings - ratings.mean(0)) / ratings.std(0)
-    noise = torch.randn(probes.d_model, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    plane = ratings @ torch.linalg.qr(noise)[0].T
-    vectors = (probes.directions * probes.scale[..., None]).double()
-    vectors = vectors + strength * vectors.norm(dim=-1).mean(-1)[:, None, None] * plane
-    lengths = vectors.norm(dim=-1)
-    return replace(probes, directions=(vectors / lengths[..., None]).float(), scale=lengths.float())
-
-
 def accuracy(probes: ProbeSet) -> str:
     """Say how often the nearest vector is right at the best layer."""
     scores = probes.scores[probes.scores.concept == LABELS]
@@ -95,7 +79,7 @@ def examined(found: EmotionVectors) -> dict[str, Any]:
             "accuracy": accuracy(probes),
             "axes": axes.report(),
             "had they been there": " ".join(
-                f"Added with {strength:g} of their length: {leading_axes(planted(probes, strength), NORMS).report()}"
+                f"Added with {strength:g} of their length: {leading_axes(planted(probes, NORMS, strength), NORMS).report()}"
                 for strength in PLANTED
             ),
             "first components": (

@@ -44,8 +44,9 @@ class Axes:
     """One row per layer and norm: layer, norm, component (that of the first few with the highest |r|), share (of the variance
     that it holds), r (its |Pearson r|), low, high (95 % interval over concepts), p (of as high an |r| on any of these
     components when concepts are permuted), p_layers (on any of them at any layer), layer0 (the highest |r| at the embedding),
-    shuffled_high (the highest in any set of shuffled labels), p_shuffled (of as high an |r| in such a set), length_r (r of that
-    component with the lengths of the raw vectors), n."""
+    shuffled_high (the highest in any set of shuffled labels), p_shuffled (of as high an |r| in such a set),
+    p_shuffled_layers (of as high an |r| at any layer of such a set), length_r (r of that component with the lengths of the raw
+    vectors), n."""
     shares: pd.DataFrame
     """One row per layer: layer, PC1, PC2, … (shares of the variance), shuffled_PC1 (the mean share of the first component in
     sets of shuffled labels)."""
@@ -111,11 +112,11 @@ def leading_axes(
         found = [permuted(part[rated, :compared], values, permutations, seed) for part in points]
         # The same permutations at every layer: their highest |r| is that of a search through layers too.
         nulls = np.nan_to_num(np.stack([null for _, null in found])).max(2)  # (layers, permutations)
+        chance = np.stack([_highest(of, rated, values, compared) for of in drawn]) if drawn else None
         for row, layer in enumerate(probes.layers):
             sizes = np.nan_to_num(np.abs(found[row][0]))
             place = int(sizes.argmax())
             low, high = _interval(points[row][rated, place], values, seed)
-            chance = _highest(drawn[row], rated, values, compared) if drawn else np.empty(0)
             rows.append(
                 {
                     "layer": layer,
@@ -128,8 +129,11 @@ def leading_axes(
                     "p": exceedance(sizes[place], nulls[row]),
                     "p_layers": exceedance(sizes[place], nulls.max(0)),
                     "layer0": _at_embedding(probes, found),
-                    "shuffled_high": chance.max() if len(chance) else np.nan,
-                    "p_shuffled": exceedance(sizes[place], chance) if len(chance) else np.nan,
+                    "shuffled_high": np.nan if chance is None else chance[row].max(),
+                    "p_shuffled": np.nan if chance is None else exceedance(sizes[place], chance[row]),
+                    "p_shuffled_layers": np.nan
+                    if chance is None
+                    else exceedance(sizes[place], chance.max(0)),
                     "length_r": pearson(points[row][:, place], lengths[row]),
                     "n": len(values),
                 }
@@ -184,10 +188,10 @@ def _sentence(rows: pd.DataFrame, alpha: float) -> str:
         f"{str(best.norm).capitalize()}: |r| {best.r:.2f} [{best.low:.2f}, {best.high:.2f}] on {best.component} at layer "
         f"{best.layer}, the best of {len(rows)} layers ({best.n} concepts; p = {best.p_layers:.3g} allowing for the search"
     )
-    if np.isfinite(best.p_shuffled):
-        said += f"; shuffled labels up to {best.shuffled_high:.2f}, p = {best.p_shuffled:.3g}"
+    if np.isfinite(best.p_shuffled_layers):
+        said += f"; shuffled labels up to {rows.shuffled_high.max():.2f}, p = {best.p_shuffled_layers:.3g}"
     said += f"; embedding {best.layer0:.2f})." if np.isfinite(best.layer0) else ")."
-    if best.p_layers >= alpha or best.p_shuffled >= alpha:
+    if best.p_layers >= alpha or best.p_shuffled_layers >= alpha:
         return f"{said} Not shown to be an axis."
     if best.layer != 0 and best.layer0 >= best.low:
         return f"{said} An axis, but not shown to be more of one than in the embedding."

@@ -58,6 +58,28 @@ def test_what_is_said() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "nothing", "least"),
+    [
+        (0.1, -0.4, 0.0, 0.5),  # half its interval
+        (0.1, 0.0, 0.0, 0.2405),  # what one more set of random directions is expected to give
+        (0.6, 0.2, 0.5, 0.9),
+    ],
+)
+def test_a_null_says_what_would_have_been_shown(
+    value: float, low: float, nothing: float, least: float
+) -> None:
+    found = Evidence(value, low, 2 * value - low, CHANCE + nothing, nothing)
+    assert (
+        found.sign == 0
+        and found.least == pytest.approx(least, abs=1e-3)
+        and found.row()["least"] == found.least
+    )
+    assert f"; from about {least:+.2f} on it would be shown)" in found.said()
+    shift = found.least + 1e-3 - value
+    assert Evidence(value + shift, low + shift, 2 * value - low + shift, CHANCE + nothing, nothing).sign == 1
+
+
 def test_means_and_shares() -> None:
     units = np.random.default_rng(0).normal(size=(6, 9))
     found = of_mean(units)

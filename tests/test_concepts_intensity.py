@@ -11,10 +11,20 @@ from scipy.stats import spearmanr
 from tiny import tiny_model
 
 from emoprobe import InputError
+from emoprobe.corpora.generator import EMOTIONS as GENERATED
+from emoprobe.corpora.generator import WORLDS
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.study.concepts.evidence import p_of_all
-from emoprobe.study.concepts.intensity import agreement, by_template, combined, intensity, under_all_orders
+from emoprobe.study.concepts.intensity import (
+    DEGREES,
+    agreement,
+    by_template,
+    combined,
+    generated,
+    intensity,
+    under_all_orders,
+)
 
 SWALLOWED = "I have swallowed {x} mg of paracetamol since noon because of my tooth. Shall I take another one?"
 GRID = [10, 20, 30, 50, 70, 90]
@@ -151,3 +161,57 @@ def test_values_come_back_to_their_templates() -> None:
     first, second = by_template(values, templates)
     assert first[0, :, :, 0].tolist() == [[1.0, 2.0], [4.0, 5.0]]  # means of a and b, then c
     assert second[0, :, :, 0].tolist() == [[6.0, 7.0, 8.0], [10.5, 11.5, 12.5]]
+
+
+# Texts of the generator ----------------------------------------------------------------------------------------------
+
+
+def test_generated_templates_differ_in_the_degree_alone() -> None:
+    made = generated([WORLDS[1], WORLDS[4]], texts=4, seed=2)
+    assert len(made) == 12 and "neutral" not in [one["name"] for one in made]
+    for one in made:
+        assert len(one["texts"]) == len(one["neutral"]) == 4
+        for written in (*one["texts"], *one["neutral"]):
+            assert len(written) == len(one["grid"]) == len(DEGREES) == 5
+            phrases = [
+                next(p for p in level if f", {p}." in text)
+                for level, text in zip(DEGREES, written, strict=True)
+            ]
+            assert len({text.replace(f", {p}.", "") for text, p in zip(written, phrases, strict=True)}) == 1
+        assert {text[0] for text in one["texts"]}.isdisjoint(text[0] for text in one["neutral"])
+
+
+def test_what_a_degree_moves_is_what_lies_off_neutral() -> None:
+    expected = {one["name"]: one["expected"] for one in generated(texts=1)}
+    assert expected["joy"] == {"valence": 1, "arousal": 1} and expected["fear"] == {
+        "valence": -1,
+        "arousal": 1,
+    }
+    assert expected["contentment"] == {"valence": 1, "arousal": -1}
+    assert expected["surprise"] == {"arousal": 1} and expected["love"] == {"valence": 1}
+    signs = [sign for signs in expected.values() for sign in signs.values()]
+    assert (signs.count(1), signs.count(-1)) == (11, 8)
+    for name, signs in expected.items():
+        for which, sign in signs.items():
+            assert sign * (getattr(GENERATED[name], which) - getattr(GENERATED["neutral"], which)) > 0.19
+
+
+def test_texts_that_are_written_out_are_read_over_all_their_words() -> None:
+    model, probes = planted(2.0, 0.0)
+    written = [
+        {
+            **one,
+            **{
+                side: [[t.format(x=x) for x in one["grid"]] for t in one[side]]
+                for side in ("texts", "neutral")
+            },
+        }
+        for one in STIMULI
+    ]
+    spoken, same = intensity(model, probes, stimuli=STIMULI), intensity(model, probes, stimuli=written)
+    assert np.allclose(spoken.table.value, same.table.value) and spoken.finding == same.finding
+    alone = intensity(model, probes, stimuli=written, spoken=False)
+    assert "over all words" in alone.question and "over all words" in alone.method
+    assert alone.verdict.startswith("Read-outs rise and fall") and not np.allclose(
+        alone.table.neutral.dropna(), spoken.table.neutral.dropna()
+    )

@@ -87,15 +87,15 @@ def axes(vectors: EmotionVectors, norms: Norms, *, seed: int = 0) -> Result:
         ),
         finding="; ".join(
             f"{row.norm} |r| {span(row.r, row.low, row.high)} on {row.component}, layer {row.layer}"
-            for row in first.itertuples()
+            for _, row in first.iterrows()
         )
         + f"; first components {at.PC1:.0%}, {at.PC2:.0%} of the variance at layer {at.name}",
         controls="; ".join(
-            f"{row.norm}: search p = {row.p_layers:.2g}, shuffled labels up to {number(row.shuffled_high)}, embedding "
+            f"{row.norm}: search p = {row.p_layers:.2g}, shuffled labels p = {number(row.p_shuffled_layers)}, embedding "
             f"{number(row.layer0)}, raw vectors {number(raw.r)}"
-            for row, raw in zip(first.itertuples(), best["raw"].itertuples(), strict=True)
+            for (_, row), (_, raw) in zip(first.iterrows(), best["raw"].iterrows(), strict=True)
         ),
-        verdict=f"{_printed(main.report())} {_would_have_been_found(vectors.denoised, norms, seed)}",
+        verdict=f"{_printed(main.report())} {_would_have_been_found(vectors.denoised, norms, main.frame, seed)}",
         figure=main.plot(),
         alt="For each rating |r| of its best component by layer, with intervals, the embedding and shuffled labels.",
         published=PUBLISHED_AXES,
@@ -111,7 +111,7 @@ def circumplex(
     both ratings.
     """
     probes = vectors.denoised
-    geometry = probes.geometry(chosen_layer(probes, layer), norms)
+    geometry = probes.geometry(chosen_layer(probes, layer))
     found = in_the_plane(geometry, norms, seed=seed)
     row = probes.layer_index(geometry.layer)
     chance = []
@@ -158,13 +158,15 @@ def clusters(
     vectors: EmotionVectors,
     given: Mapping[str, str] | None = None,
     *,
+    k: int | None = None,
     layer: int | float | None = None,
     seed: int = 0,
 ) -> Result:
     """Cluster emotion vectors by k-means and say how far the clusters are those that are `given`: emotion -> its cluster.
 
-    By default the ten published clusters, by the published name of each emotion. `layer` is by default the one nearest to two
-    thirds of the depth. Raises `InputError` for fewer than two emotions.
+    By default the ten published clusters, by the published name of each emotion, and a `k` of ten at most. `layer` is by
+    default the one nearest to two thirds of the depth. Raises `InputError` for a `k` that is not from 2 to the number of
+    emotions.
     """
     probes = vectors.denoised
     if given is None:
@@ -172,7 +174,7 @@ def clusters(
         called = {name: WORDS.get(name, name) for name in probes.concepts}
         given = {name: published[word] for name, word in called.items() if word in published}
     read = chosen_layer(probes, layer)
-    found = by_k_means(probes, read, given, shuffled=_shuffled(vectors, VERSIONS[0]), seed=seed)
+    found = by_k_means(probes, read, given, k=k, shuffled=_shuffled(vectors, VERSIONS[0]), seed=seed)
     geometry = probes.geometry(read)
     groups = [rows.concept.tolist() for _, rows in found.frame.groupby("cluster")]
     compared = bool(np.isfinite(found.agreement))
@@ -271,11 +273,14 @@ def planted(probes: ProbeSet, norms: Norms, strength: float, seed: int = 0) -> P
     return replace(probes, directions=(vectors / lengths[..., None]).float(), scale=lengths.float())
 
 
-def _would_have_been_found(probes: ProbeSet, norms: Norms, seed: int) -> str:
+def _would_have_been_found(probes: ProbeSet, norms: Norms, own: pd.DataFrame, seed: int) -> str:
+    """Say at which strength each rating would have been found, above all vectors of shuffled labels in `own` too."""
+    highest = own.groupby("norm", sort=False).shuffled_high.max().fillna(0.0)
     least: dict[str, float] = {}
     for strength in PLANTED[::-1]:
         best = _best(leading_axes(planted(probes, norms, strength, seed), norms, seed=seed).frame)
-        least |= dict.fromkeys(best.norm[best.p_layers < SURE], strength)
+        found = (best.p_layers < SURE) & (best.r > best.norm.map(highest))
+        least |= dict.fromkeys(best.norm[found], strength)
     said = [
         f"{norm} added at {least[norm]:g} of the vectors' length"
         for norm in ratings_of(norms, pd.Index(probes.concepts))

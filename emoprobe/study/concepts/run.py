@@ -19,6 +19,7 @@ import pandas as pd
 
 from emoprobe.corpora import Corpus
 from emoprobe.corpora.emotion_words import load_word_norms, rate
+from emoprobe.corpora.generator import WORLDS
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel, load_model
 from emoprobe.probes import ProbeSet, load_probes
@@ -171,7 +172,7 @@ def _of_generated_texts(
     model: LiveModel, probes: ProbeSet, kept_back: Corpus, seed: int
 ) -> dict[str, Experiment]:
     """Return the experiments that the generator has texts for, of worlds that were kept back, and why there are no others."""
-    worlds = np.unique(kept_back.groups).tolist()
+    worlds = sorted(set(kept_back.groups.tolist()) & set(WORLDS)) or None
     quietly: dict[str, Any] = {"seed": seed, "progress": False}
     return {
         "intensity": lambda: intensity(
