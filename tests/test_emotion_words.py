@@ -26,7 +26,7 @@ def test_there_are_171_words_in_ten_clusters_of_the_published_sizes() -> None:
     assert len(words) == len(set(words)) == 171 and list(words) == sorted(words)
     assert sorted(map(len, clusters.values())) == sorted([20, 9, 15, 9, 2, 15, 3, 25, 41, 32])
     assert "grief-stricken" in clusters["Despair and Shame"] and "on edge" in words
-    assert set(RELATIVES) <= set(words)
+    assert set(RELATIVES) <= set(words) and "shaken" in RELATIVES
 
 
 @pytest.mark.shared
@@ -57,9 +57,13 @@ def test_norms_come_from_tables_and_files_in_any_case(tmp_path: Path) -> None:
         (pd.DataFrame({"word": ["a"], "valence": ["high"]}), "is not a number"),
     ],
 )
-def test_tables_without_norms_are_refused(table: pd.DataFrame, complaint: str) -> None:
+def test_tables_without_norms_are_refused(table: pd.DataFrame, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=complaint):
         load_word_norms(table)
+    path = tmp_path / "unnamed.csv"
+    pd.DataFrame({"colour": ["calm"], "valence": [1.0]}).to_csv(path, index=False)
+    with pytest.raises(InputError, match="columns colour, valence hold no word norms"):
+        load_word_norms(path)
     with pytest.raises(InputError, match="no such file"):
         load_word_norms("nowhere.csv")
 
@@ -73,9 +77,62 @@ def test_it_is_said_which_entry_stands_for_a_word() -> None:
     assert found.entry.tolist() == entries and list(found.index) == [*words, "grief-stricken", "on edge"]
     assert found.valence["alarmed"] == norms.valence["alarm"] and np.isnan(found.valence["on edge"])
     assert rate(["grief-stricken"], norms, forms=["related"]).entry.item() == "grief"
+    assert rate(list(RELATIVES), norms_of(*RELATIVES.values()), forms=["related"]).form.eq("related").all()
     assert rate(["alarmed"], norms, forms=["exact"]).entry.item() == ""
     with pytest.raises(InputError, match="'rhyme' is not understood"):
         rate(["calm"], norms, forms=["rhyme"])
+
+
+def norms_of(*words: str) -> pd.DataFrame:
+    return load_word_norms(pd.DataFrame({"valence": range(1, len(words) + 1)}, index=list(words)))
+
+
+def test_the_surest_entry_stands_for_a_word() -> None:
+    table = norms_of("loving", "love", "lov", "worn out", "worn-out", "wornout", "hop", "hope")
+    assert rate(["loving", "worn-out", "hoping"], table).entry.tolist() == ["loving", "worn-out", "hope"]
+    assert rate(["loved"], table).entry.item() == "love"  # before "lov"
+    assert rate(["worn out"], table.drop(index="worn out")).entry.item() == "worn-out"
+    assert rate(["worn-out"], table.drop(index="worn-out")).entry.item() == "worn out"
+    joined = rate(["worn out", "worn-out"], norms_of("wornout"))
+    assert joined.entry.tolist() == ["wornout"] * 2 and joined.form.tolist() == ["spelling"] * 2
+    assert rate(["loving", "worn-out"], table, forms=["inflection"]).entry.tolist() == ["love", ""]
+    # In whatever order they are asked for, the surest comes first.
+    assert rate(["loving"], table, forms=["inflection", "exact"]).form.item() == "exact"
+
+
+@pytest.mark.parametrize(
+    ("word", "entry"),
+    [
+        ("well-loved", "well-love"),  # no lemma of a phrase
+        ("worn outs", "worn out"),
+        ("red", "re"),  # too short to be a form of anything
+        ("king", "k"),
+        ("gas", "ga"),
+        ("alarmed", "alar"),  # no doubled letter, and no k to take off
+        ("bliss", "blis!"),
+        ("happy", "happ"),
+    ],
+)
+def test_no_other_entry_stands_for_a_word(word: str, entry: str) -> None:
+    found = rate([word], norms_of(entry, "anything"))
+    assert found.entry.item() == found.form.item() == "" and found.valence.isna().all()
+
+
+def test_columns_go_by_several_names() -> None:
+    for entry in ("word", "Term", " LEMMA "):
+        short = load_word_norms(
+            pd.DataFrame({entry: [" Calm ", "calm"], "V": [1, 3], "a": [2, 2], "D": [5, 6]})
+        )
+        assert short.loc["calm"].tolist() == [2, 2, 5.5] and list(short.columns) == [
+            "valence",
+            "arousal",
+            "dominance",
+        ]
+        assert short.index.name == "word" and len(short) == 1
+    both = pd.DataFrame({"word": ["calm"], "V.Mean.Sum": [2.0], "v": [3.0], "valence": [1.0]})
+    assert load_word_norms(both).valence["calm"] == 1.0  # the plainest name
+    assert load_word_norms(both.drop(columns="valence")).valence["calm"] == 2.0
+    assert rate([" CALM "], load_word_norms(both)).valence.tolist() == [1.0]
 
 
 @pytest.mark.shared
