@@ -349,7 +349,7 @@ def _scores(
     texts = [read.scored.texts[row] for row in task.rows]
     numbers = range(2 * len(captured))
     with Progress(transient=True, disable=not progress) as bar, few_threads(both):
-        scores, _ = probe_layers(task, nearest_vectors(centre), both, texts, numbers, options, bar)
+        scores = probe_layers(task, nearest_vectors(centre), both, texts, numbers, options, bar).scores
     found = {}
     for version, first in (("raw", 0), ("denoised", len(captured))):
         mine = scores[scores.layer.between(first, first + len(captured) - 1)]

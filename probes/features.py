@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 from torch import Tensor, isfinite
@@ -19,6 +20,7 @@ from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Fit, Floats, fit_for
 from emoprobe.probes.tasks import Task, plan
+from emoprobe.probes.units import Units, capture_units, read_units
 
 ESTIMATORS = ("auto", "mean_difference", "ridge", "logistic")
 SMALL = 2**24
@@ -30,7 +32,8 @@ class Features:
     """Hold a corpus's texts as vectors: `vectors` is float32 (texts, layers, d_model), its layers those of `layers`.
 
     `chosen` are the layers that were asked for, and `concepts` those that the tasks fit and that were asked for; `estimators`
-    says which estimator each kind of concept gets.
+    says which estimator each kind of concept gets. Where the rows are parts of texts, `units` says which, and `texts` are
+    these.
     """
 
     tasks: list[Task]
@@ -40,6 +43,7 @@ class Features:
     layers: tuple[int, ...]
     texts: list[str]
     vectors: Tensor
+    units: Units | None = None
 
     def fit(self, task: Task) -> Fit:
         """Return the function that fits a task's probes."""
@@ -67,6 +71,7 @@ def read_features(
     folds: int = 5,
     batch_size: int = 32,
     seed: int = 0,
+    level: str = "text",
     progress: bool = False,
 ) -> Features:
     """Read a corpus once, at layer 0 and `layers`; options are as in `fit_probes`, and so is what is refused."""
@@ -74,17 +79,23 @@ def read_features(
     concepts = [concepts] if isinstance(concepts, str) else concepts
     chosen = tuple(sorted(resolve_layers(layers, model.n_layers)))
     captured = tuple(sorted({0, *chosen}))
-    tasks = plan(corpus, concepts, folds, seed)
+    read: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+    units = None
+    if level != "text":
+        units = read_units(model, corpus, level, start=start, batch_size=batch_size, seed=seed)
+    rows, groups = (corpus, None) if units is None else (units.corpus, units.groups)
+    tasks = plan(rows, concepts, folds, seed, groups)
     estimators = estimators_for(estimator, tasks)
-    vectors = model.capture(
-        corpus.texts, captured, pool, start=start, batch_size=batch_size, progress=progress
-    )
+    if units is None:
+        vectors = model.capture(corpus.texts, captured, pool, **read)
+    else:
+        vectors = capture_units(model, corpus.texts, units, captured, pool, **read)
     check_finite(vectors, captured, model.name)
     fitted = {name for task in tasks for name in task.concepts}
     asked = tuple(
         name for name, _ in corpus.concepts if name in fitted and (not concepts or name in concepts)
     )
-    return Features(tasks, asked, estimators, chosen, captured, corpus.texts, vectors)
+    return Features(tasks, asked, estimators, chosen, captured, rows.texts, vectors, units)
 
 
 def check_estimator(estimator: str) -> None:

@@ -6,8 +6,10 @@ tokens spread along each direction. Everything is seeded: the same call gives th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,10 +22,12 @@ from torch import Tensor
 from emoprobe.activations import Pool
 from emoprobe.artefacts import versions
 from emoprobe.corpora import Corpus
-from emoprobe.errors import InputError
+from emoprobe.errors import ConfoundWarning, InputError
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
+from emoprobe.probes.confounds import COLUMNS as CONFOUNDS
+from emoprobe.probes.confounds import GROUP, candidates, check_confounds, check_values, corrected
 from emoprobe.probes.control_task import control_targets
 from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
 from emoprobe.probes.features import few_threads, read_features
@@ -59,6 +63,7 @@ def fit_probes(
     *,
     estimator: str = "auto",
     concepts: Sequence[str] | None = None,
+    level: str = "text",
     pool: Pool = "mean",
     start: int = 1,
     folds: int = 5,
@@ -66,16 +71,22 @@ def fit_probes(
     bootstrap: int = 500,
     batch_size: int = 32,
     seed: int = 0,
+    confounds: Mapping[str, Sequence[object]] | None = None,
     progress: bool = True,
 ) -> ProbeSet:
     """Fit a linear probe for each concept at each layer, with cross-validated scores and their controls.
 
     `estimator` is "mean_difference", "ridge", "logistic" (labels only; dimensions beside them get ridge) or "auto": logistic
-    for labels, ridge for dimensions. `concepts` chooses among the corpus's labels and dimensions. `pool` and `start` say how a
-    text becomes one vector, see `emoprobe.activations.capture`. No group of the corpus is cut by one of the `folds`. The
+    for labels, ridge for dimensions. `concepts` chooses among the corpus's labels and dimensions. `level` says what is probed:
+    each "text", or its annotated parts ("sentence", "span", "token"), see `emoprobe.probes.units`. `pool` and `start` say how
+    one becomes a vector, see `emoprobe.activations.capture`. No group of the corpus is cut by one of the `folds`. The
     annotations are shuffled `permutations` times (dimensions, where that costs little, at least 100 times) and the groups
     resampled `bootstrap` times; 0 leaves the control or the intervals out. Texts without an annotation for a concept are left
     out for it.
+
+    What else the annotations may go with is looked for too, see `emoprobe.probes.confounds`: the texts' length, punctuation,
+    opening and names, the corpus's sources, and `confounds`, names with one value per text (a speaker, a template, a number of
+    tokens). A `ConfoundWarning` tells of annotations that are the same all over each group, which no folds can tell from it.
 
     Raises `InputError` for an unknown concept, for "logistic" without labels, and for fewer groups than folds.
     """
@@ -87,6 +98,7 @@ def fit_probes(
         layers,
         estimator=estimator,
         concepts=concepts,
+        level=level,
         pool=tokens,
         start=start,
         folds=folds,
@@ -94,9 +106,14 @@ def fit_probes(
         seed=seed,
         progress=progress,
     )
-    tasks, texts, chosen = read.tasks, read.texts, read.chosen
+    tasks, texts, chosen, units = read.tasks, read.texts, read.chosen, read.units
     options = (bootstrap, permutations, seed)
-    shares = token_shares(model, texts, start, batch_size)
+    shares = token_shares(model, texts, start, batch_size) if units is None else units.shares
+    further = {"source": corpus.data["source"][:], **(confounds or {})}
+    check_values(further, len(corpus))
+    if units is not None:
+        further = {name: [values[row] for row in units.text_of] for name, values in further.items()}
+    suspects = candidates(texts, further) if permutations and bootstrap else {}
     with Progress(transient=True, disable=not progress) as bar, few_threads(read.vectors):
         found = [
             probe_layers(
@@ -111,10 +128,23 @@ def fit_probes(
             )
             for task in tasks
         ]
-    kinds = {name: kind for name, kind in corpus.concepts if name in read.concepts}
-    directions, scale, offset = _stacked(tasks, [read_outs for _, read_outs in found], list(kinds))
+        kinds = {name: kind for name, kind in corpus.concepts if name in read.concepts}
+        scores = tidied(pd.concat([probed.scores for probed in found]), chosen, [LABELS, *kinds])
+        best = best_layers(scores, chosen[0])
+        checked = [
+            check_confounds(
+                task,
+                best,
+                {layer: probed.held_out[read.layers.index(layer)] for layer in set(best.values())},
+                {name: z[task.rows] for name, z in suspects.items()},
+                options,
+            )
+            for task, probed in zip(tasks, found, strict=True)
+            if suspects
+        ]
+    directions, scale, offset = _stacked(tasks, [probed.read_outs for probed in found], list(kinds))
     kept = [read.layers.index(layer) for layer in chosen]
-    mean, sample = tokens.mean[kept], sampled(texts, seed)
+    mean, sample = tokens.mean[kept], sampled(corpus.texts, seed)
     return ProbeSet(
         model=model.name,
         n_layers=model.n_layers,
@@ -129,7 +159,7 @@ def fit_probes(
         reference_mean=mean,
         reference_std=token_spread(model, sample, chosen, directions[kept], mean, start, batch_size),
         residual_norms=tokens.norm[kept],
-        scores=tidied(pd.concat([scores for scores, _ in found]), chosen, [LABELS, *kinds]),
+        scores=scores,
         metadata={
             "estimators": read.estimators,
             "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
@@ -142,11 +172,47 @@ def fit_probes(
             "seed": seed,
             "corpus": corpus.name,
             "corpus_fingerprint": corpus.fingerprint,
-            "texts": len(texts),
+            "texts": len(corpus),
+            "level": level,
             "versions": versions(PACKAGES),
         },
         basis=model.basis,
+        confounds=_confounds(checked, [LABELS, *kinds], corpus.name),
     )
+
+
+def _confounds(checked: Sequence[pd.DataFrame], concepts: Sequence[str], corpus: str) -> pd.DataFrame:
+    """Return what was found of these concepts, and warn of those that are the same all over each group."""
+    if not checked:
+        return pd.DataFrame(columns=CONFOUNDS)
+    found = pd.concat(checked, ignore_index=True)
+    found = corrected(found[found.concept.isin(concepts)].reset_index(drop=True))
+    same = found[(found.confound == GROUP) & (found.left == 0) & (found.concept != LABELS)]
+    if len(same):
+        warnings.warn(
+            f"{corpus}: {', '.join(same.concept)} annotated the same all over each group: groups held out cannot tell it from "
+            "what a group's texts have in common; annotate more texts of each group, or give groups that vary",
+            ConfoundWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+def best_layers(scores: pd.DataFrame, otherwise: int) -> dict[str, int]:
+    """Return each concept's layer with the highest score; `otherwise` where nothing was scored."""
+    best = dict.fromkeys(scores.concept, otherwise)
+    known = scores.dropna(subset="value")
+    rows = known.loc[known.groupby("concept").value.idxmax()]
+    return best | dict(zip(rows.concept, rows.layer.tolist(), strict=True))
+
+
+class Probed(NamedTuple):
+    """Hold what `probe_layers` finds: scores, and for each layer the read-outs of all texts and the held-out predictions."""
+
+    scores: pd.DataFrame
+    read_outs: list[LinearReadOut]
+    held_out: list[Floats]
+    """(texts, concepts) each, every text predicted by a fit that has not seen its fold."""
 
 
 def probe_layers(
@@ -158,7 +224,7 @@ def probe_layers(
     options: tuple[int, int, int],
     bar: Progress,
     shares: csr_array | None = None,
-) -> tuple[pd.DataFrame, list[LinearReadOut]]:
+) -> Probed:
     """Return a task's scores at all layers, with their controls, and the read-outs fitted on all of its texts.
 
     `features` is (texts, layers, d_model), the first layer being the embedding; `options` are the numbers of resamples and
@@ -178,6 +244,7 @@ def probe_layers(
     scores: list[pd.DataFrame] = []
     read_outs: list[LinearReadOut] = []
     null: list[Floats] = []
+    predicted: list[Floats] = []
     for position, layer in enumerate(bar.track(layers, description=f"probing for {task.kind}s")):
         here = features[:, position].double().numpy()
         now = validate(task, fit, here, weights, permutations, seed, beside)
@@ -191,6 +258,7 @@ def probe_layers(
         scores.append(described(task, now).assign(layer=layer, n=len(texts), groups=task.groups, **columns))
         read_outs.append(fit(here, task.targets, task.group))
         null.append(now.null)
+        predicted.append(now.predicted)
     # The best of several layers is to be compared with the best that shuffling finds in as many.
     best = np.fmax.reduce(null)
     highest = expected_range(best)[:, 2]
@@ -200,7 +268,7 @@ def probe_layers(
             for rows in scores
         ]
     )
-    return frame, read_outs
+    return Probed(frame, read_outs, predicted)
 
 
 def _selectivity(found: Validated, groups: int) -> dict[str, Floats]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +56,14 @@ class Weighted:
 
     def sums(self, values: Floats) -> Floats:
         """Return the weighted sums of values (rows, columns) over rows: (1 + resamples, columns)."""
-        rows = len(self.member)
-        indicator = csr_array(
-            (np.ones(rows), (self.member, np.arange(rows))), shape=(self.counts.shape[1], rows)
-        )
-        totals: Floats = self.counts @ (indicator @ values)
+        totals: Floats = self.counts @ (self._indicator @ values)
         return totals
+
+    @cached_property
+    def _indicator(self) -> csr_array:
+        rows = len(self.member)
+        places = (self.member, np.arange(rows))
+        return csr_array((np.ones(rows), places), shape=(self.counts.shape[1], rows))
 
 
 def weighting(group: Integers, fold: Integers, resamples: int = 0, seed: int = 0) -> Weighting:
@@ -109,11 +112,10 @@ def auc(predicted: Floats, carried: Floats, weights: Weighting) -> Floats:
     for rows, fold in weights.by_fold():
         x, y = predicted[rows], carried[rows].astype(np.float64)
         placed = _placements(x, y)
-        with_label, without = fold.sums(y), fold.sums(1 - y)
+        sums = fold.sums(np.hstack([y, 1 - y, placed * y, placed * (1 - y)]))
+        with_label, without, right, right_without = np.split(sums, 4, axis=1)
         area = _quotient((placed * y).sum(0), y.sum(0))
-        resampled = _quotient(fold.sums(placed * y), with_label) + _quotient(
-            fold.sums(placed * (1 - y)), without
-        )
+        resampled = _quotient(right, with_label) + _quotient(right_without, without)
         ranked = ranked + with_label * without * np.clip(resampled - area, 0, 1)
         pairs = pairs + with_label * without
     result: Floats = np.where(pairs > 0, _quotient(ranked, pairs), np.nan)
@@ -122,15 +124,14 @@ def auc(predicted: Floats, carried: Floats, weights: Weighting) -> Floats:
 
 def _placements(predicted: Floats, carried: Floats) -> Floats:
     """Return, for each text, the share of the texts of the other kind that it is ranked rightly against."""
-    placed = np.zeros_like(predicted)
-    for column, (x, y) in enumerate(zip(predicted.T, carried.T, strict=True)):
-        overall = rankdata(x)
-        positive = y > 0
-        for kind, sign in ((positive, 1), (~positive, -1)):
-            others = len(x) - kind.sum()
-            if kind.any() and others:
-                below = (overall[kind] - rankdata(x[kind])) / others  # of the other kind
-                placed[kind, column] = below if sign > 0 else 1 - below
+    positive = carried > 0
+    texts, with_label = len(predicted), positive.sum(0)
+    overall = rankdata(predicted, axis=0)
+    # Ranks among their own kind: with each text that carries the label put behind all that do not.
+    own = rankdata(overall + texts * positive, axis=0) - np.where(positive, texts - with_label, 0)
+    below = _quotient(overall - own, np.where(positive, texts - with_label, with_label))  # of the other kind
+    apart = (with_label > 0) & (with_label < texts)
+    placed: Floats = np.where(apart, np.where(positive, below, 1 - below), 0.0)
     return placed
 
 

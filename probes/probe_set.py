@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from emoprobe.artefacts import read_artefact, write_artefact
 from emoprobe.errors import InputError
 from emoprobe.layers import nearest_to_depth, resolve_layers
+from emoprobe.probes.confounds import COLUMNS as CONFOUNDS
 from emoprobe.probes.direction import Direction
 from emoprobe.probes.tasks import LABELS
 
@@ -85,6 +86,14 @@ class ProbeSet:
     """Estimator and options, corpus, package versions, seed."""
     basis: str = "raw"
     """Coordinates of the residual stream that the probes were fitted in, see `LiveModel.basis`."""
+    confounds: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CONFOUNDS))
+    """One row per concept and candidate for what else its annotation goes with, at the concept's best layer; empty where that
+    was not checked. layer, concept, confound (see `confounds.candidates`; "group" compares within groups), metric, chance,
+    value (the probe's score; of all labels the mean AUC), alone, alone_low, alone_high (what the candidate alone tells of
+    held-out groups, and its 95% interval), p, q (one-sided, that it tells as much of shuffled annotations; q corrected for all
+    candidates and concepts), held, held_low, held_high (the probe's score with the candidate held constant), alone_held (what
+    the candidate itself still tells then), held_gain_low, held_gain_high (interval of held − alone_held), left (the share of
+    the annotation's variance that is left then; 0: they cannot be told apart in these texts). What was not measured is NaN."""
 
     def __post_init__(self) -> None:
         layers, concepts, width = len(self.layers), len(self.concepts), self.directions.shape[-1]
@@ -229,10 +238,9 @@ class ProbeSet:
     def save(self, path: str | Path) -> Path:
         """Write the probe set to one `.safetensors` file, whole or not at all; equal content gives equal bytes."""
         tensors = {name: getattr(self, name) for name in TENSORS}
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*TENSORS, "scores")}
-        table = self.scores.astype(object).where(self.scores.notna(), None)  # JSON has no NaN
-        scores = {"columns": table.columns.tolist(), "rows": table.to_numpy().tolist()}
-        record = {**plain, "scores": scores}
+        frames = {"scores": _table(self.scores), "confounds": _table(self.confounds)}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*TENSORS, *frames)}
+        record = {**plain, **frames}
         return write_artefact(path, KIND, VERSION, tensors, {**record, "digest": _digest(tensors, record)})
 
 
@@ -253,7 +261,8 @@ def load_probes(path: str | Path) -> ProbeSet:
             concepts=tuple(record["concepts"]),
             kinds={name: record["kinds"][name] for name in record["concepts"]},
             ranges={name: (low, high) for name, (low, high) in record["ranges"].items()},
-            scores=_typed(pd.DataFrame(record["scores"]["rows"], columns=record["scores"]["columns"])),
+            scores=_typed(record["scores"], COLUMNS),
+            confounds=_typed(record.get("confounds", {"rows": [], "columns": []}), CONFOUNDS),
             metadata=record["metadata"],
             basis=record.get("basis", "raw"),
             **{name: tensors[name] for name in TENSORS},
@@ -264,12 +273,19 @@ def load_probes(path: str | Path) -> ProbeSet:
         raise InputError(f'"{path}" is damaged: {type(error).__name__}: {error}') from error
 
 
-def _typed(scores: pd.DataFrame) -> pd.DataFrame:
-    # Missing scores come back from JSON as None, which would leave their columns untyped.
-    other = {"layer": "int64", "n": "int64", "groups": "int64", "concept": "str", "metric": "str"}
-    further = [str(column) for column in scores if column not in COLUMNS]
-    scores = scores.reindex(columns=[*COLUMNS, *further])
-    return scores.astype({column: other.get(str(column), "float64") for column in scores})
+def _table(frame: pd.DataFrame) -> dict[str, Any]:
+    cells = frame.astype(object).where(frame.notna(), None)  # JSON has no NaN
+    return {"columns": cells.columns.tolist(), "rows": cells.to_numpy().tolist()}
+
+
+def _typed(table: Mapping[str, Any], columns: Sequence[str]) -> pd.DataFrame:
+    # Missing numbers come back from JSON as None, which would leave their columns untyped.
+    other = dict.fromkeys(("layer", "n", "groups"), "int64")
+    other |= dict.fromkeys(("concept", "metric", "confound"), "str")
+    frame = pd.DataFrame(table["rows"], columns=table["columns"])
+    further = [str(column) for column in frame if column not in columns]
+    frame = frame.reindex(columns=[*columns, *further])
+    return frame.astype({column: other.get(str(column), "float64") for column in frame})
 
 
 def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from emoprobe.models.live import LiveModel
-from emoprobe.probes.estimators import Floats
+from emoprobe.probes.estimators import Floats, Integers
 
 TOKENS_AT_ONCE = 4096
 """Kinds of token that get their random vectors at once, so that a large vocabulary needs no large table."""
@@ -32,6 +32,11 @@ def token_shares(model: LiveModel, texts: Sequence[str], start: int = 1, batch_s
             batch = model.tokenize(texts[first : first + batch_size], truncate=True)
             counted = batch.counted(start)
             drawn += [row[mask].cpu().numpy() for row, mask in zip(batch.input_ids, counted, strict=True)]
+    return shares_of(drawn)
+
+
+def shares_of(drawn: Sequence[Integers]) -> csr_array:
+    """Return which share of each row's tokens, given by their numbers, is of which kind: (rows, kinds that occur)."""
     lengths = np.array([len(kinds) for kinds in drawn])
     kinds, column = np.unique(np.concatenate(drawn), return_inverse=True)
     row = np.repeat(np.arange(len(drawn)), lengths)

@@ -4,6 +4,10 @@ What a probe's evidence has to pass is decided here and nowhere else. Its best l
 reach at their best layer, with q, corrected for all concepts, of at most LEVEL. What it is above the embedding, a bag of words,
 random features and a control task, resample by resample, must be more than nothing. And directions fitted to halves of the
 groups must be more alike than shuffled annotations make them. A control that was not run is not passed.
+
+Nor may it be shown to read no more than a confound. What tells an annotation alone, with q of at most LEVEL and an interval
+above chance, is one, and a probe reads more where, that held constant, its score is above chance and above what the confound
+itself still tells. An annotation that is the same all over each group is not told from the group.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from matplotlib.figure import Figure
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
+from emoprobe.probes.confounds import GROUP
 from emoprobe.probes.probe_set import COLUMNS, ProbeSet
 from emoprobe.probes.tasks import LABELS
 
@@ -30,15 +35,26 @@ CONTROLS = {
     "random_features": "random features",
     "control_task": "a control task",
     "split_half": "stability",
+    "confounds": "confounds",
 }
 LEVEL = 0.05
 """Share of concepts above shuffled annotations that may be so by chance."""
 
 
 def best_rows(probes: ProbeSet) -> pd.DataFrame:
-    """Return the row of `probes.scores` at each concept's best layer, with a column `fails`: the controls it does not pass."""
+    """Return the row of `probes.scores` at each concept's best layer, with the controls that it does not pass in `fails`.
+
+    `confounds` is how many candidates were looked at (NaN: none), `flagged` what it is not shown to read more than.
+    """
     scores = probes.scores.reindex(columns=COLUMNS).dropna(subset="value")
     best = scores.loc[scores.groupby(["concept", "metric"], sort=False)["value"].idxmax()]
+    checked = judged(probes.confounds)
+    flagged = checked[checked.flagged]
+    named = [flagged.confound[flagged.concept == concept].tolist() for concept in best.concept]
+    best = best.assign(
+        confounds=best.concept.map(checked.groupby("concept").size()).astype("float64"),
+        flagged=pd.Series(named, index=best.index, dtype=object),
+    )
     fails = [[name for control, name in CONTROLS.items() if not _passes(row, control)] for row in _rows(best)]
     return best.assign(fails=pd.Series(fails, index=best.index, dtype=object))
 
@@ -51,6 +67,8 @@ def _passes(row: dict[Any, Any], control: str) -> bool:
         return bool(row["q"] <= LEVEL)
     if control == "control_task":
         return bool(row["selectivity_low"] > 0)
+    if control == "confounds":
+        return row["confounds"] > 0 and not row["flagged"]
     if control == "split_half":
         return bool(row["split_half"] > row["split_half_shuffled_high"])
     return bool(row[f"{control}_gain_low"] > 0)
@@ -66,12 +84,16 @@ def verdict(row: dict[Any, Any]) -> str:
     if not row["fails"]:
         return "Supported"
     missing = not_run(row)
-    above = [name for name in row["fails"] if name not in (CONTROLS["split_half"], *missing)]
+    above = [
+        name for name in row["fails"] if name not in (CONTROLS["split_half"], CONTROLS["confounds"], *missing)
+    ]
     reasons = []
     if above:
         reasons.append(f"not shown to be above {joined(above)}")
     if CONTROLS["split_half"] in row["fails"] and CONTROLS["split_half"] not in missing:
         reasons.append("its direction is not shown to come back from other texts")
+    if row["flagged"]:
+        reasons.append(f"not shown to read more than {joined(row['flagged'])}")
     if missing:
         reasons.append(f"not held to {joined(missing)}")
     found = "Not supported" if CONTROLS["shuffled"] in row["fails"] else "Readable"
@@ -91,9 +113,65 @@ def report(probes: ProbeSet) -> str:
         f"{about.get('folds', '?')} folds that cut no group; layers {', '.join(map(str, probes.layers))}."
     ]
     best = _rows(best_rows(probes))
-    lines += [_sentence(row) for row in best]
+    lines += [_sentence(row, about.get("level", "text")) for row in best]
+    lines += confound_sentences(probes)
     lines.append(_closing(best, probes))
     return "\n".join(lines)
+
+
+def judged(confounds: pd.DataFrame) -> pd.DataFrame:
+    """Return `ProbeSet.confounds` with columns `found` (it goes with the concept) and `flagged` (the probe reads no more)."""
+    rows, chance = confounds, confounds.chance
+    found = (rows.q <= LEVEL) & (rows.alone_low > chance)
+    more = (rows.held_low > chance) & (rows.held_gain_low > 0)
+    same = (rows.confound == GROUP) & (rows.left == 0)
+    return rows.assign(found=(found | same).astype(bool), flagged=((found & ~more) | same).astype(bool))
+
+
+def confound_sentences(probes: ProbeSet) -> list[str]:
+    """Say for each candidate what it tells, and whether the probes are shown to read more than it."""
+    rows = judged(probes.confounds)
+    if rows.empty:
+        return ["Confounds were not looked for."]
+    lines = []
+    for name, found in rows[rows.found].groupby("confound", sort=False):
+        if name == GROUP:
+            concepts = joined([_named(concept) for concept in found.concept])
+            lines.append(
+                f"Flagged: {concepts} annotated the same all over each group. Groups held out cannot tell that from what a "
+                "group's texts have in common."
+            )
+            continue
+        flagged, more = found[found.flagged], found[~found.flagged]
+        if len(flagged):
+            told = "; ".join(_confounded(row) for row in _rows(flagged))
+            lines.append(f"Flagged: {name} predicts {told}. The probe is not shown to read more than {name}.")
+        if len(more):
+            told = joined([f"{_named(row['concept'])} ({_told(row)})" for row in _rows(more)])
+            lines.append(f"The probe reads more than {name}, which predicts {told}.")
+    silent = [
+        name for name in dict.fromkeys(rows.confound) if name not in {GROUP, *rows.confound[rows.found]}
+    ]
+    if silent:
+        lines.append(f"Not shown to predict any concept: {joined(silent)}.")
+    return lines
+
+
+def _confounded(row: dict[Any, Any]) -> str:
+    """Say what a confound tells of a concept, and what is left of the probe's score."""
+    held = "with it held constant there is nothing left to compare"
+    if not math.isnan(row["held"]):
+        bounds = f"[{two(row['held_low'])}, {two(row['held_high'])}]"
+        held = f"with it held constant the probe's is {two(row['held'])} {bounds}, its own {two(row['alone_held'])}"
+    return f"{_named(row['concept'])} ({_told(row)}; {held})"
+
+
+def _told(row: dict[Any, Any]) -> str:
+    return f"{METRICS[row['metric']]} {two(row['alone'])} [{two(row['alone_low'])}, {two(row['alone_high'])}]"
+
+
+def _named(concept: str) -> str:
+    return "all labels" if concept == LABELS else concept
 
 
 def _closing(best: list[dict[Any, Any]], probes: ProbeSet) -> str:
@@ -121,7 +199,7 @@ def _closing(best: list[dict[Any, Any]], probes: ProbeSet) -> str:
     )
 
 
-def _sentence(row: dict[Any, Any]) -> str:
+def _sentence(row: dict[Any, Any], level: str) -> str:
     name = "All labels" if row["concept"] == LABELS else row["concept"]
     shuffled = f"{two(row['shuffled'])} [{two(row['shuffled_low'])}, {two(row['shuffled_high'])}]"
     further = (
@@ -129,7 +207,7 @@ def _sentence(row: dict[Any, Any]) -> str:
         f"halves alike {two(row['split_half'])}"
     )
     return (
-        f"{name}: {METRICS[row['metric']]} {_span(row)} at layer {row['layer']} ({row['n']} texts, {row['groups']} groups); "
+        f"{name}: {METRICS[row['metric']]} {_span(row)} at layer {row['layer']} ({row['n']} {level}s, {row['groups']} groups); "
         f"shuffled {shuffled}, q {_small(row['q'])}, embedding {two(row['layer0'])}, "
         f"bag of words {two(row['bag_of_words'])}, {further}. {verdict(row)}."
     )

@@ -64,6 +64,11 @@ class Task:
         overall = float(self.targets.mean(0).max()) if self.exclusive else 0.5
         return [overall] + [0.5] * len(self.concepts)
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The lowest and the highest that a measure can be."""
+        return (-1, 1) if self.kind == "dimension" else (0, 1)
+
     @cached_property
     def plain(self) -> metrics.Weighting:
         """Weights that count each group once."""
@@ -80,12 +85,19 @@ class Task:
         return np.column_stack([overall, areas])
 
 
-def plan(corpus: Corpus, concepts: Sequence[str] | None = None, folds: int = 5, seed: int = 0) -> list[Task]:
+def plan(
+    corpus: Corpus,
+    concepts: Sequence[str] | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> list[Task]:
     """Return the tasks that a corpus gives for these concepts (default: all whose texts can be told apart).
 
     Labels exclude each other where no text carries two; then texts without a label are left out, and all labels are fitted
-    whichever are wanted. Otherwise each label is told from its absence. Raises `InputError` for an unknown concept, one that
-    is wanted but the same in all groups but one, and fewer groups than folds.
+    whichever are wanted. Otherwise each label is told from its absence. `groups` (texts,) may stand for the corpus's own.
+    Raises `InputError` for an unknown concept, one that is wanted but the same in all groups but one, and fewer groups than
+    folds.
     """
     known = [name for name, _ in corpus.concepts]
     wanted = set(known if concepts is None else concepts)
@@ -95,7 +107,7 @@ def plan(corpus: Corpus, concepts: Sequence[str] | None = None, folds: int = 5, 
         raise InputError(
             f"{corpus.name}: {asked}; its labels and dimensions are {', '.join(known) or 'none'}"
         )
-    group = np.unique(corpus.groups, return_inverse=True)[1]
+    group = np.unique(corpus.groups if groups is None else groups, return_inverse=True)[1]
     tasks = [
         _task(kind, exclusive, columns, rows, group[rows], folds, seed)
         for kind, exclusive, columns, rows in (

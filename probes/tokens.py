@@ -22,6 +22,7 @@ class TokenMeans:
     """Pool texts as `capture` would, and add up over single tokens on the way."""
 
     def __init__(self, pool: Pool) -> None:
+        self.pool = pool
         self._pool = pooling(pool)
         self._vectors = self._norms = torch.zeros(1, dtype=torch.float64)
         self._count = 0

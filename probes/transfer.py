@@ -203,7 +203,7 @@ def _fitted(
     bootstrap, permutations, seed = options
     fit, texts = read.fit(task), read.texts_of(task)
     vectors = read.vectors[task.rows]
-    scores, read_outs = probe_layers(task, fit, vectors, texts, read.layers, (bootstrap, 0, seed), bar)
+    scores, read_outs, _ = probe_layers(task, fit, vectors, texts, read.layers, (bootstrap, 0, seed), bar)
     null = [
         shuffled_fits(task, fit, read.at(layer, task), permutations, np.random.default_rng(seed))
         for layer in read.layers

@@ -47,12 +47,14 @@ def out_of_fold(fit: Fit, features: Floats, targets: Floats, group: Integers, fo
 class Validated:
     """Hold what held-out groups say of one layer: `scores` (1 + resamples, measures) and `null` (permutations, measures).
 
+    `predicted` (texts, concepts) are the held-out read-outs that were scored.
     With control tasks, `control` is their mean score and `selectivity` what the score is above it, both (1 + resamples,
     measures).
     """
 
     scores: Floats
     null: Floats
+    predicted: Floats
     control: Floats | None = None
     selectivity: Floats | None = None
 
@@ -92,7 +94,7 @@ def validate(
     scores = task.score(predicted, task.targets, weights)
     found = np.array(null).reshape(permutations, len(task.measures))
     if not controls:
-        return Validated(scores, found)
+        return Validated(scores, found, predicted)
     part = metrics.Weighting(task.group[rows], task.fold[rows], weights.counts)
     beside = np.mean([task.score(p, y, part) for p, y in zip(of_controls, controls, strict=True)], axis=0)
     same = scores
@@ -100,7 +102,7 @@ def validate(
         targets = task.targets[rows]
         again = out_of_fold(fit, features[rows], targets, task.group[rows], task.fold[rows])
         same = task.score(again, targets, part)
-    return Validated(scores, found, beside, same - beside)
+    return Validated(scores, found, predicted, beside, same - beside)
 
 
 def described(task: Task, found: Validated) -> pd.DataFrame:
@@ -109,14 +111,13 @@ def described(task: Task, found: Validated) -> pd.DataFrame:
     `low` and `high` are 95% over resampled groups, `shuffled` the mean with shuffled annotations, and the last two the range in
     which 95% of shuffled scores are to be expected.
     """
-    bounds = (-1, 1) if task.kind == "dimension" else (0, 1)
-    low, high = np.clip(metrics.interval(found.scores, task.groups), *bounds)
+    low, high = np.clip(metrics.interval(found.scores, task.groups), *task.bounds)
     concepts, names = zip(*task.measures, strict=True)
     frame = pd.DataFrame(
         {"concept": concepts, "metric": names, "value": found.scores[0], "low": low, "high": high}
     )
     frame["chance"] = task.chance
-    frame[["shuffled", "shuffled_low", "shuffled_high"]] = np.clip(expected_range(found.null), *bounds)
+    frame[["shuffled", "shuffled_low", "shuffled_high"]] = np.clip(expected_range(found.null), *task.bounds)
     return frame
 
 

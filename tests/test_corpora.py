@@ -337,12 +337,12 @@ def test_words_annotated_by_hand_become_spans():
     assert corpus.groups.tolist() == ["complaint", "thanks"]
     assert np.isnan(corpus.values("valence")).all(), "no value is made up for the whole sentence"
     assert corpus.data["spans"][1] == [
-        {"start": 0, "end": 7, "valence": 0.9, "arousal": 0.4, "relevance": 0.5}
+        {"start": 0, "end": 7, "labels": [], "valence": 0.9, "arousal": 0.4, "relevance": 0.5}
     ]
     assert math.isnan(corpus.data["spans"][0][2]["valence"])
     assert Corpus.from_words([SENTENCE]).texts == ["Late again, naturally."]
     scaled = Corpus.from_words([[("calm", 7)]], dimensions=["calm"], ranges={"calm": (1, 9)})
-    assert scaled.data["spans"][0] == [{"start": 0, "end": 4, "calm": 7.0}]
+    assert scaled.data["spans"][0] == [{"start": 0, "end": 4, "labels": [], "calm": 7.0}]
 
 
 @pytest.mark.parametrize(
@@ -429,6 +429,17 @@ def test_a_round_trip_through_a_file_changes_nothing(tmp_path: Path, suffix: str
     corpus = load_corpus(path, columns=NAMES)
     assert corpus.name == path.name and corpus.fingerprint == reference().fingerprint
     assert load_corpus(str(path), columns=NAMES, split="dev").texts == TEXTS[2:3]
+
+
+def test_labels_of_spans_go_round_too_and_enter_the_fingerprint():
+    spans = [[{"start": 0, "end": 4, "labels": ["joy"]}, {"start": 5, "end": 7, "labels": "awe"}], None]
+    made = Corpus.from_columns({"text": ["glad to come", "nothing"], "spans": spans})
+    assert made.labels == ("awe", "joy") and made.data["spans"][0][1]["labels"] == ["awe"]
+    for source in (made.frame, made.data):
+        assert load_corpus(source).fingerprint == made.fingerprint
+    bare = [[{"start": 0, "end": 4}, {"start": 5, "end": 7}], None]
+    other = Corpus.from_columns({"text": made.texts, "spans": bare}, labels=made.labels)
+    assert other.fingerprint != made.fingerprint
 
 
 def test_a_round_trip_through_memory_changes_nothing():

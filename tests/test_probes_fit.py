@@ -87,9 +87,9 @@ def test_the_best_of_many_layers_is_held_to_the_best_of_shuffled_ones() -> None:
         task = Task("dimension", False, ("noise",), np.arange(90), targets, group, grouped_folds(group, 5))
         features = torch.from_numpy(generator.normal(size=(90, 12, 8))).float()
         bar = Progress(disable=True)
-        scores, _ = probe_layers(
+        scores = probe_layers(
             task, fit_for("ridge", "dimension"), features, ["text"] * 90, range(12), (0, 2, seed), bar
-        )
+        ).scores
         best = scores.loc[scores.reset_index(drop=True).value.idxmax() == np.arange(len(scores))].iloc[0]
         naive += best.value > best.shuffled_high
         corrected += best.value > best.shuffled_best_high

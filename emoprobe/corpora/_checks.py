@@ -115,14 +115,19 @@ def check_spans(
     texts: Sequence[str],
     rows: Sequence[Sequence[Mapping[str, float]]],
     dimensions: Mapping[str, tuple[float, float]],
+    vocabulary: Sequence[str],
 ) -> None:
-    """Refuse spans that are empty or outside their text, and values outside their dimension's range."""
+    """Refuse spans that are empty or outside their text, and annotations outside their vocabulary or range."""
     for row, (text, spans) in enumerate(zip(texts, rows, strict=True)):
         for span in spans:
             if not 0 <= span["start"] < span["end"] <= len(text):
                 where = (span["start"], span["end"])
                 remedy = f"spans are [start, end) with 0 <= start < end <= {len(text)}, the text's length"
                 raise bad_cell(name, row, "spans", where, "lies outside its text", remedy)
+            unknown = [label for label in span["labels"] if label not in vocabulary]  # type: ignore[attr-defined]
+            if unknown:
+                remedy = f"the labels are: {', '.join(vocabulary) or 'none'}"
+                raise bad_cell(name, row, "spans: labels", unknown[0], "is not a known label", remedy)
             for dimension, (low, high) in dimensions.items():
                 value = span[dimension]
                 if not (math.isnan(value) or low <= value <= high):
@@ -138,15 +143,26 @@ def _outside(dimension: str, bounds: tuple[float, float]) -> tuple[str, str]:
 
 
 def complete_spans(name: str, row: int, spans: object, dimensions: Sequence[str]) -> list[dict[str, object]]:
-    """Give each span all the dimensions there are, NaN where it has no value, and nothing else."""
+    """Give each span its labels and all the dimensions there are, NaN where it has no value, and nothing else."""
     try:
         return [
-            {"start": span["start"], "end": span["end"], **{d: _number(span.get(d)) for d in dimensions}}
+            {
+                "start": span["start"],
+                "end": span["end"],
+                "labels": _listed(span.get("labels")),
+                **{d: _number(span.get(d)) for d in dimensions},
+            }
             for span in spans  # type: ignore[attr-defined]  # what is no list of spans is refused below
         ]
     except (TypeError, AttributeError, KeyError):
         remedy = "spans are a list of {'start': 0, 'end': 5, 'valence': 0.5}"
         raise bad_cell(name, row, "spans", spans, "is no list of spans", remedy) from None
+
+
+def _listed(labels: object) -> list[object]:
+    if labels is None or isinstance(labels, str):
+        return [labels] if labels else []
+    return list(labels)  # type: ignore[call-overload, no-any-return]  # what is no list is refused by the caller
 
 
 def _number(value: object) -> object:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from emoprobe.corpora import cells
+from emoprobe.corpora.schema import Corpus
 from emoprobe.corpora.tables import read_delimited, read_table
 from emoprobe.errors import InputError
 
@@ -38,6 +40,8 @@ RELATIVES = {
     "shaken": "shake",
 }
 """Words that no inflection leads to a lemma from, and what is close to them. "On edge" is not about an edge: it is left out."""
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+"""What is looked up of a text: letters, with apostrophes and hyphens within."""
 _ENTRY = ("word", "term", "lemma")
 _COLUMNS = {name: (name, f"{name[0]}.mean.sum", name[0]) for name in NORMS}
 
@@ -117,6 +121,28 @@ def rate(words: Sequence[str], norms: pd.DataFrame, *, forms: Iterable[str] = FO
         ratings = {norm: norms.at[entry, norm] if entry else float("nan") for norm in map(str, norms.columns)}
         rows.append({**ratings, "entry": entry, "form": form})
     return pd.DataFrame(rows, index=pd.Index(list(words), name="word"))
+
+
+def rated_words(corpus: Corpus, norms: pd.DataFrame) -> Corpus:
+    """Return a corpus's texts with each word that has a rating as a span of these values, and no other annotation.
+
+    `norms` is what `load_word_norms` returns; words are looked up as by `rate`, and ratings keep their scale. Probes of
+    tokens can be fitted to the result (`fit_probes(..., level="token")`): what a word means to people wherever it stands.
+    """
+    kinds = sorted({found.group() for text in corpus.texts for found in WORD.finditer(text)})
+    ratings = rate(kinds, norms)[list(norms.columns)].dropna(how="all").to_dict("index")
+    spans = [
+        [
+            {"start": found.start(), "end": found.end(), **ratings[found.group()]}
+            for found in WORD.finditer(text)
+            if found.group() in ratings
+        ]
+        for text in corpus.texts
+    ]
+    columns = {"text": corpus.texts, "spans": spans, "group": corpus.groups.tolist()}
+    columns |= {name: corpus.data[name][:] for name in ("source", "split")}
+    ranges = {str(name): (float(norms[name].min()), float(norms[name].max())) for name in norms}
+    return Corpus.from_columns(columns, name=corpus.name, dimensions=ranges)
 
 
 def _candidates(word: str) -> Iterator[tuple[str, str]]:

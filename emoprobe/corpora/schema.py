@@ -31,11 +31,13 @@ SPLITS = {"dev": "validation", "val": "validation", "valid": "validation"}
 def features(dimensions: Sequence[str]) -> Features:
     """List the columns of a corpus and their types, given the names of its dimensions."""
     number = Value("float64")
-    span = {"start": Value("int64"), "end": Value("int64"), **dict.fromkeys(dimensions, number)}
+    labels = List(Value("string"))
+    span = {"start": Value("int64"), "end": Value("int64"), "labels": labels}
+    span |= dict.fromkeys(dimensions, number)
     return Features(
         {
             "text": Value("string"),
-            "labels": List(Value("string")),
+            "labels": labels,
             **dict.fromkeys(dimensions, number),
             "group": Value("string"),
             "source": Value("string"),
@@ -58,8 +60,8 @@ class Corpus:
     data: Dataset
     """Columns: text (str), labels (list of str), one float per dimension (NaN: not annotated), group (str:
     document, writer, topic; what no split may cut through), source (str), split (str, "" where there is
-    none), and spans (list of {start, end, dimension: float}: annotations of characters [start, end), NaN
-    likewise)."""
+    none), and spans (list of {start, end, labels, dimension: float}: annotations of characters [start, end),
+    NaN likewise)."""
     name: str
     labels: tuple[str, ...]
     """The label vocabulary, used or not."""
@@ -78,7 +80,7 @@ class Corpus:
         columns = self.data[:]
         checks.check_texts(self.name, columns["text"])
         checks.check_labels(self.name, columns["labels"], self.labels)
-        checks.check_spans(self.name, columns["text"], columns["spans"], self.dimensions)
+        checks.check_spans(self.name, columns["text"], columns["spans"], self.dimensions, self.labels)
         for dimension, bounds in self.dimensions.items():
             checks.check_values(self.name, dimension, np.asarray(columns[dimension], dtype=float), bounds)
         merged = checks.merge_groups(columns["text"], columns["group"])
@@ -107,7 +109,8 @@ class Corpus:
         checks.check_columns(name, columns, list(schema))
         filled = _filled(columns, name, list(ranges))
         if labels is None:
-            labels = sorted({label for row in filled["labels"] for label in row})
+            of_spans = (span["labels"] for row in filled["spans"] for span in row)
+            labels = sorted({label for row in (*filled["labels"], *of_spans) for label in row})
         types = schema.arrow_schema
         arrays = {c: checks.arrow_column(name, c, filled[c], types.field(c).type) for c in schema}
         return cls(Dataset.from_dict(arrays, features=schema), name, tuple(labels), ranges)
@@ -246,6 +249,11 @@ class Corpus:
         """
         columns = self.data[:]
         ranges = [[name, float(low), float(high)] for name, (low, high) in sorted(self.dimensions.items())]
+        # Spans had no labels once: those without are hashed as then.
+        columns["spans"] = [
+            [{key: value for key, value in span.items() if key != "labels" or value} for span in row]
+            for row in columns["spans"]
+        ]
         columns["group"] = pd.factorize(np.asarray(columns["group"], dtype=object))[0].tolist()
         digest = hashlib.sha256(json.dumps([sorted(self.labels), ranges]).encode())
         for column in ("text", "labels", *sorted(self.dimensions), "group", "split", "spans"):

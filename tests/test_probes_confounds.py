@@ -1,0 +1,195 @@
+"""Confounds: what is planted is flagged by the report, what is not there is not, and the numbers are those of the long way."""
+
+import warnings
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+from small_probes import WORDS, model
+
+from emoprobe.corpora import Corpus
+from emoprobe.errors import ConfoundWarning, InputError
+from emoprobe.probes import ProbeSet, fit_probes, load_probes
+from emoprobe.probes.confounds import _strata, candidates, check_confounds
+from emoprobe.probes.summary import best_rows, judged
+from emoprobe.probes.tasks import LABELS, plan
+
+OPENINGS = ("Yesterday", "However", "Once", "There")
+NAMES = ("Anna", "Bruno", "Clara", "Dmitri")
+QUICK: dict[str, Any] = {"layers": [2], "permutations": 6, "bootstrap": 100, "progress": False}
+
+
+def corpus(
+    planted: str, seed: int = 0, count: int = 160, dimension: bool = False
+) -> tuple[Corpus, list[str]]:
+    """Return texts of random words in groups of eight, whose labels go with `planted`, or with nothing; and their speakers.
+
+    Where they go with "length", "opening" or "speaker", three texts of four have the value that is common for the label.
+    """
+    order = np.random.default_rng(seed)
+    sad = order.permutation(np.arange(count) % 2).astype(bool)
+    drawn = {name: order.integers(2, size=count).astype(bool) for name in ("length", "opening", "speaker")}
+    if planted in drawn:
+        drawn[planted] = np.where(order.random(count) < 0.85, sad, ~sad)
+    opening, speaker = (2 * drawn[name] + order.integers(2, size=count) for name in ("opening", "speaker"))
+    length = order.integers(4, 12, size=count) + 8 * drawn["length"]
+    texts = [
+        f"{OPENINGS[opening[row]]} the {NAMES[speaker[row]]} was {' '.join(order.choice(WORDS, length[row]))}."
+        for row in range(count)
+    ]
+    if planted == "words":
+        texts = [
+            text + (" the sad dark sad" if s else " glad children glad")
+            for text, s in zip(texts, sad, strict=True)
+        ]
+    columns: dict[str, Any] = {"text": texts, "group": [f"group {row // 8}" for row in range(count)]}
+    if dimension:
+        values = np.clip(np.where(sad, -0.5, 0.5) + order.normal(0, 0.1, count), -1, 1)
+        return Corpus.from_columns({**columns, "valence": values}, dimensions={"valence": (-1, 1)}), []
+    columns["labels"] = [["sad" if value else "glad"] for value in sad]
+    return Corpus.from_columns(columns, name=planted), [NAMES[number] for number in speaker]
+
+
+def flags(found: ProbeSet) -> set[str]:
+    """Return which candidates the report flags."""
+    return {
+        line.removeprefix("Flagged: ").split(" predicts ")[0]
+        for line in found.report().splitlines()
+        if line.startswith("Flagged: ")
+    }
+
+
+@pytest.mark.parametrize(
+    ("planted", "expected"), [("length", "length"), ("opening", "opening"), ("speaker", "names")]
+)
+def test_a_planted_artefact_is_flagged(planted: str, expected: str) -> None:
+    texts, speakers = corpus(planted)
+    found = fit_probes(model(), texts, confounds={"speaker": speakers}, **QUICK)
+    assert expected in flags(found) <= {expected, "speaker"}
+    assert ("speaker" in flags(found)) == (planted == "speaker")
+    assert f"The probe is not shown to read more than {expected}." in found.report()
+    row = found.confounds.set_index(["concept", "confound"]).loc[("sad", expected)]
+    assert row.alone_low > 0.6 and row.value > 0.6 and row.q < 0.05 and row.held_gain_low < 0
+    assert all(expected in fails for fails in best_rows(found).flagged)
+    assert (
+        "Supported: " not in found.report()
+        and f"not shown to read more than {expected}" in found._repr_html_()
+    )
+
+
+def test_a_planted_artefact_of_a_dimension_is_flagged() -> None:
+    found = fit_probes(model(), corpus("length", dimension=True)[0], **QUICK)
+    assert flags(found) == {"length"}
+
+
+def test_nothing_is_flagged_where_nothing_is_planted() -> None:
+    """Six corpora without artefact, of which three have an emotion in their words: no false alarm."""
+    for planted, seed in product(("words", "nothing"), range(3)):
+        texts, speakers = corpus(planted, seed)
+        found = fit_probes(model(), texts, confounds={"speaker": speakers}, **QUICK)
+        assert not flags(found), (planted, seed, found.report())
+        assert (found.confounds.set_index("concept").held_low["sad"] > 0.5).all() == (planted == "words")
+
+
+def test_a_probe_that_reads_more_than_a_confound_is_not_flagged() -> None:
+    texts, _ = corpus("length")
+    telling = {"sad": " the sad dark sad", "glad": " glad children glad"}
+    frame = texts.frame
+    frame["text"] = [text + telling[labels[0]] for text, labels in zip(frame.text, frame.labels, strict=True)]
+    told = Corpus.from_columns({name: frame[name].tolist() for name in ("text", "labels", "group")})
+    found = fit_probes(model(), told, **QUICK)
+    assert (
+        not flags(found) and "The probe reads more than length, which predicts all labels" in found.report()
+    )
+
+
+def test_annotations_that_are_the_same_all_over_a_group_are_told_of() -> None:
+    texts, _ = corpus("words")
+    frame = texts.frame.sort_values("labels", key=lambda labels: labels.str[0])
+    frame["group"] = [f"writer {row // 8}" for row in range(len(frame))]
+    sorted_out = Corpus.from_columns({name: frame[name].tolist() for name in ("text", "labels", "group")})
+    with pytest.warns(ConfoundWarning, match=r"glad, sad annotated the same all over each group"):
+        found = fit_probes(model(), sorted_out, **QUICK)
+    assert "Flagged: all labels, glad and sad annotated the same all over each group." in found.report()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConfoundWarning)
+        fit_probes(model(), texts, **QUICK)
+        alone = Corpus.from_columns({"text": texts.texts, "labels": texts.data["labels"][:]})
+        fit_probes(model(), alone, **QUICK)  # where each text is a group, no group has anything in common
+
+
+def test_scores_within_strata_are_those_of_scikit_learn() -> None:
+    texts, _ = corpus("length")
+    (task,) = plan(texts)
+    order = np.random.default_rng(1)
+    read = task.targets + order.normal(size=task.targets.shape)
+    z = {
+        "length": candidates(texts.texts)["length"],
+        "flag": order.integers(3, size=(len(texts), 1)).astype(float),
+    }
+    best = dict.fromkeys(["sad", "glad", LABELS], 2)
+    frame = check_confounds(task, best, {2: read}, z, (60, 4, 0)).set_index(["concept", "confound"])
+    column = task.concepts.index("sad")
+    for cell, name in ((z["flag"][:, 0], "flag"), (task.group, "group")):
+        right = pairs = 0.0
+        for stratum in {*zip(task.fold, cell, strict=True)}:
+            inside = (task.fold == stratum[0]) & (cell == stratum[1])
+            truth = task.targets[inside, column]
+            count = truth.sum() * (1 - truth).sum()
+            right += count * roc_auc_score(truth, read[inside, column]) if count else 0
+            pairs += count
+        assert frame.held["sad", name] == pytest.approx(right / pairs)
+    assert frame.held[LABELS, "flag"] == pytest.approx(
+        (frame.held["sad", "flag"] + frame.held["glad", "flag"]) / 2
+    )
+    assert frame.left["sad", "length"] < 0.8 < frame.left["sad", "flag"] <= 1
+
+
+def test_strata_are_fifths_within_folds_and_keep_equals_together() -> None:
+    fold = np.repeat([0, 1], 50)
+    told = np.random.default_rng(0).normal(size=100)
+    cell = _strata(told, fold)
+    assert set(np.bincount(cell)) == {10} and len(set(cell)) == 10
+    assert all(np.ptp(fold[cell == number]) == 0 for number in set(cell))
+    few = np.round(told).clip(-1, 1)
+    cell = _strata(few, fold)
+    assert all(np.ptp(few[cell == number]) == 0 for number in set(cell))
+
+
+def test_candidates_are_what_the_texts_say() -> None:
+    texts = ["Yesterday Anna ran!", "There was the dog", "the man saw Anna. there"] * 5
+    found = candidates(
+        texts, {"writer": ["x", "y", "z"] * 5, "same": ["one"] * 15, "tokens": list(range(15))}
+    )
+    assert set(found) == {"length", "punctuation", "opening", "names", "writer", "tokens"}
+    assert found["names"].shape == (15, 1)  # Anna; what only begins texts is no name
+    assert found["writer"].sum(1).tolist() == [1] * 15 and found["writer"].shape[1] == 3
+    assert np.ptp(found["length"][0::3], axis=0).max() == 0 and np.ptp(found["length"], axis=0).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"speaker": ["a"]}, "'speaker' has 1 values for 2 texts"),
+        ({"length": [1, 2]}, "'length' is looked for anyway"),
+        ({"tokens": [1.0, float("nan")]}, "'tokens' lacks numbers"),
+    ],
+)
+def test_candidates_that_cannot_be_used_are_refused(further: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        candidates(["one text", "another"], further)
+
+
+def test_what_was_found_is_kept(tmp_path: Path) -> None:
+    found = fit_probes(model(), corpus("length")[0], **QUICK)
+    back = load_probes(found.save(tmp_path / "p.safetensors"))
+    pd.testing.assert_frame_equal(back.confounds, found.confounds)
+    assert back.report() == found.report()
+    assert judged(back.confounds).flagged.any()
+    bare = fit_probes(model(), corpus("length")[0], **{**QUICK, "permutations": 0})
+    assert bare.confounds.empty and "Confounds were not looked for." in bare.report()
+    assert "confounds" in best_rows(bare).fails.iloc[0]
