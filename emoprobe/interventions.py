@@ -6,6 +6,7 @@ pass has been given. `position_mask` says which positions of a pass an edit may 
 side and for cached generation.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -18,6 +19,8 @@ from emoprobe.errors import InputError
 Span: TypeAlias = tuple[int, int]
 Positions: TypeAlias = "str | Tensor | Sequence[Span] | Sequence[Sequence[Span]]"
 NAMED_POSITIONS = ("all", "prompt", "generated", "last")
+OPEN = sys.maxsize
+"""End of a span of characters that goes on in what is generated behind the prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,11 @@ class Forward:
         """Index in the sequence of each position of this pass, shape (position,)."""
         return torch.arange(self.start, self.start + self.real.shape[1], device=self.real.device)
 
+    @property
+    def generated(self) -> Tensor:
+        """How many tokens were generated before each position of this pass, (position,); negative in the prompt."""
+        return self.positions - self.prompt_length
+
 
 @dataclass(frozen=True, eq=False)
 class ResidualEdit:
@@ -50,12 +58,17 @@ class ResidualEdit:
     `edit` maps a stream (batch, position, d_model) to one of the same shape; only the chosen `positions` of its result are
     used. `positions` is "all", "prompt", "generated", "last" (the last position of the prompt, the one before the reply), a
     boolean mask over the prompt, (position,) or (batch, position), or character spans [(start, end), …], the same for all
-    prompts or one list for each.
+    prompts or one list for each; a span that ends at `OPEN` goes on in what is generated.
+
+    `weight` says how much of the edit is carried out, stream + weight · (edit(stream) − stream), where not all of it: a
+    function of how many tokens were generated before each position, integers (position,) that are negative in the prompt, to
+    numbers that broadcast to (batch, position).
     """
 
     layer: int
     edit: Callable[[Tensor], Tensor]
     positions: Positions = "all"
+    weight: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.positions, str) and self.positions not in NAMED_POSITIONS:
@@ -66,10 +79,19 @@ class ResidualEdit:
 
     def apply(self, stream: Tensor, forward: Forward) -> Tensor:
         """Return `stream` (batch, position, d_model) with the chosen positions edited."""
-        edited = self.edit(stream)
+        edited = (
+            self.edit(stream)
+            if self.weight is None
+            else self._in_part(stream, self.weight(forward.generated))
+        )
         if isinstance(self.positions, str) and self.positions == "all":
             return edited
         return torch.where(position_mask(self.positions, forward)[..., None], edited, stream)
+
+    def _in_part(self, stream: Tensor, weight: Tensor) -> Tensor:
+        # The difference of two numbers of half precision is mostly rounding.
+        wide = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        return (wide + weight.to(wide)[..., None] * (self.edit(wide) - wide)).to(stream.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +142,11 @@ def position_mask(positions: Positions, forward: Forward) -> Tensor:
         if positions == "generated":
             return real & (index >= forward.prompt_length)
         return _last_of_prompt(forward)
-    chosen = positions if isinstance(positions, Tensor) else _mask_from_spans(positions, forward)
-    return real & _window(chosen.to(real.device), forward)
+    if isinstance(positions, Tensor):
+        return real & _window(positions.to(real.device), forward)
+    mask, open_ended = (part.to(real.device) for part in _mask_from_spans(positions, forward))
+    behind = open_ended.repeat_interleave(len(real) // len(open_ended))[:, None] & (forward.generated >= 0)
+    return real & (_window(mask, forward) | behind)
 
 
 def _last_of_prompt(forward: Forward) -> Tensor:
@@ -148,7 +173,10 @@ def _window(mask: Tensor, forward: Forward) -> Tensor:
     return mask.repeat_interleave(batch // mask.shape[0], dim=0)
 
 
-def _mask_from_spans(spans: Sequence[Span] | Sequence[Sequence[Span]], forward: Forward) -> Tensor:
+def _mask_from_spans(
+    spans: Sequence[Span] | Sequence[Sequence[Span]], forward: Forward
+) -> tuple[Tensor, Tensor]:
+    """Return which positions of the prompts overlap spans (prompts, position), and which prompts have one that stays open."""
     if forward.offsets is None:
         raise InputError(
             "character spans need the text: call model.logits, model.capture or model.generate with strings and a fast "
@@ -163,7 +191,7 @@ def _mask_from_spans(spans: Sequence[Span] | Sequence[Sequence[Span]], forward: 
     mask = torch.zeros(prompts, len(forward.offsets[0]), dtype=torch.bool)
     for row, (tokens, chosen) in zip(mask, pairs, strict=True):
         row[overlapping(tokens, chosen)] = True
-    return mask
+    return mask, torch.tensor([any(end >= OPEN for _, end in chosen) for chosen in per_prompt])
 
 
 def overlapping(tokens: Sequence[Span], spans: Sequence[Span]) -> list[int]:

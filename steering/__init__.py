@@ -1,7 +1,8 @@
 """What directions do to behaviour: edits of the residual stream, measures, dose–response."""
 
-from emoprobe.steering.edits import add, project_out, steer
+from emoprobe.steering.edits import add, clamp, only_where, project_out, rotate, scheduled, steer
 from emoprobe.steering.measures import Measure, coherence, continuation, kl, log_probabilities, nll, read_out
+from emoprobe.steering.norms import residual_norms
 from emoprobe.steering.sweep import NonFiniteWarning, Sweep, sweep
 
 __all__ = [
@@ -9,13 +10,18 @@ __all__ = [
     "NonFiniteWarning",
     "Sweep",
     "add",
+    "clamp",
     "coherence",
     "continuation",
     "kl",
     "log_probabilities",
     "nll",
+    "only_where",
     "project_out",
     "read_out",
+    "residual_norms",
+    "rotate",
+    "scheduled",
     "steer",
     "sweep",
 ]

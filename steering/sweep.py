@@ -34,8 +34,9 @@ from emoprobe.intervals import mean_interval, prediction_interval
 from emoprobe.interventions import Intervention, Positions
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel
-from emoprobe.steering.edits import Vector, add
+from emoprobe.steering.edits import add
 from emoprobe.steering.measures import Measure
+from emoprobe.steering.vectors import Vector
 from emoprobe.valattn import Valuation, biases
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from emoprobe.errors import InputError
-from emoprobe.interventions import Span
+from emoprobe.interventions import OPEN, Span
 
 Message = Mapping[str, str]
 
@@ -33,6 +33,17 @@ class Chat:
                 f'no message has the role "{role}": this conversation has {sorted(set(self.roles))}'
             )
         return found
+
+    def turns_of_assistant(self) -> list[Span]:
+        """Return the spans of what the assistant says: its messages, and the reply that is to come.
+
+        The reply's span begins with the last token of the text, from which its first token is predicted, and goes on in what
+        is generated; there is none where the last message is the assistant's own. As `positions=`, this is where a
+        present-speaker direction belongs.
+        """
+        said = [span for span, role in zip(self.spans, self.roles, strict=True) if role == "assistant"]
+        replied = self.roles[-1] == "assistant"
+        return said if replied else [*said, (len(self.text) - 1, OPEN)]
 
 
 def render(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True) -> Chat:

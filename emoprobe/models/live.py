@@ -263,6 +263,15 @@ class LiveModel(ABC):
         finally:
             self._interventions = outer
 
+    @contextmanager
+    def suspended(self) -> Iterator[Self]:
+        """Run the block without the interventions that are in place, which is the untouched model to the last bit."""
+        outer, self._interventions = self._interventions, ()
+        try:
+            yield self
+        finally:
+            self._interventions = outer
+
     def residual_norms(self) -> Tensor:
         """Return the mean L2 norm of the residual stream at layers 0 … n_layers, over the package's reference passages.
 

@@ -20,6 +20,7 @@ import nnsight
 import torch
 from nnsight.intervention.iterator import Iterations
 from torch import Tensor
+from typing_extensions import Self
 
 from emoprobe.errors import InputError
 from emoprobe.folding import fold_keys, fold_queries
@@ -104,6 +105,12 @@ class NnsightModel(LiveModel):
     def _place(self, interventions: Sequence[Intervention]) -> Iterator[None]:
         with self._local.intervene(*interventions):
             yield
+
+    @contextmanager
+    def suspended(self) -> Iterator[Self]:
+        """Run the block without the interventions that are in place, which is the untouched model to the last bit."""
+        with super().suspended(), self._local.suspended():
+            yield self
 
     # As nnsight operations -------------------------------------------------------------------------------------------
 

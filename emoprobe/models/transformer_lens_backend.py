@@ -273,14 +273,17 @@ class TransformerLensModel(LiveModel):
 
         def prepare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             past = next((item for item in (*args, *kwargs.values()) if isinstance(item, Cache)), None)
-            if past is not None:
+            if past is not None and layer in self._pending:
                 queries, keys = self._pending[layer]
                 self._pending[layer] = queries, _remember(past, getattr(module, "_layer_idx", layer), keys)
 
         return prepare
 
     def _biasing(self, layer: int) -> Callable[[Tensor], Tensor]:
-        return lambda scores: add_bias(scores, *self._pending.pop(layer))
+        def add(scores: Tensor) -> Tensor:  # nothing is pending where interventions are suspended
+            return add_bias(scores, *self._pending.pop(layer)) if layer in self._pending else scores
+
+        return add
 
 
 class _Stop(Exception):
