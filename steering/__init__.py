@@ -1,9 +1,11 @@
 """What directions do to behaviour: edits of the residual stream, measures, dose–response."""
 
+from emoprobe.steering.dose_response import Sweep
 from emoprobe.steering.edits import add, clamp, only_where, project_out, rotate, scheduled, steer
+from emoprobe.steering.generations import generations, lexicon, overlap
 from emoprobe.steering.measures import Measure, coherence, continuation, kl, log_probabilities, nll, read_out
 from emoprobe.steering.norms import residual_norms
-from emoprobe.steering.sweep import NonFiniteWarning, Sweep, sweep
+from emoprobe.steering.sweep import NonFiniteWarning, sweep
 
 __all__ = [
     "Measure",
@@ -13,10 +15,13 @@ __all__ = [
     "clamp",
     "coherence",
     "continuation",
+    "generations",
     "kl",
+    "lexicon",
     "log_probabilities",
     "nll",
     "only_where",
+    "overlap",
     "project_out",
     "read_out",
     "residual_norms",

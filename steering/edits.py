@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -121,7 +121,8 @@ def project_out(
     away once. Raises `InputError` as `add` does with unit="norm", and for no direction at all.
     """
     chosen = resolve_layers(layers, model.n_layers)
-    directions = [direction] if isinstance(direction, Tensor) or hasattr(direction, "vectors") else direction
+    several = isinstance(direction, Sequence) and not isinstance(direction, Tensor)
+    directions = cast("Sequence[Vector]", direction if several else [direction])
     if isinstance(directions, str) or not len(directions):
         raise InputError("give a direction to project out, or a list of one or more")
     _check_finite(strength=strength)
@@ -281,7 +282,8 @@ def _basis(vectors: Tensor) -> Tensor:
     """Return an orthonormal basis of what vectors (n, d_model) span: (rank, d_model)."""
     _, sizes, rows = torch.linalg.svd(unit_length(vectors), full_matrices=False)
     # Directions are float32: what is left of one that the others span is its rounding.
-    return rows[sizes > 1e-6 * sizes[0]]
+    basis: Tensor = rows[sizes > 1e-6 * sizes[0]]
+    return basis
 
 
 def _norm(stream: Tensor) -> Tensor:
@@ -291,7 +293,8 @@ def _norm(stream: Tensor) -> Tensor:
 
 def _ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
     """Return a quotient that is 0 where its denominator is."""
-    return torch.where(denominator > 0, numerator / denominator, 0.0)
+    ratio: Tensor = torch.where(denominator > 0, numerator / denominator, 0.0)
+    return ratio
 
 
 def _check_finite(**numbers: float) -> None:

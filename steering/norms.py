@@ -8,19 +8,16 @@ much, and either column, as a tensor, goes to `add(norms=…)`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from emoprobe.activations import mean_norms
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
-from emoprobe.models.live import Batch
 from emoprobe.models.reference import PASSAGES
+from emoprobe.steering.generations import SAMPLED, continued
 
 
 def residual_norms(
@@ -36,24 +33,24 @@ def residual_norms(
 
     `reference` is over the tokens of `texts` but each one's first, by default the package's reference passages; give a large
     and varied text. `generated` is over what the model, sampling with `seed`, writes behind `prompts` (by default the first
-    five words of each text), up to an end of text; the prompts themselves are left out. `ratio` is generated / reference.
-    Raises `InputError` inside an intervention, which would change both, and where nothing was generated.
+    five words of each text), an end of text included; the prompts themselves are left out. `ratio` is generated / reference.
+    Raises `InputError` inside an intervention, which would change both.
     """
     if model.interventions:
         raise InputError("measure residual norms before entering an intervention, which would change them")
     texts = list(PASSAGES if texts is None else texts)
     prompts = [" ".join(text.split()[:5]) for text in texts] if prompts is None else list(prompts)
     total, count = torch.zeros(model.n_layers + 1, dtype=torch.float64), 0
-    for first in range(0, len(prompts), batch_size):
-        batch = _continued(model, prompts[first : first + batch_size], max_new_tokens, seed)
-        own = batch.real.clone()
-        own[:, : batch.prompt_length] = False
-        with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for first in range(0, len(prompts), batch_size):
+            chunk = prompts[first : first + batch_size]
+            batch = continued(model, chunk, max_new_tokens=max_new_tokens, **SAMPLED)
+            own = batch.real.clone()
+            own[:, : batch.prompt_length] = False
             norms = model.streams(batch, range(model.n_layers + 1)).float().norm(dim=-1)
-        total += norms.where(own, 0).sum((-1, -2)).cpu().double()
-        count += int(own.sum())
-    if not count:
-        raise InputError("the model ended each prompt at once: give prompts that it goes on with")
+            total += norms.where(own, 0).sum((-1, -2)).cpu().double()
+            count += int(own.sum())
     reference = mean_norms(model, texts, batch_size=batch_size).double().numpy()
     generated = (total / count).numpy()
     return pd.DataFrame(
@@ -64,28 +61,3 @@ def residual_norms(
             "ratio": generated / reference,
         }
     )
-
-
-def _continued(model: LiveModel, prompts: Sequence[str], length: int, seed: int) -> Batch:
-    """Return prompts with what the model writes behind them, up to an end of text."""
-    batch = model.tokenize(prompts)
-    options: dict[str, Any] = {"max_new_tokens": length, "do_sample": True}
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        ids = model.generate_ids(batch, **options)
-    start = batch.input_ids.shape[1]
-    return replace(
-        batch,
-        input_ids=ids,
-        real=torch.cat([batch.real, before_end(ids[:, start:], model)], dim=-1),
-        offsets=None,
-        prompt_length=start,
-    )
-
-
-def before_end(ids: Tensor, model: LiveModel) -> Tensor:
-    """Return which generated tokens (batch, position) come before an end of text: boolean."""
-    end = model.tokenizer.eos_token_id
-    if end is None:
-        return torch.ones_like(ids, dtype=torch.bool)
-    return (ids == end).cumsum(-1) == 0

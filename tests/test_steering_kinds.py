@@ -27,6 +27,7 @@ from emoprobe.steering import (
     rotate,
     scheduled,
 )
+from emoprobe.steering.generations import up_to_end
 from emoprobe.valattn import biases
 
 LAYERS = [1, 3]
@@ -332,7 +333,7 @@ def test_norms_are_measured_over_the_text_given_and_over_generated_tokens() -> N
     reference = torch.cat([streams(ids)[:, 1:] for ids in tokens(model, TEXTS)], dim=1).mean(1)
     torch.manual_seed(3)
     batch = model.tokenize(prompts)
-    ids = model.generate_ids(batch, max_new_tokens=length, do_sample=True)
+    ids = model.generate_ids(batch, max_new_tokens=length, do_sample=True, top_k=0)
     begun = tokens(model, prompts)
     own = [
         streams(torch.cat([start, row[-length:]]))[:, -length:] for start, row in zip(begun, ids, strict=True)
@@ -350,13 +351,10 @@ def test_norms_are_measured_over_the_text_given_and_over_generated_tokens() -> N
     assert len(PASSAGES) > 3
 
 
-def test_norms_after_an_end_of_text_do_not_count() -> None:
-    model = tiny_model("gpt2")
-    end = model.tokenizer.eos_token_id
-    ids = torch.tensor([[5, end, 7, end], [5, 6, 7, 8]])
-    from emoprobe.steering.norms import before_end
-
-    assert before_end(ids, model).tolist() == [[True, False, False, False], [True] * 4]
+def test_what_follows_an_end_of_text_does_not_count() -> None:
+    ids = torch.tensor([[5, 9, 7, 9], [5, 6, 7, 8]])
+    assert up_to_end(ids, 9).tolist() == [[True, True, False, False], [True] * 4]
+    assert up_to_end(ids, None).all()
 
 
 @pytest.mark.parametrize(

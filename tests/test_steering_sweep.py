@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,8 +18,21 @@ from emoprobe.errors import InputError
 from emoprobe.intervals import mean_interval, prediction_interval
 from emoprobe.models import LiveModel
 from emoprobe.probes import Direction
-from emoprobe.steering import NonFiniteWarning, Sweep, continuation, kl, nll, steer, sweep
-from emoprobe.steering.sweep import _beside_random, _monotone_range, _random_like
+from emoprobe.steering import (
+    NonFiniteWarning,
+    Sweep,
+    add,
+    continuation,
+    generations,
+    kl,
+    nll,
+    rotate,
+    scheduled,
+    steer,
+    sweep,
+)
+from emoprobe.steering.dose_response import _beside_random, _monotone_range
+from emoprobe.steering.sweep import Edit, _random_like
 from emoprobe.valattn import Valuation, inject
 
 PROMPTS = ["I am so glad that you came", "The dog", "They were afraid of the dark and", "The sun came up and"]
@@ -274,7 +289,7 @@ def test_a_model_pushed_too_hard_gives_nan_and_a_warning() -> None:
     ):
         result = sweep(model, vector(model), [0, 0.1, 1e39], PROMPTS, measures(), controls=1, progress=False)
     last = result.frame[result.frame["strength"] == 1e39]
-    assert len(last) == 8 and last[["value", "low", "high"]].isna().all(axis=None)
+    assert len(last) == 12 and last[["value", "low", "high"]].isna().all(axis=None)
     assert result.frame[result.frame["strength"] < 1]["value"].notna().all()
     assert result.summary()["verdict"].str.endswith("; not finite at 1e+39").all()
     assert result.summary()["slope"].notna().all()
@@ -292,7 +307,142 @@ def test_a_model_pushed_too_hard_gives_nan_and_a_warning() -> None:
         controls=0,
         progress=False,
     )
-    assert endless.raw["value"].isna().tolist() == [True, False] * 2
+    assert endless.raw["value"].isna().tolist() == [True, False] * 4
+
+
+# Beside what ---------------------------------------------------------------------------------------------------------
+
+
+def values(result: Sweep, condition: str, strength: float, measure: str = "glad") -> np.ndarray:
+    raw = result.raw
+    chosen = (raw.condition == condition) & (raw.strength == strength) & (raw.measure == measure)
+    return raw[chosen]["value"].to_numpy()
+
+
+def test_the_opposite_and_an_unrelated_concept_stand_beside() -> None:
+    model = tiny_model("llama", dtype=torch.float32)
+    other = vector(model, 2)[1]
+    used = [continuation({"glad": [" happy", " glad"]})]
+    result = sweep(
+        model, vector(model), [0.2, 0.5, -0.5], PROMPTS, used, controls=1, unrelated=other, progress=False
+    )
+    for condition, strength, given, by in (
+        ("steered", -0.5, vector(model), -0.5),
+        ("negated", 0.2, -vector(model), 0.2),
+        ("unrelated", 0.5, other, 0.5),
+        ("negated", 0.0, other, 0.0),
+    ):
+        with steer(model, given, by):
+            truth = used[0](model, PROMPTS)["glad"].numpy()
+        np.testing.assert_allclose(values(result, condition, strength), truth, rtol=1e-6)
+    assert not len(values(result, "negated", 0.5))  # -0.5 is among the strengths
+    assert set(result.raw.strength) == {-0.5, 0.0, 0.2, 0.5}
+    effects = result.effects().set_index("strength")
+    untouched = values(result, "steered", 0.0)
+
+    def change(condition: str, strength: float) -> float:
+        return float((values(result, condition, strength) - untouched).mean())
+
+    assert effects.negated[0.2] == pytest.approx(change("negated", 0.2))
+    assert effects.negated[0.5] == pytest.approx(change("steered", -0.5))
+    assert effects.unrelated[0.2] == pytest.approx(change("unrelated", 0.2))
+    assert isinstance(result.plot(), Figure)
+
+
+def test_effects_are_changes_with_intervals_beside_random_ones() -> None:
+    result = made_up(lambda s, seed, g: np.full(40, 2.0 * s if seed is None else 0.2 * seed * s))
+    raw = result.raw[result.raw.strength.isin([0, 1])]
+    both = raw[raw.condition == "steered"].pivot(index="text", columns="strength", values="value")
+    changes = (both[1] - both[0]).to_numpy()
+    truth = stats.ttest_1samp(changes, 0).confidence_interval()
+    row = result.effects().set_index("strength").loc[1]
+    assert (row.change, row.low, row.high) == pytest.approx((changes.mean(), truth.low, truth.high))
+    assert row.d == pytest.approx(changes.mean() / changes.std(ddof=1))
+    ups = raw[raw.condition == "random"].groupby(["strength", "seed"])["value"].mean()
+    random = (ups.loc[1.0] - both[0].mean()).to_numpy()
+    assert row.random == pytest.approx(random.mean(), abs=0.05)
+    assert bool(row.beyond_random) and row.random_high < row.change
+    nothing = made_up(lambda s, seed, g: np.full(40, 0.1 * s if seed is None else 0.2 * seed * s))
+    assert not nothing.effects().beyond_random.any()
+    assert len(result.effects()) == 4
+
+
+def test_the_usable_window_reaches_as_far_as_every_limit_holds() -> None:
+    def gate(up: dict[float, float], down: dict[float, float]) -> Sweep:
+        rows = [
+            (s, "steered", None, name, text, value + text)
+            for name, found in (("repetition", up), ("distinct-2", down))
+            for s, value in found.items()
+            for text in range(3)
+        ]
+        raw = pd.DataFrame(rows, columns=["strength", "condition", "seed", "measure", "text", "value"])
+        return Sweep(raw.astype({"seed": "Int64"}), "made up", "nothing")
+
+    flat = dict.fromkeys([-2.0, -1.0, 0.0, 1.0, 2.0], 0.5)
+    assert gate(flat, flat).usable() == (-2, 2)
+    assert gate({**flat, 1.0: 0.65}, flat).usable() == (-2, 0)  # 2 holds again, but 1 lies between
+    assert gate({**flat, 1.0: 0.3}, flat).usable() == (-2, 2)  # less repetition is no harm
+    assert gate(flat, {**flat, -1.0: 0.3, 2.0: 0.45}).usable() == (0, 2)
+    assert gate({**flat, 2.0: math.nan}, flat).usable() == (-2, 1)
+    assert gate(flat, {**flat, -1.0: 0.3}).usable({"repetition": 0.1}) == (-2, 2)
+
+
+@pytest.mark.parametrize(
+    "maker", [rotate, partial(add, keep_norm=True), lambda *a: scheduled(rotate(*a), [1, 0.5])]
+)
+def test_any_edit_of_a_direction_is_swept_with_its_controls(maker: Edit) -> None:
+    model = tiny_model("gpt2", dtype=torch.float32)
+    used = [generations({"length": len}, max_new_tokens=6), *measures()[2:]]
+    result = sweep(
+        model, vector(model), [0.7], PROMPTS, used, edit=maker, controls=1, layers=1, progress=False
+    )
+    for condition, given in (("steered", vector(model)), ("random", _random_like(vector(model), 0))):
+        with model.intervene(*maker(model, given, 0.7, 1, "all")):
+            truth = {name: v for m in used for name, v in m(model, PROMPTS).items()}
+        for name, found in truth.items():
+            np.testing.assert_allclose(values(result, condition, 0.7, name), found.numpy(), rtol=1e-6)
+
+
+# Kept ----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+    model = tiny_model("gpt2", dtype=torch.float32)
+    inner, calls = continuation({"glad": [" happy"]}), []
+
+    def measure(live: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        calls.append(live.interventions)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return inner(live, prompts)
+
+    def run(strengths: Sequence[float], **options: object) -> Sweep:
+        given = {"out": tmp_path / "kept", "controls": 1, "progress": False, **options}
+        return sweep(model, vector(model), strengths, PROMPTS, [measure], **given)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        run([-0.5, 0.5])
+    done = len(list((tmp_path / "kept").glob("*.parquet")))
+    assert done == 3  # the untouched model and two runs
+    again = run([-0.5, 0.5])
+    assert len(calls) == 4 + 1 + 2  # the untouched model, and what was left
+    whole = sweep(model, vector(model), [-0.5, 0.5], PROMPTS, [inner], controls=1, progress=False)
+    pd.testing.assert_frame_equal(again.raw, whole.raw)
+    before = len(calls)
+    more = run([-0.5, 0.5, 0.7, -0.7], controls=2)
+    assert len(calls) == before + 1 + 2 * 3 + 2 * 1 and len(more.raw) == 5 * 3 * len(PROMPTS)
+    for options, match in (
+        ({"layers": 1}, "layers differ"),
+        ({"seed": 3}, "seed differ"),
+        ({"edit": rotate}, "edit differ"),
+    ):
+        with pytest.raises(InputError, match=match):
+            run([0.5], **options)
+    with pytest.raises(InputError, match="intervention differ"):
+        sweep(model, -vector(model), [0.5], PROMPTS, [inner], out=tmp_path / "kept", progress=False)
+    with pytest.raises(InputError, match="say something else of the untouched model"):
+        other = [continuation({"glad": [" sad"]})]
+        sweep(model, vector(model), [0.5], PROMPTS, other, out=tmp_path / "kept", progress=False)
 
 
 def test_it_shows_itself_and_nothing_that_a_name_smuggles_in() -> None:
@@ -321,7 +471,7 @@ def test_any_function_of_model_and_prompts_is_a_measure() -> None:
 
     result = sweep(model, vector(model), [0, 4], "The dog", [last_norm], controls=1, progress=False)
     assert result.frame["measure"].unique().tolist() == ["norm"] and result.frame["low"].isna().all()
-    assert len(result.raw) == 4
+    assert len(result.raw) == 6
 
 
 def test_what_cannot_be_swept_is_refused_in_words() -> None:

@@ -49,15 +49,6 @@ def checks(
     }
 
 
-def from_untouched(found: Sweep) -> Sweep:
-    """Return the sweep of each text's change from its value at strength 0, which has to be among the strengths."""
-    raw = found.raw
-    keys = ["condition", "measure", "text"]
-    untouched = raw[raw.strength == 0].drop_duplicates(keys).set_index(keys).value
-    before = untouched.reindex(pd.MultiIndex.from_frame(raw[keys])).to_numpy()
-    return Sweep(raw.assign(value=raw.value - before), found.subject, found.model)
-
-
 def change(changes: Sweep, measure: str, strength: float) -> tuple[tuple[float, float, float], list[float]]:
     """Return a measure's mean change at a strength with its interval over texts, and the mean change of each control."""
     frame = changes.frame

@@ -12,7 +12,7 @@ from emoprobe.corpora import Corpus
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Sweep, sweep
-from emoprobe.study.dose import KL, NLL, change, checks, draw_dose, from_untouched, shared_measures
+from emoprobe.study.dose import KL, NLL, change, checks, draw_dose, shared_measures
 from emoprobe.study.result import Result
 from emoprobe.study.texts import counted, readable_part
 from emoprobe.study.wording import beside_one_more, listed, number, plain, ranged, span
@@ -43,7 +43,7 @@ def injecting(
         model, valuation, strengths, part.texts, measures, controls=controls, seed=seed + 1, progress=False
     )
     highest = max(strengths)
-    changes = from_untouched(found)
+    changes = found.changes()
     cost, chance = change(changes, NLL, highest)
     judged = found.summary().set_index("measure")
     steered = found.frame[(found.frame.condition == "steered") & (found.frame.measure == NLL)]

@@ -24,7 +24,7 @@ from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Measure, Sweep, continuation, steer, sweep
 from emoprobe.study import feelings
-from emoprobe.study.dose import NLL, change, checks, draw_dose, from_untouched, shared_measures
+from emoprobe.study.dose import NLL, change, checks, draw_dose, shared_measures
 from emoprobe.study.result import Result
 from emoprobe.study.texts import counted, readable_part, targets
 from emoprobe.study.wording import beside_one_more, listed, plain, ranged, span
@@ -55,7 +55,7 @@ class Steered:
     @cached_property
     def changes(self) -> Sweep:
         """The same as changes from the untouched model."""
-        return from_untouched(self.found)
+        return self.found.changes()
 
     @cached_property
     def judged(self) -> pd.Series[Any]:

@@ -1,0 +1,93 @@
+"""A sweep's finished runs in a folder, so that an interrupted sweep goes on where it was.
+
+The folder holds `asked.json`, what was swept, and one Parquet file for each run, written whole or not at all. Measures are
+functions and cannot be compared; what they say of the untouched model can, and is, before anything is taken from a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emoprobe.artefacts import write_bytes
+from emoprobe.errors import InputError
+
+Values = dict[str, NDArray[np.float64]]
+"""Measure -> one number for each text."""
+UNTOUCHED = "untouched"
+
+
+class KeptRuns:
+    """The runs of one sweep, in a folder or, without one, nowhere.
+
+    Raises `InputError` for a folder of a sweep that asked for something else, or whose measures say something else of the
+    untouched model.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, asked: Mapping[str, Any], untouched: Values
+    ) -> None:
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is None:
+            return
+        record = self.folder / "asked.json"
+        if not record.is_file():
+            write_bytes(record, (json.dumps(asked, indent=1, sort_keys=True) + "\n").encode())
+        before = json.loads(record.read_text(encoding="utf-8"))
+        other = sorted(name for name in {*asked, *before} if asked.get(name) != before.get(name))
+        if other:
+            raise InputError(
+                f'"{self.folder}" holds another sweep ({", ".join(other)} differ): give another out='
+            )
+        found = self.run(UNTOUCHED, lambda: untouched)
+        if found.keys() != untouched.keys() or not all(map(_agree, found.values(), untouched.values())):
+            raise InputError(
+                f'"{self.folder}" holds a sweep whose measures say something else of the untouched model: give another out='
+            )
+
+    def run(self, name: str, make: Callable[[], Values]) -> Values:
+        """Return the values of a run: as they were kept, or else newly made and kept."""
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{name}.parquet"
+        if path.is_file():
+            groups = pd.read_parquet(path).groupby("measure", sort=False)["value"]
+            return {str(measure): values.to_numpy(float) for measure, values in groups}
+        values = make()
+        content = io.BytesIO()
+        parts = [pd.DataFrame({"measure": measure, "value": found}) for measure, found in values.items()]
+        pd.concat(parts).to_parquet(content, index=False)
+        write_bytes(path, content.getvalue())
+        return values
+
+
+def digest(item: Any) -> str | None:
+    """Return a hash of a direction, a valuation or a bare tensor; None for None."""
+    if item is None:
+        return None
+    parts = {"": item} if isinstance(item, Tensor) else vars(item)
+    whole = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        whole.update(name.encode())
+        held = (
+            part.detach().cpu().double().numpy().tobytes()
+            if isinstance(part, Tensor)
+            else repr(part).encode()
+        )
+        whole.update(held)
+    return whole.hexdigest()[:16]
+
+
+def _agree(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    # Two runs of one model on another number of threads differ in the last digits.
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True))
