@@ -1,17 +1,22 @@
 """What directions do to behaviour: edits of the residual stream, measures, dose–response."""
 
+from emoprobe.steering.causal import Specificity, specificity
 from emoprobe.steering.dose_response import Sweep
 from emoprobe.steering.edits import add, clamp, only_where, project_out, rotate, scheduled, steer
+from emoprobe.steering.equal_cost import EqualCost, at_equal_cost
 from emoprobe.steering.generations import generations, lexicon, overlap
 from emoprobe.steering.measures import Measure, coherence, continuation, kl, log_probabilities, nll, read_out
 from emoprobe.steering.norms import residual_norms
 from emoprobe.steering.sweep import NonFiniteWarning, sweep
 
 __all__ = [
+    "EqualCost",
     "Measure",
     "NonFiniteWarning",
+    "Specificity",
     "Sweep",
     "add",
+    "at_equal_cost",
     "clamp",
     "coherence",
     "continuation",
@@ -27,6 +32,7 @@ __all__ = [
     "residual_norms",
     "rotate",
     "scheduled",
+    "specificity",
     "steer",
     "sweep",
 ]

@@ -21,7 +21,6 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 from emoprobe.interventions import Intervention, Positions
 from emoprobe.layers import Layers
@@ -30,7 +29,7 @@ from emoprobe.steering.dose_response import NEGATED, RANDOM, STEERED, UNRELATED,
 from emoprobe.steering.edits import add
 from emoprobe.steering.kept_runs import KeptRuns, digest
 from emoprobe.steering.measures import Measure
-from emoprobe.steering.vectors import Vector
+from emoprobe.steering.vectors import Vector, random_like
 from emoprobe.valattn import Valuation, biases
 
 Edit: TypeAlias = Callable[[LiveModel, Vector, float, Layers, Positions], Sequence[Intervention]]
@@ -83,7 +82,11 @@ def sweep(
     doses = _checked(strengths)
     subjects: dict[Arm, Vector | Valuation] = {(STEERED, None): intervention}
     for control in range(seed, seed + controls):
-        subjects[RANDOM, control] = _random_like(intervention, control)
+        subjects[RANDOM, control] = (
+            intervention.random_like(control)
+            if isinstance(intervention, Valuation)
+            else random_like(intervention, control)
+        )
     if unrelated is not None:
         subjects[UNRELATED, None] = unrelated
     placers = {arm: _placer(model, item, edit, layers, positions) for arm, item in subjects.items()}
@@ -133,16 +136,6 @@ def _placer(
     if not (isinstance(positions, str) and positions == "all"):
         raise InputError('a valuation weighs every token against every other: leave positions at "all"')
     return lambda strength: [*biases(model, item, strength, layers)]
-
-
-def _random_like(intervention: Vector | Valuation, seed: int) -> Vector | Valuation:
-    if isinstance(intervention, Tensor):
-        return turned_at_random(intervention, seed)
-    if not hasattr(intervention, "random_like"):
-        raise InputError(
-            f"direction is a {type(intervention).__name__}: give a Direction, such as probes[concept], a tensor or a Valuation"
-        )
-    return intervention.random_like(seed)
 
 
 def _measured(model: LiveModel, prompts: Sequence[str], measures: Sequence[Measure]) -> dict[str, Floats]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ def unit_length(vectors: Tensor) -> Tensor:
     """Return vectors (…, d_model) divided by their norms."""
     norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norms
+
+
+def random_like(direction: Vector, seed: int) -> Vector:
+    """Return a control: the direction turned at random, its norms and its angles between layers kept."""
+    if isinstance(direction, Tensor):
+        return turned_at_random(direction, seed)
+    _check_is_direction(direction)
+    return direction.random_like(seed)
 
 
 def vectors_at(model: LiveModel, direction: Vector, layers: Sequence[int]) -> Tensor:
@@ -48,10 +57,7 @@ def vectors_at(model: LiveModel, direction: Vector, layers: Sequence[int]) -> Te
 
 
 def _rows(direction: Direction, layers: Sequence[int]) -> Tensor:
-    if not hasattr(direction, "vectors"):
-        raise InputError(
-            f"direction is a {type(direction).__name__}: give a Direction, such as probes[concept], or a tensor"
-        )
+    _check_is_direction(direction)
     missing = [layer for layer in layers if layer not in direction.layers]
     if missing:
         raise InputError(
@@ -59,6 +65,13 @@ def _rows(direction: Direction, layers: Sequence[int]) -> Tensor:
             f"it has {', '.join(map(str, direction.layers))}"
         )
     return direction.vectors[[direction.layers.index(layer) for layer in layers]]
+
+
+def _check_is_direction(direction: object) -> None:
+    if not hasattr(direction, "vectors"):
+        raise InputError(
+            f"direction is a {type(direction).__name__}: give a Direction, such as probes[concept], or a tensor"
+        )
 
 
 def _rows_of_tensor(model: LiveModel, tensor: Tensor, layers: Sequence[int]) -> Tensor:

@@ -32,7 +32,8 @@ from emoprobe.steering import (
     sweep,
 )
 from emoprobe.steering.dose_response import _beside_random, _monotone_range
-from emoprobe.steering.sweep import Edit, _random_like
+from emoprobe.steering.sweep import Edit
+from emoprobe.steering.vectors import random_like
 from emoprobe.valattn import Valuation, inject
 
 PROMPTS = ["I am so glad that you came", "The dog", "They were afraid of the dark and", "The sun came up and"]
@@ -131,12 +132,12 @@ def test_the_frame_is_tidy_and_made_of_the_texts() -> None:
 def test_controls_have_the_norm_and_the_angles_of_what_they_control_for() -> None:
     model = tiny_model("gpt2")
     for given in (vector(model), vector(model, 4), vector(model, 4)[:, :2]):  # more rows than columns too
-        turned = _random_like(given, 0)
+        turned = random_like(given, 0)
         assert isinstance(turned, Tensor) and turned.dtype == given.dtype and turned.shape == given.shape
         rows, others = given.reshape(-1, given.shape[-1]), turned.reshape(-1, given.shape[-1])
         torch.testing.assert_close(others @ others.T, rows @ rows.T, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(turned, given, atol=0.1)
-    drawn = torch.stack([_random_like(vector(model), seed) for seed in range(500)])
+    drawn = torch.stack([random_like(vector(model), seed) for seed in range(500)])
     cosines = torch.cosine_similarity(drawn, vector(model)[None], dim=-1)
     # Uniform on the sphere: cosines have mean 0 and variance 1/d, and no coordinate has a sign of its own.
     assert abs(float(cosines.mean())) < 4 / math.sqrt(500 * 32)
@@ -396,7 +397,7 @@ def test_any_edit_of_a_direction_is_swept_with_its_controls(maker: Edit) -> None
     result = sweep(
         model, vector(model), [0.7], PROMPTS, used, edit=maker, controls=1, layers=1, progress=False
     )
-    for condition, given in (("steered", vector(model)), ("random", _random_like(vector(model), 0))):
+    for condition, given in (("steered", vector(model)), ("random", random_like(vector(model), 0))):
         with model.intervene(*maker(model, given, 0.7, 1, "all")):
             truth = {name: v for m in used for name, v in m(model, PROMPTS).items()}
         for name, found in truth.items():
