@@ -160,7 +160,7 @@ class Specificity:
 
     def __repr__(self) -> str:
         found = self.index
-        own = sum(row.own > row.random_next_high and row.low > 0 for row in self.table.itertuples())
+        own = int(((self.table.own > self.table.random_next_high) & (self.table.low > 0)).sum())
         return (
             f"<Specificity in {self.model} at s = {self.strength:g}: index {found['index']:.2f} [{found['low']:.2f}, "
             f"{found['high']:.2f}] over {len(self.concepts)} concepts (random directions {found['chance_low']:.2f} to "

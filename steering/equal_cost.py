@@ -40,10 +40,10 @@ def at_equal_cost(
 ) -> EqualCost:
     """Compare sweeps of one model at equal cost: the mean change of `effect` where that of `cost` has reached a given one.
 
-    `sweeps` are named as they shall be shown, were run on the same prompts and measures, and are read at strengths ≥ 0, or with
-    `sign=-1` ≤ 0. Between strengths both curves are taken for straight. `costs` are in the measure's units, by default five up
-    to nine tenths of the most that all sweeps reach. Raises `InputError` for measures that a sweep lacks, other numbers of texts, and costs
-    that no sweep can reach.
+    `sweeps` are named as they shall be shown, were run on the same prompts and measures, and are read at strengths ≥ 0, or
+    with `sign=-1` ≤ 0. Between strengths both curves are taken for straight. `costs` are in the measure's units, by default
+    five up to nine tenths of the most that all sweeps reach. Raises `InputError` for measures that a sweep lacks, other
+    numbers of texts, and costs that are not positive.
     """
     curves = {name: _curves(name, found, effect, cost, sign) for name, found in sweeps.items()}
     if (
@@ -105,8 +105,8 @@ class EqualCost:
 
     def __repr__(self) -> str:
         said = [
-            f"  at {row.cost:.3g}: {row.one} − {row.other} {row.difference:+.3g} [{row.low:+.3g}, {row.high:+.3g}]"
-            for row in self.differences.itertuples()
+            "  at {cost:.3g}: {one} − {other} {difference:+.3g} [{low:+.3g}, {high:+.3g}]".format(**row)
+            for row in self.differences.to_dict("records")
         ]
         return "\n".join([f"<Effect on {self.effect} at equal {self.cost}>", *said])
 

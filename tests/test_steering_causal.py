@@ -113,6 +113,23 @@ def planted(effect: float, cost: float, *, scale: float = 1.0, controls: int = 4
     """A sweep in which a unit of strength changes the effect and costs so much; `scale` is the unit of its strengths."""
     order = np.random.default_rng(1)
     of_text = {"effect": order.normal(size=texts), "cost": order.normal(size=20)}
+    bent = {"effect": 1 + 0.1 * order.normal(size=texts), "cost": 1 + 0.1 * order.normal(size=20)}
+    rows = []
+    for seed in (None, *range(controls)):
+        for size in (-2, -1, 0, 1, 2):
+            slope = {"effect": effect if seed is None else 0.1 * (seed - 1.5), "cost": cost}
+            for measure, base in of_text.items():
+                by = slope[measure] * (size if measure == "effect" else abs(size)) * bent[measure]
+                condition = "steered" if seed is None else "random"
+                rows += [(size * scale, condition, seed, measure, k, v) for k, v in enumerate(base + by)]
+    raw = pd.DataFrame(rows, columns=["strength", "condition", "seed", "measure", "text", "value"])
+    return Sweep(raw.astype({"seed": "Int64"}), "made up", "nothing")
+
+
+def test_effects_are_compared_where_costs_are_equal_whatever_the_unit_of_strength() -> None:
+    edits, valued = planted(3.0, 0.5), planted(1.0, 0.25, scale=40.0)
+    found = at_equal_cost({"edits": edits, "λ": valued}, "effect", "cost", [0.2, 0.4])
+    frame = found.frame.set_index(["name", "cost"])
     ones = (
         edits.changes().raw.query("strength == 1 and condition == 'steered'").groupby("measure").value.mean()
     )
