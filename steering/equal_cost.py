@@ -105,8 +105,8 @@ class EqualCost:
 
     def __repr__(self) -> str:
         said = [
-            "  at {cost:.3g}: {one} − {other} {difference:+.3g} [{low:+.3g}, {high:+.3g}]".format(**row)
-            for row in self.differences.to_dict("records")
+            "  at {:.3g}: {} − {} {:+.3g} [{:+.3g}, {:+.3g}]".format(*row)
+            for row in self.differences.itertuples(index=False)
         ]
         return "\n".join([f"<Effect on {self.effect} at equal {self.cost}>", *said])
 
@@ -153,7 +153,7 @@ def _curves(name: str, found: Sweep, effect: str, cost: str, sign: int) -> dict[
         # Strengths pushed too hard for either are not there.
         both = of_effect.index.intersection(of_cost.index)
         both = both[np.argsort(np.abs(both))]
-        result[str(condition), int(seed)] = _Curves(
+        result[str(condition), int(str(seed))] = _Curves(
             np.abs(both.to_numpy(float)), sign, of_effect.loc[both].to_numpy(), of_cost.loc[both].to_numpy()
         )
     return result
