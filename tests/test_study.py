@@ -426,22 +426,34 @@ def test_other_concepts_are_steered_with_as_well(model: LiveModel, finished: Stu
     )
 
 
-def test_of_a_random_start_the_blocks_are_counted_and_nothing_is_made_of_it() -> None:
-    def verdict(nearer: int) -> str:
-        low = 70.0
+def test_a_random_start_is_held_to_random_valuations_as_it_is_to_the_probes() -> None:
+    def verdict(held: float, annotated: bool = True) -> str:
         records = [
-            ("principal angle", block, "1", 5.0, 80.0, low, 85.0, 60.0 if block < nearer else 80.0, low, 85.0)
-            for block in range(6)
+            ("row cosine", 0, "valence", -0.9, *[0.0] * len(COMPARED)),
+            ("matched row cosine", 0, "valence", 0.8, *[0.0] * len(COMPARED)),
         ]
-        records += [("row cosine", 0, "valence", 0.9, 0.0, -0.1, 0.1, 0.0, -0.1, 0.1)]
         alignment = pd.DataFrame(records, columns=["quantity", "layer", "dimension", "value", *COMPARED])
-        return _alignment(Comparison(alignment, pd.DataFrame(), "made up", texts=1, groups=1))
+        random = {f"random {k}": value for k, value in enumerate((0.02, 0.03, 0.04))}
+        rows = [
+            (name, 0, block, value)
+            for name, value in {**random, "learned from random": held}.items()
+            for block in range(4)
+        ]
+        overlap = pd.DataFrame(rows, columns=["condition", "seed", "layer", "overlap"])
+        nothing = pd.DataFrame()
+        tables = (alignment, overlap, nothing, nothing, nothing, nothing, nothing)
+        return _alignment(Comparison(*tables, "made up", texts=1, groups=1), 0.025, annotated)
 
-    for nearer in (0, 1, 4):
-        assert f"nearer than all random ones in {nearer} of 6 blocks with 0.5 expected by chance" in verdict(
-            nearer
+    for held, said in ((0.01, "within what"), (0.09, "more than"), (-0.09, "less than")):
+        assert (
+            f"{said} one more random valuation may be expected to give (−0.020 to +0.080, 95 %)"
+            in verdict(held)
         )
-        assert "more than chance" not in verdict(nearer) and "one start" in verdict(nearer)
+        assert "0.025 at its start" in verdict(held) and "one start" in verdict(held)
+    assert "the same annotations" in verdict(0.01) and "valence −0.90" in verdict(0.01)
+    # Where no annotation held a row to its sign and place, neither counts.
+    assert "annotations)" not in verdict(0.01, False) and "signs aside" in verdict(0.01, False)
+    assert "valence 0.80" in verdict(0.01, False)
 
 
 def test_what_learning_did_to_prediction_is_said_as_intervals_have_it() -> None:

@@ -21,7 +21,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 
 def row_cosines(a: Floats, b: Floats) -> Floats:
-    """Return the cosine of each row of a (m, d) with the same row of b."""
+    """Return the cosine of each row of a (m, d) with the same row of b; NaN for a row that is 0."""
     cosines: Floats = np.diagonal(_cosines(a, b)).copy()
     return cosines
 
@@ -29,13 +29,15 @@ def row_cosines(a: Floats, b: Floats) -> Floats:
 def matched_cosines(a: Floats, b: Floats) -> Floats:
     """Return |cosine| of each row of a (m, d) with the row of b (m, d) that it is matched to, no row twice (Hungarian)."""
     size = np.abs(_cosines(a, b))
-    rows, columns = linear_sum_assignment(size, maximize=True)
+    rows, columns = linear_sum_assignment(np.nan_to_num(size), maximize=True)
     matched: Floats = size[rows, columns]
     return matched
 
 
 def principal_angles(a: Floats, b: Floats) -> Floats:
-    """Return the angles in degrees between the spaces that rows span, smallest first."""
+    """Return the m angles in degrees between the spaces that rows (m, d) span, smallest first; NaN where they span less."""
+    if not _spans(np.stack([a, b])).all():
+        return np.full(len(a), np.nan)
     angles: Floats = np.rad2deg(subspace_angles(a.T, b.T))[::-1]
     return angles
 
@@ -43,11 +45,11 @@ def principal_angles(a: Floats, b: Floats) -> Floats:
 def overlaps(a: Floats, b: Floats) -> Floats:
     """Return the mean squared cosine of the principal angles at each layer of rows (layers, m, d).
 
-    It is 1 for the same space, and m/d on average for spaces drawn at random.
+    It is 1 for the same space, m/d on average for spaces drawn at random, and NaN where rows span fewer dimensions than m.
     """
     bases = [np.linalg.qr(rows.swapaxes(-1, -2))[0] for rows in (a, b)]
-    shared: Floats = ((bases[0].swapaxes(-1, -2) @ bases[1]) ** 2).sum((-1, -2)) / a.shape[-2]
-    return shared
+    shared = ((bases[0].swapaxes(-1, -2) @ bases[1]) ** 2).sum((-1, -2)) / a.shape[-2]
+    return np.where(_spans(a) & _spans(b), shared, np.nan)
 
 
 def overlaps_by_chance(a: Floats, b: Floats, draws: int, seed: int) -> Floats:
@@ -59,7 +61,13 @@ def overlaps_by_chance(a: Floats, b: Floats, draws: int, seed: int) -> Floats:
     return np.stack([overlaps(rows, b) for rows in turned])
 
 
+def _spans(rows: Floats) -> NDArray[np.bool_]:
+    """Say whether m rows (…, m, d) span m dimensions."""
+    return np.asarray(np.linalg.matrix_rank(rows) == rows.shape[-2])
+
+
 def _cosines(a: Floats, b: Floats) -> Floats:
-    unit_a, unit_b = (rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (a, b))
+    with np.errstate(invalid="ignore"):
+        unit_a, unit_b = (rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (a, b))
     cosines: Floats = unit_a @ unit_b.T
     return cosines
