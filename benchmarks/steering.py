@@ -1,0 +1,452 @@
+"""Measure what steering does, beside its controls: on the model whose answer is known, on the bundled one and on real weights.
+
+    python benchmarks/steering.py [--only PART ...] [--shared DIR]
+
+Parts: `ground-truth`, `bundled`, `real` (the models in DIR/models; DIR: the environment variable EMOPROBE_SHARED, or ../shared
+beside the project), `speakers` (directions of the present and the other speaker, and of hidden emotions, in the bundled model),
+and `speed`. Each takes minutes on one CPU core. Without --only all are run; with it, the others keep what they had. Writes
+benchmarks/steering.json and benchmarks/steering.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import emoprobe as ep
+from emoprobe.artefacts import write_bytes
+from emoprobe.controls import turned_at_random
+from emoprobe.corpora import Corpus
+from emoprobe.corpora.generator import EMOTIONS, aftermaths
+from emoprobe.intervals import mean_interval
+from emoprobe.models import LiveModel
+from emoprobe.probes import Direction, ProbeSet
+from emoprobe.steering import at_equal_cost, coherence, generations, nll, project_out, specificity
+from emoprobe.study import feelings
+from emoprobe.study.concepts.deflection import hidden_directions
+from emoprobe.study.concepts.dialogues import dialogues
+from emoprobe.study.concepts.speakers import speaker_directions
+from emoprobe.study.steering import leaning
+from emoprobe.study.texts import divide, readable_part, targets
+from emoprobe.study.wording import number, ranged, span
+
+HERE = Path(__file__).resolve().parent
+DOSES = (0.05, 0.1, 0.2, 0.4)
+STATED = 0.2
+"""Strength that specificity is stated at, in fractions of the mean residual norm; not chosen by looking at real models."""
+SWEPT, LAMBDAS = (0.05, 0.1, 0.2, 0.4), (1.0, 2.0, 4.0, 8.0)
+"""Strengths and λ that are swept upward with controls, and downward without."""
+CONTROLS, PROMPTS, SENTENCES = 6, 6, 1
+Lines = list[str]
+
+
+# What is asked of each model -----------------------------------------------------------------------------------------
+
+
+def doses(
+    model: LiveModel,
+    directions: Mapping[str, Direction],
+    continuations: Mapping[str, Sequence[str]],
+    prompts: Sequence[str],
+    layer: int,
+) -> dict[str, Any]:
+    """Steer with each concept at each dose; say up to where its continuations become ever likelier, and how specifically."""
+    found = {
+        dose: specificity(
+            model, directions, continuations, prompts, dose, layers=layer, controls=CONTROLS, progress=False
+        )
+        for dose in DOSES
+    }
+    at = found[STATED]
+    curves = np.stack([np.zeros(len(at.concepts)), *(np.diag(one.matrix) for one in found.values())])
+    rises = np.cumprod(np.diff(curves, axis=0) > 0, axis=0).sum(0)
+    table = at.table.assign(monotone_to=[([0.0, *DOSES])[count] for count in rises])
+    return {
+        "layer": layer,
+        "stated": STATED,
+        "prompts": len(prompts),
+        "table": table.to_dict("records"),
+        "curves": {name: curves[:, k].tolist() for k, name in enumerate(at.concepts)},
+        "index": at.index,
+        "index_by_dose": {str(dose): one.index["index"] for dose, one in found.items()},
+    }
+
+
+def told_doses(name: str, found: dict[str, Any]) -> Lines:
+    """Return the table of `doses` and a sentence."""
+    table = pd.DataFrame(found["table"])
+    zero = ((table.random_low <= 0) & (table.random_high >= 0)).sum()
+    above = ((table.own > table.random_next_high) & (table.low > 0)).sum()
+    total = found["index"]
+    lines = [
+        f"### {name}: each emotion's direction added at layer {found['layer']}",
+        "",
+        f"Change of log P of its continuations after {found['prompts']} beginnings at s = {found['stated']:g}, in nats; beside "
+        f"it {CONTROLS} random directions of equal norm. Doses: {', '.join(f'{dose:g}' for dose in DOSES)}.",
+        "",
+        "| concept | own direction [95 %] | rises to s = | random, mean [95 %] | one more random | index [95 %] | by chance |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["table"]:
+        own, random, index = (
+            span(row[middle], row[f"{name}low"], row[f"{name}high"], sign=middle != "index")
+            for middle, name in (("own", ""), ("random", "random_"), ("index", "index_"))
+        )
+        one_more = ranged([row["random_next_low"], row["random_next_high"]], sign=True)
+        chance = ranged([row["chance_low"], row["chance_high"]])
+        lines.append(
+            f"| {row['concept']} | {own} | {row['monotone_to']:g} | {random} | {one_more} | {index} | {chance} |"
+        )
+    by_dose = ", ".join(f"{value:.2f} at {dose}" for dose, value in found["index_by_dose"].items())
+    return [
+        *lines,
+        "",
+        f"Rises by more than one more random direction may: {above} of {len(table)}; random directions within their interval "
+        f"of zero: {zero} of {len(table)}; all rise at least up to s = {table.monotone_to.min():g}. Specificity index over "
+        f"concepts {span(total['index'], total['low'], total['high'])} (random directions "
+        f"{ranged([total['chance_low'], total['chance_high']])}; columns shuffled p = {total['p']:.2g}); lowest "
+        f"{table['index'].min():.2f}; by dose {by_dose}.",
+        "",
+    ]
+
+
+def erased(
+    model: LiveModel, probes: ProbeSet, concepts: Sequence[str], corpus: Corpus, neutral: Sequence[str]
+) -> dict[str, Any]:
+    """Project each concept out below the last layer; read it there, and price it on neutral text, beside random directions."""
+    last, layers = model.n_layers, list(range(model.n_layers))
+
+    def read(texts: Sequence[str], concept: str) -> np.ndarray[Any, Any]:
+        stream = model.capture(texts, [last])[:, 0]
+        found: np.ndarray[Any, Any] = probes.read_out(stream, last)[:, probes.concept_index(concept)].numpy()
+        return found
+
+    price = nll(neutral)
+    before = price(model, neutral)["nll"].numpy()
+    rows = []
+    for concept in concepts:
+        own = readable_part(model, corpus.select(mask=targets(corpus, concept) > 0), 12).texts
+        row = {
+            "concept": concept,
+            "untouched": read(own, concept).mean(),
+            "neutral": mean_interval(read(neutral, concept)),
+        }
+        by_random = []
+        for seed in (None, 0, 1):
+            direction = probes[concept] if seed is None else probes[concept].random_like(seed)
+            with model.intervene(*project_out(model, direction, layers)):
+                value = read(own, concept).mean()
+                cost = float((price(model, neutral)["nll"].numpy() - before).mean() / before.mean())
+            if seed is None:
+                row |= {"projected": value, "cost": cost}
+            else:
+                by_random.append(value)
+        rows.append({**row, "random": [min(by_random), max(by_random)]})
+    return {"texts": len(neutral), "rows": rows}
+
+
+def told_erased(found: dict[str, Any]) -> Lines:
+    """Return the table of `erased` and a sentence."""
+    rows = found["rows"]
+    lines = [
+        "Each direction projected out at all layers but the last, where the concept is then read from its own held-out texts:",
+        "",
+        "| concept | untouched | projected out | random directions instead | neutral texts [95 %] | NLL of neutral texts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        random, neutral = ranged(row["random"], sign=True), span(*row["neutral"], sign=True)
+        read = f"{number(row['untouched'], sign=True)} | {number(row['projected'], sign=True)}"
+        lines.append(f"| {row['concept']} | {read} | {random} | {neutral} | {100 * row['cost']:+.2f} % |")
+    lowered = sum(row["projected"] <= row["neutral"][2] for row in rows)
+    cheap = sum(row["cost"] <= 0.01 for row in rows)
+    return [
+        *lines,
+        "",
+        f"Read-out no higher than neutral texts' interval: {lowered} of {len(rows)}; NLL of {found['texts']} neutral texts "
+        f"raised by at most 1 %: {cheap} of {len(rows)}.",
+        "",
+    ]
+
+
+def against_lambda(
+    model: LiveModel,
+    probes: ProbeSet,
+    dimension: str,
+    toward: Sequence[str],
+    away: Sequence[str],
+    prompts: Sequence[str],
+    neutral: Sequence[str],
+    layer: int,
+) -> dict[str, Any]:
+    """Sweep a dimension's direction and its λ-weighted valuation, and compare what each does at equal KL and equal NLL."""
+    words = leaning("log P toward − away", toward, away, prompts)
+    measures = [words, coherence(neutral), generations(max_new_tokens=24)]
+    valuation = ep.Valuation.from_probes(probes, [dimension])
+    options: dict[str, Any] = {"controls": 4, "progress": False}
+    sweeps = {
+        "residual": ep.sweep(model, probes[dimension], SWEPT, prompts, measures, layers=layer, **options),
+        "λ": ep.sweep(model, valuation, LAMBDAS, prompts, measures, **options),
+    }
+    record: dict[str, Any] = {"dimension": dimension, "layer": layer}
+    for name, swept in sweeps.items():
+        summary = swept.summary().set_index("measure")
+        record[name] = {
+            "usable": swept.usable(),
+            "effects": swept.effects().to_dict("records"),
+            "verdict": summary.verdict["log P toward − away"],
+            "summary": summary.drop(columns="verdict").loc["log P toward − away"].to_dict(),
+        }
+    for cost in ("kl", "nll"):
+        try:
+            equal = at_equal_cost(sweeps, "log P toward − away", cost)
+        except ep.InputError as error:
+            record[cost] = {"refused": str(error)}
+            continue
+        record[cost] = {
+            "frame": equal.frame.to_dict("records"),
+            "differences": equal.differences.to_dict("records"),
+        }
+    return record
+
+
+def told_lambda(found: dict[str, Any]) -> Lines:
+    """Return what `against_lambda` found."""
+    lines = [
+        f"Steering along {found['dimension']} at layer {found['layer']} beside the λ-weighted valuation of it:",
+        "",
+    ]
+    for name in ("residual", "λ"):
+        row = found[name]
+        low, high = row["usable"]
+        slope = row["summary"]
+        lines.append(
+            f"- {name}: coherent from {low:g} to {high:g}; log P of what goes with it {row['verdict']} (slope "
+            f"{span(slope['slope'], slope['low'], slope['high'], 3, True)}, one more random control "
+            f"{ranged([slope['random_low'], slope['random_high']], 3, True)})."
+        )
+    for cost, label in (("kl", "KL"), ("nll", "NLL")):
+        part = found[cost]
+        if "refused" in part:
+            lines.append(f"- at equal {label}: not comparable ({part['refused']}).")
+            continue
+        frame = pd.DataFrame(part["frame"])
+        lines += [
+            "",
+            f"| change of {label}, nats | residual: s, effect [95 %], random | λ, effect [95 %], random | difference [95 %] |",
+        ]
+        lines.append("|---|---|---|---|")
+        for row in part["differences"]:
+            cells = [
+                f"{own.strength:+.3g}: {span(own.effect, own.low, own.high, sign=True)}, "
+                f"{ranged([own.random_low, own.random_high], sign=True)}"
+                for own in frame[frame.cost == row["cost"]].itertuples()
+            ]
+            difference = span(row["difference"], row["low"], row["high"], sign=True)
+            lines.append(f"| {row['cost']:.3g} | {' | '.join(cells)} | {difference} |")
+        lines.append("")
+    return [*lines, ""]
+
+
+# Parts ---------------------------------------------------------------------------------------------------------------
+
+
+def fitted(model: LiveModel, corpus: Corpus) -> tuple[ProbeSet, Corpus]:
+    """Return probes fitted on most groups of a corpus, and the texts of the others."""
+    fit, held_out = divide(corpus, 900)
+    probes = ep.fit_probes(
+        model, fit, estimator="mean_difference", permutations=0, bootstrap=0, progress=False
+    )
+    return probes, held_out
+
+
+def ground_truth() -> dict[str, Any]:
+    """Steer the model whose texts were generated: what an emotion leads to is known."""
+    model = ep.load_model("ground-truth")
+    probes, held_out = fitted(model, ep.load_corpus("ground-truth", limit=1200))
+    first = np.asarray(held_out.data["source"][:]) == "first"
+    beginnings = held_out.select(mask=first & (targets(held_out, "neutral") > 0))
+    neutral = sorted(readable_part(model, beginnings, 16).texts, key=len)
+    names = [name for name in EMOTIONS if name != "neutral"]
+    said = {name: [f" {text}" for text in aftermaths(name)[:SENTENCES]] for name in names}
+    layer = model.n_layers // 2
+    glad, grim = (
+        [text for name in group for text in said[name][:1]]
+        for group in (("joy", "contentment", "love"), ("sadness", "anger", "fear"))
+    )
+    return {
+        "model": "ground-truth",
+        "doses": doses(model, {name: probes[name] for name in names}, said, neutral[:PROMPTS], layer),
+        "erased": erased(model, probes, names, held_out.select(mask=first), neutral),
+        "lambda": against_lambda(model, probes, "valence", glad, grim, neutral[:PROMPTS], neutral, layer),
+    }
+
+
+def of_language(model: LiveModel) -> dict[str, Any]:
+    """Steer a model of English with probes of the passages: words for emotions after neutral beginnings."""
+    probes, held_out = fitted(model, ep.load_corpus("passages"))
+    names = [name for name in probes.concepts if name in feelings.ADJECTIVES]
+    said = {name: [f" {word}" for word in feelings.ADJECTIVES[name]] for name in names}
+    neutral = readable_part(model, held_out, 16).texts
+    layer = model.n_layers // 2
+    poles = feelings.words("valence")
+    assert poles is not None, "valence has words of its own"
+    return {
+        "model": model.name,
+        "doses": doses(model, {name: probes[name] for name in names}, said, feelings.PROMPTS, layer),
+        "lambda": against_lambda(model, probes, "valence", *poles, feelings.PROMPTS, neutral, layer),
+    }
+
+
+def real(shared: Path) -> dict[str, Any]:
+    """Steer each of the real models that lie in the shared folder."""
+    folders = sorted(path for path in (shared / "models").iterdir() if (path / "config.json").is_file())
+    return {folder.name: of_language(ep.load_model(folder)) for folder in folders}
+
+
+def speakers() -> dict[str, Any]:
+    """Steer the bundled model with directions of the present and the other speaker, and of emotions hidden and shown."""
+    model = ep.load_model("bundled")
+    layer = model.n_layers // 2
+    emotions, families = speaker_directions(model, dialogues()[::3], [layer])
+    hidden, deflected = hidden_directions(model, [layer])
+    norms = model.residual_norms()[[layer]]
+    kinds = {
+        "present speaker": (emotions, families[:2].mean((0, 1))),
+        "other speaker": (emotions, families[2:].mean((0, 1))),
+        "deflection": (hidden, deflected[0].mean(0)),
+        "shown openly": (hidden, deflected[3].mean(0)),
+    }
+    record = {}
+    for kind, (names, vectors) in kinds.items():
+        known = [
+            name for name in names if name in feelings.ADJECTIVES and np.abs(vectors[names.index(name)]).sum()
+        ]
+        directions = {
+            name: Direction(name, (layer,), torch.from_numpy(vectors[names.index(name)]).float(), norms)
+            for name in known
+        }
+        said = {name: [f" {word}" for word in feelings.ADJECTIVES[name]] for name in known}
+        found = doses(model, directions, said, feelings.PROMPTS, layer)
+        record[kind] = {"model": f"{model.name}, {kind}", "doses": found}
+    return record
+
+
+def speed() -> dict[str, Any]:
+    """Time steered generation beside untouched, and a sweep beside the bare passes that it cannot do without."""
+    from speed import compare, make_model  # type: ignore[import-not-found]  # benchmarks/speed.py
+
+    torch.set_num_threads(1)
+    model, tokens = make_model("cpu"), 256
+    vector = turned_at_random(torch.ones(model.d_model), 0)
+    model.residual_norms()
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+
+    def steered() -> object:
+        with ep.steer(model, vector, 0.1):
+            return model.generate("That evening the rope ran out", **options)
+
+    def untouched() -> object:
+        return model.generate("That evening the rope ran out", **options)
+
+    generating = compare({"ours": steered, "bare": untouched}, 3)
+    prompts = [" ".join(text.split()[:20]) for text in ep.load_corpus("passages").texts[:32]]
+    batch = model.tokenize(prompts)
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.real.long(),
+        "position_ids": batch.position_ids,
+    }
+
+    def swept() -> object:
+        return ep.sweep(
+            model,
+            vector,
+            np.linspace(-0.5, 0.5, 11).tolist(),
+            prompts,
+            [nll(prompts)],
+            controls=0,
+            progress=False,
+        )
+
+    def passes() -> None:
+        for _ in range(11):
+            model.underlying(**inputs, use_cache=False)
+
+    sweeping = compare({"ours": swept, "bare": passes}, 3)
+    return {"tokens": tokens, "generation": generating, "sweep": sweeping}
+
+
+# Telling -------------------------------------------------------------------------------------------------------------
+
+
+def told_speed(found: dict[str, Any]) -> Lines:
+    """Return the table of `speed`."""
+    generating, sweeping = found["generation"], found["sweep"]
+    return [
+        "### Speed (12 blocks, width 768, random weights, one CPU thread)",
+        "",
+        "| what | CPU time, ratio | wall time, ratio | target |",
+        "|---|---|---|---|",
+        f"| tokens per second over {found['tokens']} tokens, steered at one layer beside untouched "
+        f"| {1 / generating['cpu_ratio']:.3f} | {1 / generating['ratio']:.3f} | at least 0.95 |",
+        f"| a sweep of 11 strengths × 32 prompts (NLL) beside its 11 bare passes | {sweeping['cpu_ratio']:.3f} "
+        f"| {sweeping['ratio']:.3f} | at most 1.3 |",
+        "",
+    ]
+
+
+def told(found: dict[str, Any]) -> Lines:
+    """Return what was found of a model, or of each of several, as lines of Markdown."""
+    if "generation" in found:
+        return told_speed(found)
+    if "doses" not in found:
+        return [line for part in found.values() for line in told(part)]
+    lines = told_doses(found["model"], found["doses"])
+    lines += told_erased(found["erased"]) if "erased" in found else []
+    return lines + (told_lambda(found["lambda"]) if "lambda" in found else [])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    default = os.environ.get("EMOPROBE_SHARED", str(HERE.parents[1] / "shared"))
+    parser.add_argument("--shared", type=Path, default=Path(default), help="folder with models")
+    names = ("ground-truth", "bundled", "real", "speakers", "speed")
+    parser.add_argument(
+        "--only", nargs="*", choices=names, default=names, help="parts to run; none: write anew"
+    )
+    given = parser.parse_args()
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "ground-truth": ground_truth,
+        "bundled": lambda: of_language(ep.load_model("bundled")),
+        "real": lambda: real(given.shared),
+        "speakers": speakers,
+        "speed": speed,
+    }
+    kept = HERE / "steering.json"
+    record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    for name in given.only:
+        record[name] = {"found": parts[name](), "hardware": platform.machine(), "torch": torch.__version__}
+        write_bytes(kept, (json.dumps(record, indent=1, default=float, ensure_ascii=False) + "\n").encode())
+    lines = [
+        "# Steering, beside its controls",
+        "",
+        "`python benchmarks/steering.py`, one CPU thread each",
+        "",
+    ]
+    for name in (name for name in names if name in record):
+        made = record[name]
+        lines += [f"## {name} ({made['hardware']}, torch {made['torch']})", "", *told(made["found"])]
+    write_bytes(HERE / "steering.md", ("\n".join(lines).rstrip() + "\n").encode())
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
