@@ -67,13 +67,9 @@ class EmotionStream:
                 f"an emotion stream runs through consecutive blocks, but its valuation has {list(layers)}: choose some"
             )
         updates, hidden = len(layers) - 1, self.inner.shape[1]
-        columns = {width, self.valuation.weight.shape[-1]}
+        reads = width if self.inner.shape[-1] == width else self.valuation.weight.shape[-1]
         needed = dict.fromkeys(("query", "key", "value"), (updates, width, width)) | {
-            "inner": (
-                updates,
-                hidden,
-                self.inner.shape[-1] if self.inner.shape[-1] in columns else max(columns),
-            ),
+            "inner": (updates, hidden, reads),
             "inner_bias": (updates, hidden),
             "outer": (updates, width, hidden),
             "outer_bias": (updates, width),
