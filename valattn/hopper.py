@@ -64,10 +64,11 @@ def hopper_attention(
 
     from emoprobe.valattn.kernels.widen import Widen
 
-    wide_q = Widen.apply(q, vq, lam.float(), seen, 1 / scale, True)
-    wide_k = Widen.apply(k, vk, lam.new_ones(k.shape[1], dtype=torch.float32), seen, 1.0, False)
+    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, vq, vk, lam))
+    wide_q = Widen.apply(q, vq, lam.float(), seen, 1 / scale, True, trained)
+    wide_k = Widen.apply(k, vk, lam.new_ones(k.shape[1], dtype=torch.float32), seen, 1.0, False, trained)
     value = v.transpose(1, 2)
-    if q.shape[1] != k.shape[1] and torch.is_grad_enabled() and wide_q.requires_grad | v.requires_grad:
+    if q.shape[1] != k.shape[1] and trained:
         value = pad(value, (0, wide_k.shape[-1] - v.shape[-1]))  # gradients of grouped queries need one width
     near = None if window is None else window - 1
     out: Tensor = flash_attn_func(

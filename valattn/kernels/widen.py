@@ -78,9 +78,15 @@ def write(
     tl.store(to + D + column, extra, mask=there & (column < W - D))
 
 
-def width(d: int, m: int, padded: bool) -> int:
-    """Return how wide queries and keys of d columns become by m valuations, and one column more with padded keys."""
-    return -(-(d + m + padded) // 16) * 16
+def width(d: int, m: int, padded: bool, trained: bool) -> int:
+    """Return how wide queries and keys of d columns become by m valuations, and one column more with padded keys.
+
+    With `trained`, gradients are wanted: those of FlashAttention-4 4.0.0b36 are wrong for widths up to 128 that are not
+    multiples of 32 (its main kernel lays sums out by 16 columns, the kernels before and after it by 32).
+    """
+    columns = d + m + padded
+    step = 32 if trained and columns <= 128 else 16
+    return -(-columns // step) * step
 
 
 class Widen(torch.autograd.Function):
@@ -99,11 +105,12 @@ class Widen(torch.autograd.Function):
         seen: Tensor | None,
         factor: float,
         of_queries: bool,
+        trained: bool,
     ) -> Tensor:
         x = x if x.stride(-1) == 1 else x.contiguous()
         batch, heads, positions, d = x.shape
         m, padded = valuations.shape[-1], seen is not None
-        wide = x.new_empty(batch, positions, heads, width(d, m, padded))
+        wide = x.new_empty(batch, positions, heads, width(d, m, padded, trained))
         parts = min(3, (wide.shape[-1] - d - padded) // m)
         write[(triton.cdiv(positions, ROWS), batch * heads)](
             x,
@@ -146,4 +153,4 @@ class Widen(torch.autograd.Function):
             to_columns = ctx.factor * torch.stack(products).sum(0)
             d_valuations = torch.einsum("bnhm,h->bnm", to_columns, strength).to(valuations.dtype)
             d_strength = torch.einsum("bnhm,bnm->h", to_columns, valuations.float())
-        return dx, d_valuations, d_strength, None, None, None
+        return dx, d_valuations, d_strength, None, None, None, None
