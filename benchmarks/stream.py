@@ -24,7 +24,7 @@ from emoprobe.corpora import Corpus
 from emoprobe.models import LiveModel
 from emoprobe.scoring import text_nll
 from emoprobe.valattn import EmotionStream, Valuation, calibrated_to_deviation
-from emoprobe.valattn.compare import per_token
+from emoprobe.valattn.compare_behaviour import per_token
 
 HERE = Path(__file__).resolve().parent
 DIMENSIONS, WIDTH, HIDDEN, STRENGTH = 3, 8, 32, 0.1
