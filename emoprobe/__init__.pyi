@@ -34,6 +34,7 @@ from .probes import (
 from .steering import Sweep as Sweep
 from .steering import steer as steer
 from .steering import sweep as sweep
+from .study import run_claims as run_claims
 from .study import run_concepts as run_concepts
 from .study import run_study as run_study
 from .valattn import (

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from emoprobe.study import Study
 
 FAILED, BAD_INPUT, FAULT, INTERRUPTED = 1, 2, 70, 130
-RESUMED = ("study", "concepts", "stories")
+RESUMED = ("study", "concepts", "claims", "stories")
 """Commands that go on where they were stopped."""
 # Newer releases of typer carry click inside themselves, and older ones do not.
 _BadUsage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -183,6 +183,41 @@ def concepts(
 
     texts = _texts(corpus, folder, columns, ranges, seed)
     run = partial(run_concepts, base=None if base is None else typed.model(base, device, dtype), norms=norms)
+    _reported(_asked(run, context, model, texts, out, limit, seed, restart, device, dtype))
+
+
+@app.command(epilog="Example: emoprobe claims gpt2 --corpus emobank --out runs/gpt2-claims")
+def claims(
+    context: typer.Context,
+    model: StudyModel = "bundled",
+    corpus: StudyCorpus = "bundled",
+    folder: Data = None,
+    norms: Annotated[
+        Path | None,
+        typer.Option(help="A file of human word norms.", show_default="a list of emotion words"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS-claims")
+    ] = None,
+    limit: StudyLimit = None,
+    seed: Seed = 0,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    device: Device = None,
+    dtype: DType = None,
+    restart: Restart = False,
+) -> None:
+    """Put the claims of valuation attention's source to the test and write a report.
+
+    Word magnitudes vary more; turning words gain and emotional ones lose; emotional context is carried far; the cost is small:
+    each beside random valuations and the other sign of λ, with a verdict (J. Marín 2024).
+    """
+    from functools import partial
+
+    from emoprobe.study import run_claims
+
+    texts = _texts(corpus, folder, columns, ranges, seed)
+    run = partial(run_claims, norms=norms)
     _reported(_asked(run, context, model, texts, out, limit, seed, restart, device, dtype))
 
 

@@ -29,6 +29,7 @@ COMMANDS = (
     "report",
     "stories",
     "concepts",
+    "claims",
     "info",
 )
 Call = Callable[..., tuple[int, str, str]]
