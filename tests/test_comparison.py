@@ -113,7 +113,7 @@ def test_alignment_is_averaged_over_seeds_with_its_interval(compared: tuple[Live
         at = table.loc[("row cosine", layer, "arousal")]
         assert [at["value"], at["low"], at["high"]] == pytest.approx(mean_interval(each), rel=1e-5)
         random = [
-            row_cosines(probed.weight[row].numpy(), probed.random_like(k + 1).weight[row].numpy())[1]
+            row_cosines(probed.weight[row].numpy(), probed.random_like(10_000 + k).weight[row].numpy())[1]
             for k in range(3)
         ]
         assert [at.from_random_low, at.from_random_high] == pytest.approx(

@@ -195,9 +195,14 @@ def process(rank: int, port: int, folder: Path) -> None:
     }
     os.environ.update({name: str(value) for name, value in place.items()}, ACCELERATE_USE_CPU="true")
     PartialState._reset_state()
-    tensors = start()
-    history = run(tensors, steps=10, checkpoint=folder / "checkpoint.safetensors")
-    found = [PartialState().num_processes, tensors["weight"].tolist(), history.losses]
+    tensors, met = start(), []
+
+    def loss(rows: Sequence[int]) -> Tensor:
+        met.append(list(rows))
+        return squared(tensors)(rows)
+
+    history = run(tensors, loss, steps=10, checkpoint=folder / "checkpoint.safetensors")
+    found = [PartialState().num_processes, tensors["weight"].tolist(), history.losses, met]
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
@@ -217,11 +222,16 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert one.exitcode == 0
     tensors = start()
     alone = run(tensors, steps=10)
+    shares = []
     for rank in range(2):
-        count, weight, losses = json.loads((tmp_path / f"{rank}.json").read_text())
+        count, weight, losses, met = json.loads((tmp_path / f"{rank}.json").read_text())
+        shares.append(met)
         assert count == 2
         assert weight == pytest.approx(tensors["weight"].tolist(), rel=1e-9)
         assert losses == pytest.approx(alone.losses, rel=1e-9)
+    for step, halves in enumerate(zip(*shares, strict=True)):
+        assert [len(half) for half in halves] == [2, 2]
+        assert sorted(row for half in halves for row in half) == sorted(batch_of(step, LENGTHS, 4, seed=0))
     assert (tmp_path / "checkpoint.safetensors").is_file()
     with pytest.raises(InputError, match="cannot be shared"):
         _check([1, 2, 3], 1, 3, 0.1, processes=2)

@@ -56,6 +56,7 @@ __all__ = [
     "emotional_texts",
     "per_token",
 ]
+FIRST_CONTROL = 10_000
 ATTENDED = 40
 """Texts whose attention weights are looked at."""
 
@@ -153,8 +154,8 @@ def compare_valuations(
 
     The model is read and changed at the learned λ for all but valuations learned from a random start, which have their own;
     the probed one at that of each seed in turn, and effects are averaged. At most `limit` texts of the corpus are used, drawn
-    with `seed`, the first 40 of them for attention; random valuations are `probed.random_like` of the seeds that follow it, so
-    that a random start of `probed.random_like(seed)` is none of them. `words` are kinds of words (lower case) that attention
+    with `seed`, the first 40 of them for attention; random valuations are `probed.random_like` of seeds from 10,000 on, so that
+    none of them is a random start that was drawn with a smaller one. `words` are kinds of words (lower case) that attention
     may move to. Raises `InputError` if two have no layer or not the same dimensions in common, or a learned one has no λ.
     """
     learned, started = _seeds(learned), _seeds(learned_from_random)
@@ -173,7 +174,7 @@ def compare_valuations(
         raise InputError("no learned valuation was given")
     used = corpus.select(indices=np.random.default_rng(seed).permutation(len(corpus))[:limit])
     everyone: dict[str, Sequence[Valuation]] = {PROBED: [probed], LEARNED: learned}
-    everyone |= {f"random {k}": [probed.random_like(seed + 1 + k)] for k in range(controls)}
+    everyone |= {f"random {k}": [probed.random_like(FIRST_CONTROL + seed + k)] for k in range(controls)}
     if started:
         everyone[RANDOM_START] = started
     runs = _runs(everyone, learned)

@@ -28,7 +28,7 @@ from emoprobe.valattn.subspaces import overlaps, overlaps_by_chance
 from emoprobe.valattn.valuation import Valuation
 
 STARTS = 1000
-"""Seed of the first random start: controls elsewhere are drawn with the seeds from 0 on."""
+"""Seed of the first random start: none that anything else is drawn with."""
 OBJECTIVES = {
     "next_token": "the next token",
     "annotations": "annotations",

@@ -24,7 +24,6 @@ from emoprobe.study.wording import beside_one_more, listed, number, ranged, span
 from emoprobe.valattn import Comparison, Valuation, compare_valuations, learn_valuation
 from emoprobe.valattn.compare import RANDOM_START
 from emoprobe.valattn.compare_directions import is_random, stream_rows
-from emoprobe.valattn.recovery import STARTS
 from emoprobe.valattn.subspaces import overlaps
 
 STEPS, BATCH = 60, 12
@@ -66,7 +65,7 @@ def learning(
         )
 
     learned = learn(probed, "both" if annotated else "next_token")
-    start = probed.random_like(STARTS + seed)  # none of the controls, which have the seeds that follow `seed`
+    start = probed.random_like(seed)  # none of the controls, whose seeds begin elsewhere
     from_random = learn(start, "next_token")
     if keep is not None:
         learned.save(keep)
