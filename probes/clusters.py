@@ -55,6 +55,11 @@ class Clusters:
     def __repr__(self) -> str:
         return f"<Clusters: {self.report()}>"
 
+    @property
+    def more_than_chance(self) -> bool:
+        """Whether both agree by more than permuted clusters, and more than all random directions and shuffled labels do."""
+        return bool(self.p < 0.05 and self.agreement > max((*self.random, *self.shuffled)))
+
     def report(self) -> str:
         """Say how well both agree, beside the controls."""
         rated = int((self.frame.given != "").sum())
@@ -66,9 +71,13 @@ class Clusters:
             controls += f", shuffled labels {min(self.shuffled):.2f} to {max(self.shuffled):.2f}"
         if np.isfinite(self.embedding):
             controls += f", embedding {self.embedding:.2f}"
-        above = self.p < 0.05 and self.agreement > max((*self.random, *self.shuffled))
-        verdict = "More than chance" if above else "Not shown to be more than chance"
-        if above and self.layer and np.isfinite(self.embedding) and self.embedding >= self.agreement:
+        verdict = "More than chance" if self.more_than_chance else "Not shown to be more than chance"
+        if (
+            self.more_than_chance
+            and self.layer
+            and np.isfinite(self.embedding)
+            and self.embedding >= self.agreement
+        ):
             verdict += ", and no more than in the embedding"
         return (
             f"{said} agree with the given ones of {rated} concepts by an adjusted Rand index of {self.agreement:.2f} (p = "

@@ -143,12 +143,15 @@ def test_a_planted_axis_is_found_where_it_is() -> None:
     for norm in ("valence", "arousal"):
         row = at.loc[(norm, 2)]
         assert row.r > 0.8 and row.low > 0.5 and row.p_layers < 0.01 and row.p_shuffled == 0.025
+        assert row.p_shuffled_layers == 0.025 and at.p_shuffled_layers[norm, 0] >= at.p_shuffled[norm, 0]
         assert row.layer0 == at.r[norm, 0] < 0.6 and row.n == CONCEPTS
         assert at.p[norm, 0] > 0.05
         assert row.low <= row.r <= row.high
     assert (found.frame.p_layers >= found.frame.p).all() and (found.frame.p_layers > found.frame.p).any()
     assert found.shares.PC1[2] > 2 * found.shares.shuffled_PC1[2]
     assert "Valence: |r| 0.9" in found.report() and found.report().count("An axis.") == 2
+    searched = found.frame.p_shuffled_layers > found.frame.p_shuffled
+    assert searched.any()  # the highest of three layers is higher than that of one
     found.plot()
 
 

@@ -58,10 +58,10 @@ def test_axes_are_found_when_they_are_there_and_the_verdict_follows_the_numbers(
     own = leading_axes(vectors().raw, NORMS, vectors().shuffled["raw"])
     added = leading_axes(planted(vectors().raw, 1.0), NORMS, vectors().shuffled["raw"])
     best = added.frame.loc[added.frame.groupby("norm").r.idxmax()].set_index("norm")
-    assert (best.p_layers < 0.01).all() and (best.p_shuffled < 0.05).all() and (best.r > 0.85).all()
+    assert (best.p_layers < 0.01).all() and (best.p_shuffled_layers < 0.05).all() and (best.r > 0.85).all()
     assert set(best.component) <= {"PC1", "PC2"}
     found = {norm: rows.loc[rows.r.idxmax()] for norm, rows in own.frame.groupby("norm")}
-    missed = sum(top.p_layers >= 0.05 or top.p_shuffled >= 0.05 for top in found.values())
+    missed = sum(top.p_layers >= 0.05 or top.p_shuffled_layers >= 0.05 for top in found.values())
     assert own.report().count("Not shown to be an axis.") == missed
 
 

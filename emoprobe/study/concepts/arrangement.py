@@ -95,7 +95,7 @@ def axes(vectors: EmotionVectors, norms: Norms, *, seed: int = 0) -> Result:
             f"{number(row.layer0)}, raw vectors {number(raw.r)}"
             for (_, row), (_, raw) in zip(first.iterrows(), best["raw"].iterrows(), strict=True)
         ),
-        verdict=f"{_printed(main.report())} {_would_have_been_found(vectors.denoised, norms, main.frame, seed)}",
+        verdict=f"{_lead(first)} {_printed(main.report())} {_would_have_been_found(vectors.denoised, norms, main.frame, seed)}",
         figure=main.plot(),
         alt="For each rating |r| of its best component by layer, with intervals, the embedding and shuffled labels.",
         published=PUBLISHED_AXES,
@@ -177,7 +177,9 @@ def clusters(
     found = by_k_means(probes, read, given, k=k, shuffled=_shuffled(vectors, VERSIONS[0]), seed=seed)
     geometry = probes.geometry(read)
     groups = [rows.concept.tolist() for _, rows in found.frame.groupby("cluster")]
+    together = "; ".join(listed(group) for group in groups if len(group) > 1)
     compared = bool(np.isfinite(found.agreement))
+    lead = f"The published clusters are {'found' if found.more_than_chance else 'not shown to be found'} among these vectors."
     return Result(
         name="clusters",
         title="Clusters of emotions",
@@ -198,7 +200,7 @@ def clusters(
             if compared
             else "nothing to compare with"
         ),
-        verdict=f"{_printed(found.report())} Together are {'; '.join(listed(group) for group in groups if len(group) > 1)}.",
+        verdict=f"{lead} {_printed(found.report())} Together are {together}.",
         figure=geometry.plot(),
         alt=f"Cosines of the emotion vectors at layer {read}, like beside like; orange above zero, blue below.",
         published=PUBLISHED_CLUSTERS,
@@ -291,6 +293,16 @@ def _would_have_been_found(probes: ProbeSet, norms: Norms, own: pd.DataFrame, se
         if said
         else "Even what is added would not be found."
     )
+
+
+def _lead(best: pd.DataFrame) -> str:
+    """Say in one sentence which ratings lie on a leading component, allowing for the search, and beyond shuffled labels."""
+    shown = best.norm[(best.p_layers < SURE) & ~(best.p_shuffled_layers >= SURE)].tolist()
+    if not shown:
+        return f"Neither {' nor '.join(best.norm)} is shown to lie on a leading component."
+    missing = [norm for norm in best.norm if norm not in shown]
+    rest = f"; {listed(missing)} not shown to" if missing else ""
+    return f"On a leading component lies {listed(shown)}{rest}."
 
 
 def _best(frame: pd.DataFrame) -> pd.DataFrame:
