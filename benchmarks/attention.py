@@ -2,14 +2,13 @@
 
     python benchmarks/attention.py [--device cpu] [--seconds 200]
 
-CPU (one thread, float32): time at n = 2,048 and 4,096 of folded, plain and built-bias attention, and memory at up to 16,384.
+CPU (one thread, float32, CPU time): time at n = 2,048 and 4,096 of folded, plain and built-bias attention, and memory at up
+to 16,384.
 GPU (bfloat16, causal): first each implementation against a float64 reference, then time at n = 8,192 and 32,768 beside each
 back end of SDPA, FlexAttention and a built bias. Results go to attention_DEVICE.json, as they come, and to attention.md, in
 the folder $OUT or else beside this file; what fails is a line too. Needs torch (and triton) alone, not the rest of what
 emoprobe depends on, and takes FlashAttention-4 along where it is installed.
 """
-
-# ruff: noqa: B023 (what closes over a loop variable is called within its turn)
 
 import argparse
 import json
@@ -220,44 +219,34 @@ def on_gpu(log: Log, device: str, n: tuple[int, ...]) -> None:
 # On a CPU ------------------------------------------------------------------------------------------------------------
 
 
-def cpu_seconds(ways: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
-    """Run in turn, so that all meet the same machine; return the shortest CPU time of each."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats + 1):
-        for name, run in ways.items():
-            started = time.process_time()
-            run()
-            times[name].append(time.process_time() - started)
-    return {name: min(found[1:]) for name, found in times.items()}
+def cpu_milliseconds(run: Callable[[], object]) -> float:
+    started = time.process_time()
+    run()
+    return 1000 * (time.process_time() - started)
 
 
 def on_cpu(log: Log) -> None:
     torch.set_num_threads(1)
+    plain = plain_on("flash")
+    ours = {"folded": val_attention, "built bias": built_bias}
     for n in (2048, 4096):
         inputs = draw(1, 8, 8, n, n, 64, 3, dtype=torch.float32)
-        wanted = [t.detach().requires_grad_() for t in inputs]
-        kinds: dict[str, Callable[..., Tensor]] = {
-            "plain": lambda q, k, v, *rest: sdpa(q, k, v, is_causal=True),
-            "folded": val_attention,
-            "built bias": built_bias,
-            "reference": lambda *t: val_attention(*t, implementation="reference"),
-        }
-
-        def both(run: Callable[..., Tensor], wanted: list[Tensor] = wanted) -> None:
-            run(*wanted).sum().backward()
-
-        with torch.no_grad():
-            forward = cpu_seconds({name: lambda run=run: run(*inputs) for name, run in kinds.items()})  # type: ignore[misc]
-        full = cpu_seconds({name: lambda run=run: both(run) for name, run in kinds.items()}, 3)  # type: ignore[misc]
-        for name in kinds:
-            log("cpu", n=n, way=name, forward=forward[name], both=full[name],
-                forward_ratio=round(forward[name] / forward["plain"], 3),
-                both_ratio=round(full[name] / full["plain"], 3))  # fmt: skip
+        rows: dict[str, dict[str, float]] = {name: {} for name in ("plain", *ours)}
+        for way, repeats in (("forward", 9), ("both", 5)):
+            runs = {"plain": ways_of(plain, inputs[:3])[way]}
+            runs |= {name: ways_of(run, inputs)[way] for name, run in ours.items()}
+            rounds = [{name: cpu_milliseconds(run) for name, run in runs.items()} for _ in range(repeats + 1)]
+            for name, row in rows.items():  # the first round warms up
+                row[way] = round(statistics.median(taken[name] for taken in rounds[1:]), 1)
+                ratio = statistics.median(taken[name] / taken["plain"] for taken in rounds[1:])
+                row[f"{way}_ratio"] = round(ratio, 3)
+        for name, row in rows.items():
+            log("fast", way=name, n=n, d=64, m=3, heads=8, **row)
     for n in (4096, 8192, 16384):
         output = subprocess.run(
             [sys.executable, __file__, "--memory", str(n)], capture_output=True, text=True, check=True
         )
-        log("cpu memory", **json.loads(output.stdout))
+        log("memory", **json.loads(output.stdout))
 
 
 def memory(n: int) -> None:
@@ -284,30 +273,27 @@ def resident(key: str) -> int:
 
 
 def markdown() -> Iterator[str]:
-    """Write down the tables of all devices whose results lie in the folder."""
+    """Write down the results of all devices that lie in the folder."""
     yield "# Valuation attention beside unmodified attention\n"
-    yield "Written by `python benchmarks/attention.py`. Times in milliseconds; ratios are to the fastest unmodified"
-    yield "attention of the same run (on a GPU, the fastest back end of SDPA), medians of runs taken in turn.\n"
+    yield "Written by `python benchmarks/attention.py`. Times are in milliseconds, medians of runs taken in turn; ratios are to"
+    yield "unmodified attention in the same run, on a GPU to the fastest back end of SDPA. `both` is forward and backward.\n"
     for device in ("cuda", "cpu"):
         path = FOLDER / f"attention_{device}.json"
-        if not path.exists():
-            continue
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        for section in dict.fromkeys(row["section"] for row in rows if row["section"] != "time"):
-            yield f"## {device}: {section}\n"
-            yield from table(
-                [
-                    {k: v for k, v in row.items() if k != "section"}
-                    for row in rows
-                    if row["section"] == section
-                ]
-            )
+        if path.exists():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            for section in dict.fromkeys(row["section"] for row in rows):
+                yield f"## {device}: {section}\n"
+                of_it = [row for row in rows if row.get("section") == section and row.pop("section")]
+                yield from table([row for row in of_it if not {"error", "skipped"} & set(row)])
+                yield from (f"- {row}" for row in of_it if {"error", "skipped"} & set(row))
+                yield ""
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    yield "| " + " | ".join(columns) + " |"
-    yield "|" + "---|" * len(columns)
+    if columns:
+        yield "| " + " | ".join(columns) + " |"
+        yield "|" + "---|" * len(columns)
     for row in rows:
         yield "| " + " | ".join(str(row.get(column, "")) for column in columns) + " |"
     yield ""

@@ -1,6 +1,6 @@
 """Measure what reading and intervening cost beside the untouched model, as ratios within one run.
 
-    python benchmarks/speed.py [--device cpu] [--tokens 512] [--repeats 5]
+    python benchmarks/speed.py [--device cpu] [--tokens 512] [--repeats 5] [--only PART]
 
 On the CPU the model is as large as GPT-2 small (12 blocks, width 768, one thread, float32), on a GPU as Llama 3.2 1B (16
 blocks, width 2048, bfloat16), both with random weights. What is compared runs in turn, so that both meet the same machine,
@@ -30,6 +30,7 @@ from emoprobe.models.live import Batch, LiveModel
 HERE = Path(__file__).resolve().parent
 TEXTS, DIMENSIONS = 64, 3
 CAPTURE_TARGET, GENERATION_TARGETS = 1.05, {"cpu": 0.85, "cuda": 0.95}
+LENGTH, PASS_TARGET = 1024, 1.15
 
 
 def make_model(device: str) -> LiveModel:
@@ -133,6 +134,20 @@ def generation_speed(model: LiveModel, tokens: int, repeats: int) -> dict[str, A
     }
 
 
+def injection_cost(model: LiveModel, repeats: int) -> dict[str, Any]:
+    """Compare a forward pass of one text of `LENGTH` tokens with injection in every block and without."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, (1, LENGTH), generator=generator).to(model.device)
+    valuation = make_valuation(model)
+
+    def injected() -> object:
+        with ep.inject(model, valuation, 0.5):
+            return model.underlying(ids, use_cache=False)
+
+    pair = {"ours": injected, "bare": lambda: model.underlying(ids, use_cache=False)}
+    return {"length": LENGTH, **compare(pair, repeats)}
+
+
 def compare(pair: dict[str, Callable[[], object]], repeats: int) -> dict[str, Any]:
     """Run what is ours and what is bare in turn; return the median ratio of their times, wall and CPU."""
     wall: dict[str, list[float]] = {name: [] for name in pair}
@@ -174,6 +189,11 @@ def table(found: dict[str, Any]) -> str:
         f"| about {row['share']:.2f} |"
         for row in found["depth"]
     ]
+    injection = found["injection"]
+    lines.append(
+        f"| forward pass of {injection['length']} tokens, injected in every block beside untouched | {injection[key]:.3f} "
+        f"| {injection['ratio']:.3f} | at most {PASS_TARGET} |"
+    )
     lines.append(
         f"| tokens per second over {generation['tokens']} tokens, injected in every block beside untouched "
         f"| {generation[key]:.2f} | {generation['ratio']:.2f} | at least {GENERATION_TARGETS[found['device']]} |"
@@ -186,11 +206,24 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tokens", type=int, default=512, help="tokens to generate")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of runs; the median is reported")
+    parser.add_argument(
+        "--only",
+        choices=("capture", "depth", "injection", "generation"),
+        help="measure this alone, and keep the other figures",
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = make_model(given.device)
     texts = ep.load_corpus("ground-truth", limit=TEXTS).texts
     layer = model.n_layers // 2
+    parts: dict[str, Callable[[], Any]] = {
+        "capture": lambda: {"layer": layer, **capture_cost(model, texts, layer, given.repeats)},
+        "depth": lambda: depth_cost(model, texts, given.repeats),
+        "injection": lambda: injection_cost(model, given.repeats),
+        "generation": lambda: generation_speed(model, given.tokens, given.repeats),
+    }
+    path = HERE / ("speed.json" if given.device == "cpu" else f"speed-{given.device}.json")
+    before = json.loads(path.read_text()) if given.only else {}
     found = {
         "model": f"{model.n_layers} blocks, width {model.d_model}, {str(model.dtype).removeprefix('torch.')}",
         "device": given.device,
@@ -199,13 +232,10 @@ def main() -> None:
         "transformers": transformers.__version__,
         "texts": len(texts),
         "repeats": given.repeats,
-        "capture": {"layer": layer, **capture_cost(model, texts, layer, given.repeats)},
-        "depth": depth_cost(model, texts, given.repeats),
-        "generation": generation_speed(model, given.tokens, given.repeats),
+        **{name: before[name] if given.only not in (None, name) else run() for name, run in parts.items()},
     }
-    name = "speed" if given.device == "cpu" else f"speed-{given.device}"
-    write_bytes(HERE / f"{name}.json", (json.dumps(found, indent=1) + "\n").encode())
-    write_bytes(HERE / f"{name}.md", table(found).encode())
+    write_bytes(path, (json.dumps(found, indent=1) + "\n").encode())
+    write_bytes(path.with_suffix(".md"), table(found).encode())
     print(table(found))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_oracle import draw, worst
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -58,14 +59,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn.cute", module)
 
 
-def draw(
-    heads: int, kv_heads: int, queries: int, keys: int, d: int, m: int, dtype: torch.dtype
-) -> list[Tensor]:
-    g = torch.Generator().manual_seed(0)
-    wide = [(2, heads, queries, d), (2, kv_heads, keys, d), (2, kv_heads, keys, d)]
-    given = [torch.randn(size, generator=g).to(dtype) for size in wide]
-    valuations = [torch.tanh(torch.randn(2, n, m, generator=g)) for n in (queries, keys)]
-    return [*given, *valuations, torch.linspace(-1.0, 1.5, heads)]
+def compute(
+    *inputs: Tensor, mask: Tensor | None, scale: float | None, implementation: str = "", **options: Any
+) -> Tensor:
+    q, k = inputs[:2]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    seen = None if mask is None else mask[:, 0, 0].expand(len(k), k.shape[2])
+    return hopper.hopper_attention(*inputs, seen=seen, scale=scale, **options)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,6 @@ def draw(
         (2, 2, 70, 70, 64, 3, {}),
         (4, 2, 20, 90, 96, 5, {}),  # grouped queries and a cached prefix
         (2, 1, 33, 40, 64, 16, {"causal": False}),
-        (2, 2, 50, 50, 128, 7, {"window": 9}),
         (1, 1, 40, 40, 40, 32, {"window": 9, "causal": False}),
         (2, 2, 70, 70, 64, 3, {"padded": True}),
         (2, 1, 70, 70, 64, 16, {"padded": True, "window": 8}),
@@ -85,22 +84,12 @@ def draw(
 def test_folding_for_them_is_the_formula(
     heads: int, kv_heads: int, queries: int, keys: int, d: int, m: int, options: dict[str, Any]
 ) -> None:
-    inputs = draw(heads, kv_heads, queries, keys, d, m, torch.float32)
-    options = {"causal": True, "window": None, **options}
-    seen = mask = None
+    options = {"causal": True, "window": None, "scale": 0.2, "mask": None, **options}
     if options.pop("padded", False):
         seen = torch.arange(keys) >= torch.tensor([[0], [keys // 2]])
         seen[0, -5:] = False
-        mask = seen[:, None, None]
-    ours = [t.detach().requires_grad_() for t in inputs]
-    truth = [t.detach().double().requires_grad_() for t in inputs]
-    out = hopper.hopper_attention(*ours, seen=seen, scale=0.2, **options)
-    exact = val_attention(*truth, implementation="reference", mask=mask, scale=0.2, **options)
-    given = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = (out, *torch.autograd.grad(out, ours, given))
-    wanted = (exact, *torch.autograd.grad(exact, truth, given))
-    for a, b in zip(found, wanted, strict=True):
-        assert float((a.double() - b).detach().norm() / b.detach().norm()) < 1e-5
+        options["mask"] = seen[:, None, None]
+    assert worst(draw(heads, kv_heads, queries, keys, d, m), compute, **options) < 1e-5
 
 
 @pytest.mark.parametrize("m", [3, 5])

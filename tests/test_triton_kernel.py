@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 ON_GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # is read when triton is imported
 triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from attention_oracle import TOLERANCE, worst  # noqa: E402
+from attention_oracle import draw as draw_on_cpu  # noqa: E402
+from hypothesis import given  # noqa: E402
+from test_val_attention_sweep import Problem, problems, sweep  # noqa: E402
 
 from emoprobe.errors import InputError  # noqa: E402
 from emoprobe.valattn import val_attention  # noqa: E402
@@ -23,7 +28,7 @@ if not (ON_GPU or flash.INTERPRETING):
     pytest.skip("triton was imported before its interpreter could be asked for", allow_module_level=True)
 
 DEVICE = "cuda" if ON_GPU else "cpu"
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+draw = partial(draw_on_cpu, device=DEVICE)
 
 
 @pytest.fixture(autouse=True)
@@ -49,36 +54,6 @@ def right_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
-def draw(
-    heads: int, kv_heads: int, queries: int, keys: int, d: int, m: int, dtype: torch.dtype, seed: int = 0
-) -> list[Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    shapes = [
-        (2, heads, queries, d),
-        (2, kv_heads, keys, d),
-        (2, kv_heads, keys, d),
-        (2, queries, m),
-        (2, keys, m),
-    ]
-    inputs = [torch.randn(shape, generator=g) for shape in shapes] + [torch.linspace(-1.0, 1.5, heads)]
-    return [t.to(DEVICE, dtype if t.dim() == 4 else torch.float32) for t in inputs]
-
-
-def worst(inputs: list[Tensor], **options: Any) -> float:
-    """Return the largest relative error of the output and the gradients, measured against the formula in float64."""
-    ours = [t.detach().requires_grad_() for t in inputs]
-    truth = [t.detach().double().requires_grad_() for t in inputs]
-    out = val_attention(*ours, implementation="triton", **options)
-    exact = val_attention(*truth, implementation="reference", **options)
-    # The gradient that comes in points in part where more strength leads: that of strength would else be a sum of noise.
-    more = val_attention(*truth[:5], truth[5] * 1.1, implementation="reference", **options) - exact
-    given = torch.randn(exact.shape, generator=torch.Generator().manual_seed(9)).to(exact)
-    given = (given + 2 * more.detach() / more.detach().std()).to(out.dtype)
-    found = (out, *torch.autograd.grad(out, ours, given))
-    wanted = (exact, *torch.autograd.grad(exact, truth, given.double()))
-    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
-
-
 DTYPES = [torch.float16, torch.bfloat16] if ON_GPU else [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -102,7 +77,14 @@ def test_the_kernel_is_the_formula(
     heads: int, kv_heads: int, queries: int, keys: int, d: int, m: int, options: Any, dtype: torch.dtype
 ) -> None:
     inputs = draw(heads, kv_heads, queries, keys, d, m, dtype)
-    assert worst(inputs, **options) < TOLERANCE[dtype]
+    assert worst(inputs, "triton", **options) < TOLERANCE[dtype]
+
+
+@given(problem=problems(65, widths=(16, 64, 96)))
+@sweep(max_examples=10)
+def test_the_kernel_is_the_formula_at_any_shape(problem: Problem) -> None:
+    shape, options = problem
+    assert worst(draw(**shape, dtype=DTYPES[0]), "triton", **options) < TOLERANCE[DTYPES[0]]
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -110,7 +92,7 @@ def test_padding_is_not_seen(causal: bool) -> None:
     """Left padding under a causal mask leaves queries that see nothing: they give zeros, and gradients that are finite."""
     inputs = draw(2, 1, 50, 50, 64, 3, DTYPES[0])
     mask = (torch.arange(50) >= torch.tensor([[0], [21]]))[:, None, None].to(DEVICE)
-    assert worst(inputs, mask=mask, causal=causal) < TOLERANCE[DTYPES[0]]
+    assert worst(inputs, "triton", mask=mask, causal=causal) < TOLERANCE[DTYPES[0]]
     out = val_attention(*inputs, implementation="triton", mask=mask)
     assert not out[1, :, :21].any() and out[1, :, 21:].any()
 

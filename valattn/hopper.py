@@ -62,11 +62,12 @@ def hopper_attention(
     """
     from flash_attn.cute import flash_attn_func
 
-    from emoprobe.valattn.kernels.widen import Widen
+    from emoprobe.valattn.kernels.widen import widen
 
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, vq, vk, lam))
-    wide_q = Widen.apply(q, vq, lam.float(), seen, 1 / scale, True, trained)
-    wide_k = Widen.apply(k, vk, lam.new_ones(k.shape[1], dtype=torch.float32), seen, 1.0, False, trained)
+    ones = lam.new_ones(k.shape[1], dtype=torch.float32)
+    wide_q = widen(q, vq, lam.float(), seen, 1 / scale, of_queries=True, trained=trained)
+    wide_k = widen(k, vk, ones, seen, 1.0, of_queries=False, trained=trained)
     value = v.transpose(1, 2)
     if q.shape[1] != k.shape[1] and trained:
         value = pad(value, (0, wide_k.shape[-1] - v.shape[-1]))  # gradients of grouped queries need one width

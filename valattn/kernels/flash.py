@@ -212,9 +212,9 @@ def _describable(x: Tensor) -> Tensor:
 
 
 def _blocks(x: Tensor, rows: int) -> Any:
-    """Describe x as blocks of `rows` positions and all columns."""
+    """Describe x as blocks of `rows` positions and all columns, which are 16 or 32 of valuations (of 3 axes)."""
     *around, size, width = x.shape
-    block = [1] * len(around) + [rows, width if width < 64 else block_width(width)]
+    block = [1] * len(around) + [rows, block_width(width) if x.dim() == 4 else width]
     # Of an axis of length 1 the step means nothing to torch, but has to be a right one here.
     strides = [
         stride if length > 1 else x.stride(-2) * size

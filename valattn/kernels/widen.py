@@ -89,13 +89,26 @@ def width(d: int, m: int, padded: bool, trained: bool) -> int:
     return -(-columns // step) * step
 
 
-class Widen(torch.autograd.Function):
+def widen(
+    x: Tensor,
+    valuations: Tensor,
+    strength: Tensor,
+    seen: Tensor | None,
+    factor: float,
+    *,
+    of_queries: bool,
+    trained: bool,
+) -> Tensor:
     """Widen x (batch, heads, positions, d) by strength (heads,) · factor · valuations (batch, positions, m).
 
-    The output is (batch, positions, heads, width). `seen` (batch, keys), unless None, tells which keys may be seen: a
-    column of queries and keys then hides the others.
+    Returns (batch, positions, heads, width), `trained` if it is to have gradients. `seen` (batch, keys), unless None, tells
+    which keys may be seen: a column of queries and keys then hides the others.
     """
+    wide: Tensor = _Widen.apply(x, valuations, strength, seen, factor, of_queries, trained)
+    return wide
 
+
+class _Widen(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
