@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import entr
 
 from emoprobe.interventions import Span
 
@@ -69,7 +68,9 @@ def reading(outputs: Floats, weights: Floats, belongs: Floats) -> Reading:
     attention = own @ weights.mean(axis=(0, 1)) @ belongs.T
     # The first token sees itself only: there is nothing to be even about.
     seen = np.log(np.arange(2, weights.shape[-1] + 1))
-    evenness = (entr(weights).sum(-1)[..., 1:] / seen).mean(axis=(1, 2))
+    # What cannot be seen has weight 0, and adds nothing.
+    entropy = -np.einsum("...k,...k->...", weights, np.log(np.maximum(weights, np.finfo(weights.dtype).tiny)))
+    evenness = (entropy[..., 1:] / seen).mean(axis=(1, 2))
     return Reading(magnitudes, attention, evenness)
 
 

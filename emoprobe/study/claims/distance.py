@@ -22,7 +22,7 @@ from torch import Tensor
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
-from emoprobe.intervals import mean_interval
+from emoprobe.intervals import Floats, mean_interval
 from emoprobe.layers import nearest_to_depth
 from emoprobe.models.live import Batch, LiveModel
 from emoprobe.probes import ProbeSet
@@ -32,7 +32,6 @@ from emoprobe.study.claims.judging import (
     POSITIVE,
     STRENGTHS,
     Effect,
-    Floats,
     effect,
     overall,
     stated,

@@ -22,10 +22,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emoprobe.intervals import exceedance, jackknife, prediction_interval
+from emoprobe.intervals import Floats, exceedance, jackknife, prediction_interval
 from emoprobe.study.wording import plain, ranged, span
 
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 STRENGTHS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 """λ at which a probed valuation is injected; random ones only at the positive of these."""

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emoprobe.study.claims.judging import POSITIVE, Effect, Floats, Integers, effect_of_mean, overall, stated
+from emoprobe.intervals import Floats
+from emoprobe.study.claims.judging import POSITIVE, Effect, Integers, effect_of_mean, overall, stated
 from emoprobe.study.claims.magnitudes import picture, told
 from emoprobe.study.claims.word_classes import emotional, turning
 from emoprobe.study.claims.word_readings import WordReadings

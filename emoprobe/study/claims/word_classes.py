@@ -14,16 +14,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emoprobe.corpora.emotion_words import emotion_words, rate
+from emoprobe.corpora.emotion_words import rate
 from emoprobe.interventions import Span
 from emoprobe.study.feelings import ADJECTIVES, POLES
+from emoprobe.valattn.attention_patterns import NEGATING, WORDS
 
-NEGATING = "not no never nor neither none nothing nobody nowhere cannot without hardly barely scarcely seldom".split()
 CONTRASTING = (
     "but though although however yet still nevertheless nonetheless despite instead except unless whereas otherwise "
     "rather".split()
 )
-TURNING = frozenset(NEGATING + CONTRASTING)
+TURNING = NEGATING | frozenset(CONTRASTING)
 EXTREME = 0.9
 """Quantile of the distance from the mean valence of all words, from which on a word is plainly emotional."""
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
@@ -44,8 +44,8 @@ def emotional(words: Sequence[str], norms: pd.DataFrame | None = None) -> NDArra
     """Say which words are plainly emotional; `norms` is what `load_word_norms` returns. Turning words never are."""
     distinct = sorted({word.lower() for word in words})
     if norms is None:
-        named = {*emotion_words(), *(word for group in ADJECTIVES.values() for word in group)}
-        named |= {word for poles in POLES.values() for pole in poles for word in pole}
+        listed = (*ADJECTIVES.values(), *(pole for poles in POLES.values() for pole in poles))
+        named = {*WORDS["emotional"], *(word for group in listed for word in group)}
     else:
         away = (norms["valence"] - norms["valence"].mean()).abs()
         least = away.quantile(EXTREME)

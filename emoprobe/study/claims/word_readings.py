@@ -15,9 +15,10 @@ import torch
 
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
+from emoprobe.intervals import Floats
 from emoprobe.models.live import LiveModel
 from emoprobe.scoring import batches
-from emoprobe.study.claims.judging import POSITIVE, STRENGTHS, Floats, Integers
+from emoprobe.study.claims.judging import POSITIVE, STRENGTHS, Integers
 from emoprobe.study.claims.word_classes import word_places
 from emoprobe.study.word_magnitudes import Reading, gains, rank_shifts, reading, variation, word_tokens
 from emoprobe.valattn import Valuation, inject
@@ -69,7 +70,7 @@ def read_words(
     *,
     controls: int,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 8,
 ) -> WordReadings:
     """Read the words of texts at each λ, beside `controls` random valuations. Texts of fewer than five words are left out.
 
@@ -133,7 +134,8 @@ def _read(
     placed = nullcontext() if valuation is None else inject(model, valuation, strength)
     with torch.no_grad(), placed:
         for rows, batch in batches(model, texts, batch_size):
-            outputs, weights = (part.double().cpu().numpy() for part in model.attention(batch, blocks))
+            both = model.attention(batch, blocks)
+            outputs, weights = both[0].double().cpu().numpy(), both[1].cpu().numpy()
             for place, row in enumerate(rows):
                 real = batch.real[place].cpu().numpy()
                 seen = weights[:, place][:, :, real][..., real]
