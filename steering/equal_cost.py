@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -45,23 +45,20 @@ def at_equal_cost(
     five up to nine tenths of the most that all sweeps reach. Raises `InputError` for measures that a sweep lacks, other
     numbers of texts, and costs that are not positive.
     """
-    curves = {name: _curves(name, found, effect, cost, sign) for name, found in sweeps.items()}
-    if (
-        len({(own[STEERED_ARM].effect.shape[1], own[STEERED_ARM].cost.shape[1]) for own in curves.values()})
-        > 1
-    ):
+    arms = {name: _arms(name, found, effect, cost, sign) for name, found in sweeps.items()}
+    if len({(own.steered.effect.shape[1], own.steered.cost.shape[1]) for own in arms.values()}) > 1:
         raise InputError("the sweeps were run on other numbers of texts: sweep the same prompts and measures")
-    most = min(own[STEERED_ARM].highest for own in curves.values())
+    most = min(own.steered.highest for own in arms.values())
     chosen = [float(c) for c in (np.linspace(0, 0.9 * most, POINTS + 1)[1:] if costs is None else costs)]
     if not chosen or not all(0 < c for c in chosen) or most <= 0:
         raise InputError(
             f"costs {chosen} cannot be compared: they have to be positive, and the least costly sweep reaches {most:g}"
         )
-    rows = [_row(name, own, c) for c in chosen for name, own in curves.items()]
+    rows = [_row(name, own, c) for c in chosen for name, own in arms.items()]
     pairs = [
-        _difference(one, other, curves[one][STEERED_ARM], curves[other][STEERED_ARM], c)
+        _difference(one, other, arms[one].steered, arms[other].steered, c)
         for c in chosen
-        for one, other in combinations(curves, 2)
+        for one, other in combinations(arms, 2)
     ]
     return EqualCost(pd.DataFrame(rows), pd.DataFrame(pairs), effect, cost)
 
@@ -111,9 +108,6 @@ class EqualCost:
         return "\n".join([f"<Effect on {self.effect} at equal {self.cost}>", *said])
 
 
-STEERED_ARM = (STEERED, 0)
-
-
 @dataclass(frozen=True, eq=False)
 class _Curves:
     """Changes with strength of one arm, each (strengths, texts), from strength 0 outward; `sizes` are |strength|."""
@@ -138,14 +132,21 @@ class _Curves:
         return float(np.interp(self.size_at(cost, cost_texts), self.sizes, curve))
 
 
-def _curves(name: str, found: Sweep, effect: str, cost: str, sign: int) -> dict[tuple[str, int], _Curves]:
+class _Arms(NamedTuple):
+    """The curves of a sweep: of what was swept, and of each of its random controls."""
+
+    steered: _Curves
+    random: list[_Curves]
+
+
+def _arms(name: str, found: Sweep, effect: str, cost: str, sign: int) -> _Arms:
     raw = found.changes().raw
     lacking = {effect, cost} - set(raw.measure)
     if lacking:
         raise InputError(f'the sweep "{name}" did not measure {", ".join(sorted(lacking))}')
-    arms = raw[raw.condition.isin([STEERED, RANDOM]) & (raw.strength * sign >= 0)]
-    result = {}
-    for (condition, seed), part in arms.groupby(["condition", arms.seed.fillna(0)], sort=False):
+    raw = raw[raw.strength * sign >= 0]
+
+    def curves(part: pd.DataFrame) -> _Curves:
         of_effect, of_cost = (
             part[part.measure == measure].pivot(index="strength", columns="text", values="value").dropna()
             for measure in (effect, cost)
@@ -153,17 +154,18 @@ def _curves(name: str, found: Sweep, effect: str, cost: str, sign: int) -> dict[
         # Strengths pushed too hard for either are not there.
         both = of_effect.index.intersection(of_cost.index)
         both = both[np.argsort(np.abs(both))]
-        result[str(condition), int(str(seed))] = _Curves(
-            np.abs(both.to_numpy(float)), sign, of_effect.loc[both].to_numpy(), of_cost.loc[both].to_numpy()
-        )
-    return result
+        sizes = np.abs(both.to_numpy(float))
+        return _Curves(sizes, sign, of_effect.loc[both].to_numpy(), of_cost.loc[both].to_numpy())
+
+    random = [curves(part) for _, part in raw[raw.condition == RANDOM].groupby("seed")]
+    return _Arms(curves(raw[raw.condition == STEERED]), random)
 
 
-def _row(name: str, own: Mapping[tuple[str, int], _Curves], cost: float) -> dict[str, object]:
-    steered = own[STEERED_ARM]
+def _row(name: str, own: _Arms, cost: float) -> dict[str, object]:
+    steered = own.steered
     effect = steered.effect_at(cost)
     reach = _reach(steered.effect_at, cost, effect, steered)
-    random = [curves.effect_at(cost) for arm, curves in own.items() if arm[0] == RANDOM]
+    random = [curves.effect_at(cost) for curves in own.random]
     chance = prediction_interval([value for value in random if math.isfinite(value)])
     return {
         "cost": cost,
