@@ -29,7 +29,7 @@ REAL = ("stories260K", "babyllama-tok361-970K", "babyllama-tok105-940K")
 MODELS = ("ground-truth", "bundled", *REAL)
 NORMS = Path("data") / "warriner_vad" / "Ratings_Warriner_et_al.csv"
 FIELDS = ("title", "question", "method", "finding", "controls", "published", "verdict", "remarks")
-NOTHING = re.compile(r"\b(not shown|neither|nothing|none of|no concept|cannot be|not asked)\b", re.IGNORECASE)
+NOTHING = re.compile(r"\b(not shown|neither|nothing|none|no concept|cannot be|not asked)\b", re.IGNORECASE)
 """Words by which a sentence of a verdict says that nothing is shown."""
 NOT_ASKED, SHOWN, PARTLY, NULL = "–", "●", "◐", "○"
 

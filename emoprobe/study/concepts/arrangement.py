@@ -243,7 +243,12 @@ def layers(vectors: EmotionVectors, *, seed: int = 0) -> Result:
         verdict=(
             f"How emotions lie goes on from layer to layer, ρ from {number(low['rsa'])} on; "
             + (
-                f"more than in any vectors of shuffled labels in {above['rsa']} of {pairs} pairs of layers."
+                f"more than in all vectors of shuffled labels in {above['rsa']} of {pairs} pairs of layers."
+                + (
+                    f" In the other {pairs - above['rsa']} it is not shown to be."
+                    if above["rsa"] < pairs
+                    else ""
+                )
                 if above["rsa"]
                 else f"in none of {pairs} pairs of layers shown to be more than in all vectors of shuffled labels: {shared}."
             )
