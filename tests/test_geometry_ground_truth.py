@@ -1,7 +1,7 @@
 """Emotion vectors of the ground-truth model on texts whose emotion is known, of worlds held out.
 
-Whether valence and arousal lie on leading components is for the model to say (`benchmarks/geometry.py` reports it); that they
-are found where they are there is tested by adding them to the model's own vectors.
+Its language makes valence and arousal count, so that they lie on leading components; that they are found where they are there
+is tested by adding them to the vectors too.
 """
 
 from dataclasses import replace
@@ -27,7 +27,7 @@ def vectors() -> EmotionVectors:
     model, corpus = ep.load_model("ground-truth"), ep.load_corpus("ground-truth", limit=520)
     neutral = [text.text for text in generate(80, 1, forms=("first", "third"), emotions=["neutral"])]
     options: dict[str, Any] = {
-        "layers": [0, 2, 4],
+        "layers": [0, 2, 4, 5],
         "start": 5,
         "shuffles": 39,
         "permutations": 3,
@@ -63,6 +63,14 @@ def test_axes_are_found_when_they_are_there_and_the_verdict_follows_the_numbers(
     found = {norm: rows.loc[rows.r.idxmax()] for norm, rows in own.frame.groupby("norm")}
     missed = sum(top.p_layers >= 0.05 or top.p_shuffled_layers >= 0.05 for top in found.values())
     assert own.report().count("Not shown to be an axis.") == missed
+
+
+def test_valence_and_arousal_lie_on_the_models_own_leading_components() -> None:
+    found = leading_axes(vectors().raw, NORMS, vectors().shuffled["raw"]).frame
+    for norm, rows in found.groupby("norm"):
+        best = rows.loc[rows.r.idxmax()]
+        assert best.p_layers < 0.05 and best.p_shuffled < 0.05 and best.r > best.layer0, norm
+        assert best.component in {"PC1", "PC2", "PC3"} and best.layer > 0, norm
 
 
 def test_layers_are_alike_and_shuffled_labels_say_how_much_that_is_worth() -> None:

@@ -11,7 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emoprobe.corpora.generator import EMOTIONS, WORLDS, aftermaths, generate
 from emoprobe.models.ground_truth import FOLDER, evaluate
-from emoprobe.models.ground_truth.evaluate import NAMES, SINGLE, Bench, all_aftermaths, by_text, interval
+from emoprobe.models.ground_truth.evaluate import (
+    NAMES,
+    SINGLE,
+    Bench,
+    all_aftermaths,
+    by_text,
+    components,
+    interval,
+)
 from emoprobe.models.ground_truth.train import AHEAD, NOTHING, batches, documents, foreseen, new_model, train
 
 
@@ -94,6 +102,17 @@ def test_an_untrained_model_does_not_know(bench: Bench) -> None:
     assert np.mean([NAMES[s] == t.emotion for s, t in zip(said, texts, strict=True)]) < 0.25
 
 
+def test_valence_and_arousal_lead_the_components_of_late_layers_and_not_of_the_embedding(
+    bench: Bench,
+) -> None:
+    texts = generate(390, seed=12, forms=SINGLE)
+    pools, emotions = bench.pooled([t.text for t in texts])[0], np.array([t.emotion for t in texts])
+    r, _ = components(pools[:, 5], emotions)
+    assert r[0].argmax() == 0 and r[0, 0] > 0.85 and r[1].argmax() in (1, 2) and r[1].max() > 0.7
+    shuffled = components(pools[:, 5], np.random.default_rng(0).permutation(emotions))[0]
+    assert max(shuffled[0, 0], components(pools[:, 0], emotions)[0][0, 0]) < 0.7
+
+
 def test_the_card_quotes_what_was_measured() -> None:
     found = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))
     card = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -109,6 +128,16 @@ def test_the_card_quotes_what_was_measured() -> None:
             assert float(quoted) == pytest.approx(value, abs=0.51 * 10 ** -len(quoted.split(".")[1]))
     layers = found["accuracy over 13 emotions and valence r, worlds held out"]
     assert layers["layer 3"][0] > 0.95 > 0.2 > max(layers["layer 0"][0], layers["tf-idf words"][0])
+    assert found[measured[2][0]][1] > 0.85  # without binding 0.5
+    axes = found["|r| of the first five components of emotions with their valence and arousal"]
+    last, highest = axes["layer 6"], "highest in shuffled sets (valence, arousal)"
+    quoted = [last["valence"][0], last["arousal"][1], *last[highest]]
+    quoted += [max(axes["layer 0"][name]) for name in ("valence", "arousal")]
+    said = re.findall(
+        r"\d\.\d\d", next(part for part in card.split("\n\n") if part.startswith("Valence and"))
+    )
+    assert [float(value) for value in said] == pytest.approx(quoted, abs=0.0051)
+    assert min(quoted[:2]) > max(quoted[2:])
 
 
 def test_intervals_are_over_texts_and_exact_where_all_are_right() -> None:
@@ -132,7 +161,8 @@ def test_a_text_with_two_people_counts_once(monkeypatch: pytest.MonkeyPatch, ben
 def test_edits_reach_the_text_and_only_their_own_copy(bench: Bench) -> None:
     text, tails = "Maya saw the boat.", list(aftermaths("fear", "Maya"))
     plain = bench.log_probs(text, tails)
-    with bench.editing(3, torch.stack([torch.zeros(128), torch.ones(128)])):
+    edit = 3 * torch.ones(128)  # about as long as the stream that enters block 3
+    with bench.editing(3, torch.stack([torch.zeros(128), edit])):
         edited = bench.log_probs(text, tails, copies=2)
     assert np.allclose(edited[0], plain[0], atol=1e-5) and not np.allclose(edited[1], plain[0], atol=1e-2)
     assert np.array_equal(bench.log_probs(text, tails), plain)

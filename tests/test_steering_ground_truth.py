@@ -11,7 +11,7 @@ from emoprobe.models import LiveModel, load_model
 from emoprobe.steering import project_out, specificity
 
 STEERED = ("joy", "sadness", "anger", "fear", "boredom", "love")
-LAYER = 3
+LAYER = 4  # two thirds of the depth
 
 
 @cache
