@@ -145,7 +145,7 @@ def injection_cost(model: LiveModel, repeats: int) -> dict[str, Any]:
             return model.underlying(ids, use_cache=False)
 
     pair = {"ours": injected, "bare": lambda: model.underlying(ids, use_cache=False)}
-    return {"length": LENGTH, **compare(pair, repeats)}
+    return {"length": LENGTH, "repeats": repeats, **compare(pair, repeats)}
 
 
 def compare(pair: dict[str, Callable[[], object]], repeats: int) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "texts": len(texts),
-        "repeats": given.repeats,
+        "repeats": before.get("repeats", given.repeats),
         **{name: before[name] if given.only not in (None, name) else run() for name, run in parts.items()},
     }
     write_bytes(path, (json.dumps(found, indent=1) + "\n").encode())
