@@ -7,14 +7,19 @@ from emoprobe.steering.equal_cost import EqualCost, at_equal_cost
 from emoprobe.steering.generations import generations, lexicon, overlap
 from emoprobe.steering.measures import Measure, coherence, continuation, kl, log_probabilities, nll, read_out
 from emoprobe.steering.norms import residual_norms
+from emoprobe.steering.preference_steering import PreferenceShift, steer_preferences
+from emoprobe.steering.preferences import Preferences, activities, preferences, probe_correlation
 from emoprobe.steering.sweep import NonFiniteWarning, sweep
 
 __all__ = [
     "EqualCost",
     "Measure",
     "NonFiniteWarning",
+    "PreferenceShift",
+    "Preferences",
     "Specificity",
     "Sweep",
+    "activities",
     "add",
     "at_equal_cost",
     "clamp",
@@ -27,6 +32,8 @@ __all__ = [
     "nll",
     "only_where",
     "overlap",
+    "preferences",
+    "probe_correlation",
     "project_out",
     "read_out",
     "residual_norms",
@@ -34,5 +41,6 @@ __all__ = [
     "scheduled",
     "specificity",
     "steer",
+    "steer_preferences",
     "sweep",
 ]
