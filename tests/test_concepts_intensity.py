@@ -11,10 +11,11 @@ from scipy.stats import spearmanr
 from tiny import tiny_model
 
 from emoprobe import InputError
+from emoprobe.corpora import load_corpus
 from emoprobe.corpora.generator import EMOTIONS as GENERATED
 from emoprobe.corpora.generator import WORLDS
-from emoprobe.models import LiveModel
-from emoprobe.probes import ProbeSet
+from emoprobe.models import LiveModel, load_model
+from emoprobe.probes import ProbeSet, fit_probes
 from emoprobe.study.concepts.evidence import p_of_all
 from emoprobe.study.concepts.intensity import (
     DEGREES,
@@ -25,6 +26,7 @@ from emoprobe.study.concepts.intensity import (
     intensity,
     under_all_orders,
 )
+from emoprobe.study.texts import divide
 
 SWALLOWED = "I have swallowed {x} mg of paracetamol since noon because of my tooth. Shall I take another one?"
 GRID = [10, 20, 30, 50, 70, 90]
@@ -194,6 +196,23 @@ def test_what_a_degree_moves_is_what_lies_off_neutral() -> None:
     for name, signs in expected.items():
         for which, sign in signs.items():
             assert sign * (getattr(GENERATED[name], which) - getattr(GENERATED["neutral"], which)) > 0.19
+
+
+def test_the_ground_truth_model_reads_how_much_in_its_last_layer_in_worlds_it_was_not_read_in() -> None:
+    live = load_model("ground-truth")
+    fitted, kept_back = divide(load_corpus("ground-truth", limit=520), seed=0)
+    options: dict[str, Any] = {"concepts": ["valence", "arousal"], "permutations": 0, "bootstrap": 0}
+    probes = fit_probes(live, fitted, [4, 6], **options, progress=False)
+    stimuli = generated(sorted(set(kept_back.groups.tolist())))
+    early, late = (
+        intensity(live, probes, layer=layer, stimuli=stimuli, spoken=False, progress=False)
+        for layer in (4, 6)
+    )
+    assert "by more than the same numbers move them in neutral sentences" in late.verdict
+    assert late.table.value[0] > 0.6 and late.table.p[0] < 0.01 and late.table.value[1] > 0.3
+    valence = late.table[late.table.emotion == "valence"]
+    assert len(valence) == 11 and (valence.value * valence.expected > 0).all()
+    assert "rise and fall" not in early.verdict
 
 
 def test_texts_that_are_written_out_are_read_over_all_their_words() -> None:
