@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -69,8 +70,10 @@ def hopper_attention(
     wide_q = widen(q, vq, lam.float(), seen, 1 / scale, of_queries=True, trained=trained)
     wide_k = widen(k, vk, ones, seen, 1.0, of_queries=False, trained=trained)
     value = v.transpose(1, 2)
-    if q.shape[1] != k.shape[1] and trained:
-        value = pad(value, (0, wide_k.shape[-1] - v.shape[-1]))  # gradients of grouped queries need one width
+    # Gradients need values as wide as queries if these are grouped, or if other widths do not fit into one layout.
+    wide, grouped = wide_k.shape[-1], q.shape[1] != k.shape[1]
+    if trained and (grouped or wide > 192 or v.shape[-1] % gcd(wide, 64)):
+        value = pad(value, (0, wide - v.shape[-1]))
     near = None if window is None else window - 1
     out: Tensor = flash_attn_func(
         wide_q, wide_k, value, softmax_scale=scale, causal=causal, window_size=(near, 0 if causal else near)
