@@ -76,7 +76,7 @@ def experiments(strength: float, alike: bool = False) -> dict[str, Result]:
 
 def test_what_is_planted_is_found() -> None:
     found = experiments(3.0)
-    assert found["axes"].verdict.startswith("On a leading component lies valence and arousal.")
+    assert found["axes"].verdict.startswith("On a leading component lie valence and arousal.")
     assert found["axes"].verdict.count("Not shown") == 0 and "An axis" in found["axes"].verdict
     assert found["circumplex"].verdict.startswith("Emotions lie in this plane as people place them")
     assert found["circumplex"].table.fit.iloc[0] > 0.9

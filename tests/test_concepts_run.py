@@ -165,8 +165,10 @@ def test_the_ground_truth_is_read_in_worlds_that_were_kept_back(
     monkeypatch.setattr(run, "generated_degrees", lambda worlds, **_: noted.append(worlds))
     monkeypatch.setattr(run, "generated_scenes", lambda worlds, **_: noted.append(worlds))
     kept: Any = type("Kept", (), {"groups": np.array([WORLDS[2], WORLDS[0], WORLDS[2]])})
-    made: Any = run._of_generated_texts(small_model(), None, kept, 0)  # type: ignore[arg-type]
+    probes: Any = type("Probes", (), {"best_layer": staticmethod({"valence": 5}.__getitem__)})
+    made: Any = run._of_generated_texts(small_model(), probes, kept, 0)
     made["intensity"](), made["binding"]()
+    assert given["intensity"][1]["layer"] == 5
     assert noted == [sorted([WORLDS[0], WORLDS[2]])] * 2
 
 

@@ -307,7 +307,7 @@ def _lead(best: pd.DataFrame) -> str:
         return f"Neither {' nor '.join(best.norm)} is shown to lie on a leading component."
     missing = [norm for norm in best.norm if norm not in shown]
     rest = f"; {listed(missing)} not shown to" if missing else ""
-    return f"On a leading component lies {listed(shown)}{rest}."
+    return f"On a leading component {'lies' if len(shown) == 1 else 'lie'} {listed(shown)}{rest}."
 
 
 def _best(frame: pd.DataFrame) -> pd.DataFrame:

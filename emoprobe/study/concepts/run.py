@@ -176,7 +176,12 @@ def _of_generated_texts(
     quietly: dict[str, Any] = {"seed": seed, "progress": False}
     return {
         "intensity": lambda: intensity(
-            model, probes, stimuli=generated_degrees(worlds, seed=seed), spoken=False, **quietly
+            model,
+            probes,
+            layer=probes.best_layer("valence"),  # on the texts they were fitted on
+            stimuli=generated_degrees(worlds, seed=seed),
+            spoken=False,
+            **quietly,
         ),
         "binding": lambda: binding(
             model, probes, scenes=generated_scenes(seed=seed + 1, worlds=worlds), **quietly
