@@ -5,6 +5,12 @@ from emoprobe.steering.dose_response import Sweep
 from emoprobe.steering.edits import add, clamp, only_where, project_out, rotate, scheduled, steer
 from emoprobe.steering.equal_cost import EqualCost, at_equal_cost
 from emoprobe.steering.generations import generations, lexicon, overlap
+from emoprobe.steering.interchange import (
+    export_gguf,
+    export_steering_vectors,
+    import_gguf,
+    import_steering_vectors,
+)
 from emoprobe.steering.measures import Measure, coherence, continuation, kl, log_probabilities, nll, read_out
 from emoprobe.steering.norms import residual_norms
 from emoprobe.steering.preference_steering import PreferenceShift, steer_preferences
@@ -25,7 +31,11 @@ __all__ = [
     "clamp",
     "coherence",
     "continuation",
+    "export_gguf",
+    "export_steering_vectors",
     "generations",
+    "import_gguf",
+    "import_steering_vectors",
     "kl",
     "lexicon",
     "log_probabilities",
