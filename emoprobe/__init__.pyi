@@ -29,6 +29,9 @@ from .probes import (
     load_probes as load_probes,
 )
 from .probes import (
+    push_to_hub as push_to_hub,
+)
+from .probes import (
     trace as trace,
 )
 from .steering import Sweep as Sweep

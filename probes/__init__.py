@@ -6,6 +6,7 @@ from emoprobe.probes.emotion_vectors import EmotionVectors, emotion_vectors
 from emoprobe.probes.fit import fit_probes
 from emoprobe.probes.geometry import Geometry
 from emoprobe.probes.heat_maps import HeatMap, heat_map
+from emoprobe.probes.hub import push_to_hub
 from emoprobe.probes.learning_curve import LearningCurve, learning_curve
 from emoprobe.probes.lens import logit_lens, vector_lens
 from emoprobe.probes.probe_set import ProbeSet, load_probes
@@ -39,6 +40,7 @@ __all__ = [
     "load_probes",
     "logit_lens",
     "model_similarity",
+    "push_to_hub",
     "reference",
     "score_corpus",
     "stability",

@@ -244,11 +244,17 @@ class ProbeSet:
         return write_artefact(path, KIND, VERSION, tensors, {**record, "digest": _digest(tensors, record)})
 
 
-def load_probes(path: str | Path) -> ProbeSet:
-    """Read a probe set that `ProbeSet.save` wrote.
+def load_probes(path: str | Path, *, revision: str | None = None) -> ProbeSet:
+    """Read a probe set that `ProbeSet.save` wrote, or that `push_to_hub` pushed.
 
-    Raises `InputError` for a file that is missing, damaged, of another kind or written by a later version.
+    `path` is a file, or a repository "user/name" of the Hugging Face Hub, at the `revision` given (a branch, tag or commit).
+    Raises `InputError` for a file that is missing, damaged, of another kind or written by a later version, and where the hub
+    does not give it.
     """
+    from emoprobe.probes.hub import fetched, is_repo
+
+    if isinstance(path, str) and is_repo(path) and not Path(path).exists():
+        path = fetched(path, revision)
     tensors, record = read_artefact(path, KIND, VERSION)
     try:
         if record["digest"] != _digest(tensors, record):

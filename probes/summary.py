@@ -106,6 +106,11 @@ def _rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
 
 def report(probes: ProbeSet) -> str:
     """Say for each concept how well its best layer reads it, beside the controls, and whether the evidence holds."""
+    return "\n".join(sentences(probes))
+
+
+def sentences(probes: ProbeSet) -> list[str]:
+    """Return the lines of `report`."""
     about = probes.metadata
     estimators = " and ".join(f"{name} for {kind}s" for kind, name in about.get("estimators", {}).items())
     lines = [
@@ -116,7 +121,7 @@ def report(probes: ProbeSet) -> str:
     lines += [_sentence(row, about.get("level", "text")) for row in best]
     lines += confound_sentences(probes)
     lines.append(_closing(best, probes))
-    return "\n".join(lines)
+    return lines
 
 
 def judged(confounds: pd.DataFrame) -> pd.DataFrame:
