@@ -91,7 +91,7 @@ def gpu_milliseconds(run: Callable[[], object], device: str) -> float:
         run()
         return 1000 * (time.perf_counter() - started)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(2_000_000)
+    torch.cuda._sleep(8_000_000)
     start.record()
     run()
     end.record()

@@ -9,17 +9,15 @@ free hold low parts of the valuations, as many as find room, and what hides padd
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from emoprobe.valattn.kernels.blocks import part
 
 ROWS = 64
+GATHERED = 32  # rows of which one program sums gradients over all heads
 HIDING = (
     256.0,
     -32768.0,
@@ -68,7 +66,10 @@ def write(
     column = tl.arange(0, E_BLOCK)[None, :]
     here = valuations + batch * valuations_b + row.to(tl.int64) * valuations_n + (column % M) * valuations_m
     value = tl.load(here, mask=there & (column < PARTS * M), other=0.0).to(tl.float32)
-    extra = part(value * (tl.load(strength + head) * factor), column // M, wide.dtype.element_ty, QUERY)
+    value *= factor
+    if QUERY:
+        value *= tl.load(strength + head)
+    extra = part(value, column // M, wide.dtype.element_ty, QUERY)
     if PADDED:
         hide = QUERY_HIDES
         if not QUERY:
@@ -78,92 +79,126 @@ def write(
     tl.store(to + D + column, extra, mask=there & (column < W - D))
 
 
-def width(d: int, m: int, padded: bool, trained: bool) -> int:
-    """Return how wide queries and keys of d columns become by m valuations, and one column more with padded keys.
+@triton.jit
+def gather(
+    grad,
+    valuations,
+    strength,
+    to_valuations,
+    to_strength,
+    positions,
+    heads,
+    factor,
+    valuations_b,
+    valuations_n,
+    valuations_m,
+    D: tl.constexpr,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    M_BLOCK: tl.constexpr,
+    SECOND: tl.constexpr,
+    QUERY: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Sum the gradient to the columns behind D over parts and heads; for queries, write that to strength by block too."""
+    batch = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, M_BLOCK)[None, :]
+    there = (row < positions) & (column < M)
+    here = valuations + batch * valuations_b + row.to(tl.int64) * valuations_n + column * valuations_m
+    value = tl.load(here, mask=there, other=0.0).to(tl.float32)
+    total = tl.zeros((ROWS, M_BLOCK), tl.float32)
+    for head in range(heads):
+        of_head = grad + ((batch * positions + row) * heads + head) * W + D + column
+        found = tl.load(of_head, mask=there, other=0.0).to(tl.float32)
+        if SECOND > 0:
+            found += tl.load(of_head + SECOND * M, mask=there, other=0.0).to(tl.float32)
+        found *= factor
+        if QUERY:
+            block = batch * tl.num_programs(0) + tl.program_id(0)
+            tl.store(to_strength + block * heads + head, tl.sum(tl.sum(found * value, 1), 0))
+            found *= tl.load(strength + head)
+        total += found
+    to = to_valuations + (batch * positions + row) * M + column
+    tl.store(to, total.to(to_valuations.dtype.element_ty), mask=there)
 
-    With `trained`, gradients are wanted: those of FlashAttention-4 4.0.0b36 are wrong for widths up to 128 that are not
-    multiples of 32 (its main kernel lays sums out by 16 columns, the kernels before and after it by 32).
-    """
-    columns = d + m + padded
-    step = 32 if trained and columns <= 128 else 16
-    return -(-columns // step) * step
+
+def width(d: int, m: int, padded: bool) -> int:
+    """Return how wide queries and keys of d columns become by m valuations, and one column more with padded keys."""
+    return -(-(d + m + padded) // 16) * 16
 
 
 def widen(
-    x: Tensor,
-    valuations: Tensor,
-    strength: Tensor,
-    seen: Tensor | None,
-    factor: float,
-    *,
-    of_queries: bool,
-    trained: bool,
+    x: Tensor, valuations: Tensor, strength: Tensor | None, seen: Tensor | None, factor: float
 ) -> Tensor:
     """Widen x (batch, heads, positions, d) by strength (heads,) · factor · valuations (batch, positions, m).
 
-    Returns (batch, positions, heads, width), `trained` if it is to have gradients. `seen` (batch, keys), unless None, tells
-    which keys may be seen: a column of queries and keys then hides the others.
+    Returns (batch, positions, heads, width). x are queries with `strength` and keys without. `seen` (batch, keys), unless
+    None, tells which keys may be seen: a column of queries and keys then hides the others.
     """
-    wide: Tensor = _Widen.apply(x, valuations, strength, seen, factor, of_queries, trained)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    batch, heads, positions, d = x.shape
+    m, padded = valuations.shape[-1], seen is not None
+    wide = x.new_empty(batch, positions, heads, width(d, m, padded))
+    write[(triton.cdiv(positions, ROWS), batch * heads)](
+        x,
+        valuations,
+        strength,
+        seen if seen is None else seen.to(torch.uint8).contiguous(),
+        wide,
+        positions,
+        heads,
+        factor,
+        *x.stride()[:3],
+        *valuations.stride(),
+        D=d,
+        D_BLOCK=triton.next_power_of_2(d),
+        W=wide.shape[-1],
+        E_BLOCK=triton.next_power_of_2(wide.shape[-1] - d),
+        M=m,
+        PARTS=_parts(wide.shape[-1], d, m, padded),
+        QUERY=strength is not None,
+        PADDED=padded,
+        QUERY_HIDES=HIDING[0],
+        KEY_HIDES=HIDING[1],
+        ROWS=ROWS,
+    )
     return wide
 
 
-class _Widen(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        x: Tensor,
-        valuations: Tensor,
-        strength: Tensor,
-        seen: Tensor | None,
-        factor: float,
-        of_queries: bool,
-        trained: bool,
-    ) -> Tensor:
-        x = x if x.stride(-1) == 1 else x.contiguous()
-        batch, heads, positions, d = x.shape
-        m, padded = valuations.shape[-1], seen is not None
-        wide = x.new_empty(batch, positions, heads, width(d, m, padded, trained))
-        parts = min(3, (wide.shape[-1] - d - padded) // m)
-        write[(triton.cdiv(positions, ROWS), batch * heads)](
-            x,
-            valuations,
-            strength,
-            x if seen is None else seen.to(torch.uint8).contiguous(),
-            wide,
-            positions,
-            heads,
-            factor,
-            *x.stride()[:3],
-            *valuations.stride(),
-            D=d,
-            D_BLOCK=triton.next_power_of_2(d),
-            W=wide.shape[-1],
-            E_BLOCK=triton.next_power_of_2(wide.shape[-1] - d),
-            M=m,
-            PARTS=parts,
-            QUERY=of_queries,
-            PADDED=padded,
-            QUERY_HIDES=HIDING[0],
-            KEY_HIDES=HIDING[1],
-            ROWS=ROWS,
-        )
-        ctx.save_for_backward(valuations, strength)
-        ctx.d, ctx.factor = d, factor
-        # The gradient to x₁ + x₂ is that to [x₁, x₂, x₁] but for the second: its partner in the product is y₁ once more.
-        ctx.counting = [i for i in ((0, 2) if of_queries else (0, 1)) if i < parts]
-        return wide
+def to_valuations(
+    grad: Tensor, d: int, valuations: Tensor, strength: Tensor | None, padded: bool, factor: float
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients to valuations and strength of `widen`, where `grad` is that to what it returns."""
+    batch, positions, heads, wide = grad.shape
+    m = valuations.shape[-1]
+    # The gradient to x₁ + x₂ is that to [x₁, x₂, x₁] but for the second: its partner in the product is y₁ once more.
+    second = 1 if strength is None else 2
+    second = second if second < _parts(wide, d, m, padded) else 0
+    found = valuations.new_empty(valuations.shape)
+    grid = (triton.cdiv(positions, GATHERED), batch)
+    of_strength = None if strength is None else strength.new_empty(batch * grid[0], heads)
+    gather[grid](
+        grad,
+        valuations,
+        strength,
+        found,
+        of_strength,
+        positions,
+        heads,
+        factor,
+        *valuations.stride(),
+        D=d,
+        W=wide,
+        M=m,
+        M_BLOCK=triton.next_power_of_2(m),
+        SECOND=second,
+        QUERY=strength is not None,
+        ROWS=GATHERED,
+    )
+    return found, None if of_strength is None else of_strength.sum(0)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), (valuations, strength), d = grads, ctx.saved_tensors, ctx.d
-        m = valuations.shape[-1]
-        dx = grad[..., :d].transpose(1, 2) if ctx.needs_input_grad[0] else None
-        d_valuations = d_strength = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            products = [grad[..., d + i * m : d + (i + 1) * m].float() for i in ctx.counting]
-            to_columns = ctx.factor * torch.stack(products).sum(0)
-            d_valuations = torch.einsum("bnhm,h->bnm", to_columns, strength).to(valuations.dtype)
-            d_strength = torch.einsum("bnhm,bnm->h", to_columns, valuations.float())
-        return dx, d_valuations, d_strength, None, None, None, None
+
+def _parts(wide: int, d: int, m: int, padded: bool) -> int:
+    """Return how many parts of valuations find room."""
+    return min(3, (wide - d - padded) // m)
