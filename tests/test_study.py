@@ -178,6 +178,7 @@ def test_a_study_of_labels_alone(model: LiveModel, tmp_path: Path) -> None:
     study = run_study(model, small_corpus(labels=True), tmp_path / "run", progress=False)
     assert study.names == STEPS and study.passed
     assert "read-out" in study["steering"].question
+    assert "added at layer 2 at" in study["steering"].method  # two thirds of three blocks
     assert "<b>sad" not in (tmp_path / "run" / "report.html").read_text()
     assert set(Valuation.load(tmp_path / "run" / "valuation-probed.safetensors").dimensions) <= set(
         small_corpus(True).labels

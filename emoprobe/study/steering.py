@@ -20,6 +20,7 @@ from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.corpora.generator import EMOTIONS, aftermaths
 from emoprobe.intervals import mean_interval
+from emoprobe.layers import nearest_to_depth
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Measure, Sweep, continuation, steer, sweep
@@ -94,11 +95,12 @@ def steering(
     recovery: bool = False,
     seed: int = 0,
 ) -> Result:
-    """Steer with each concept at `layer` (half the depth) and measure what follows, what is read later, and what it costs.
+    """Steer with each concept at `layer` and measure what follows, what is read later, and what it costs.
 
-    With `recovery` the emotions' consequences are known to be in the model, and that they follow is a check.
+    `layer` is by default the one nearest to two thirds of the depth. With `recovery` the emotions' consequences are known to
+    be in the model, and that they follow is a check.
     """
-    layer = model.n_layers // 2 if layer is None else layer
+    layer = nearest_to_depth(probes.layers, model.n_layers) if layer is None else layer
     chosen = readable_part(model, held_out, TEXTS, seed)
     texts = chosen.texts
     what, outcomes, after = _outcomes(model, probes, held_out, chosen, seed)
