@@ -11,6 +11,7 @@ from emoprobe.steering.interchange import (
     import_gguf,
     import_steering_vectors,
 )
+from emoprobe.steering.leak import ContentLeak, content_leak
 from emoprobe.steering.measures import Measure, coherence, continuation, kl, log_probabilities, nll, read_out
 from emoprobe.steering.norms import residual_norms
 from emoprobe.steering.preference_steering import PreferenceShift, steer_preferences
@@ -18,6 +19,7 @@ from emoprobe.steering.preferences import Preferences, activities, preferences, 
 from emoprobe.steering.sweep import NonFiniteWarning, sweep
 
 __all__ = [
+    "ContentLeak",
     "EqualCost",
     "Measure",
     "NonFiniteWarning",
@@ -30,6 +32,7 @@ __all__ = [
     "at_equal_cost",
     "clamp",
     "coherence",
+    "content_leak",
     "continuation",
     "export_gguf",
     "export_steering_vectors",
