@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from emoprobe.probes.probe_set import ProbeSet
 
+FEWEST_SETS = 20
+"""Sets of shuffled labels with which p, of which none can be less than one in sets + 1, may be less than 0.05."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Axes:
@@ -50,6 +53,8 @@ class Axes:
     shares: pd.DataFrame
     """One row per layer: layer, PC1, PC2, … (shares of the variance), shuffled_PC1 (the mean share of the first component in
     sets of shuffled labels)."""
+    sets: int
+    """Sets of shuffled labels that it was held to. Fewer than FEWEST_SETS cannot show that a norm is an axis."""
     alpha: float = 0.05
 
     def __repr__(self) -> str:
@@ -57,7 +62,9 @@ class Axes:
 
     def report(self) -> str:
         """Say for each norm whether it is found among the leading components, on which, and how it stands to the controls."""
-        return " ".join(_sentence(rows, self.alpha) for _, rows in self.frame.groupby("norm", sort=False))
+        return " ".join(
+            _sentence(rows, self.sets, self.alpha) for _, rows in self.frame.groupby("norm", sort=False)
+        )
 
     def plot(self) -> Figure:
         """Draw |r| of each norm's best component by layer, with its interval, the embedding and shuffled labels."""
@@ -141,6 +148,7 @@ def leading_axes(
     return Axes(
         pd.DataFrame(rows).sort_values(["layer"], kind="stable", ignore_index=True),
         _shares(probes, shares, drawn),
+        0 if shuffled is None else len(shuffled),
     )
 
 
@@ -182,7 +190,7 @@ def _shares(probes: ProbeSet, shares: tuple[Floats, ...], drawn: Any) -> pd.Data
     return frame
 
 
-def _sentence(rows: pd.DataFrame, alpha: float) -> str:
+def _sentence(rows: pd.DataFrame, sets: int, alpha: float) -> str:
     best = rows.iloc[int(rows.r.argmax())]
     said = (
         f"{str(best.norm).capitalize()}: |r| {best.r:.2f} [{best.low:.2f}, {best.high:.2f}] on {best.component} at layer "
@@ -191,8 +199,15 @@ def _sentence(rows: pd.DataFrame, alpha: float) -> str:
     if np.isfinite(best.p_shuffled_layers):
         said += f"; shuffled labels up to {rows.shuffled_high.max():.2f}, p = {best.p_shuffled_layers:.3g}"
     said += f"; embedding {best.layer0:.2f})." if np.isfinite(best.layer0) else ")."
-    if best.p_layers >= alpha or best.p_shuffled_layers >= alpha:
-        return f"{said} Not shown to be an axis."
+    if not (best.p_layers < alpha and best.p_shuffled_layers < alpha):
+        return f"{said} Not shown to be an axis{too_few(sets)}."
     if best.layer != 0 and best.layer0 >= best.low:
         return f"{said} An axis, but not shown to be more of one than in the embedding."
     return f"{said} An axis."
+
+
+def too_few(sets: int) -> str:
+    """Say that there are too few sets of shuffled labels to show anything; nothing where there are enough."""
+    if sets >= FEWEST_SETS:
+        return ""
+    return f": {sets or 'no'} sets of shuffled labels, where {FEWEST_SETS} are the fewest that can show it"

@@ -253,12 +253,17 @@ def _with_offsets(normal: _Normal, weights: Tensor) -> Weights:
 
 
 def _scale(normal: _Normal, standardise: bool) -> Tensor:
-    """Return what features are divided by before they are penalised, (layers, d_model): 1, or their standard deviations."""
+    """Return what features are divided by before they are penalised, (layers, d_model): 1, or their standard deviations.
+
+    A feature that does not vary but for rounding is left as it is; the bound is that of scikit-learn's `StandardScaler`, which
+    allows for errors that add up over texts.
+    """
     if not standardise:
         return torch.ones_like(normal.mean_x)
     variance = normal.xx.diagonal(dim1=1, dim2=2) / normal.texts.clamp(min=1)
-    rounding = torch.finfo(variance.dtype).eps * normal.mean_x
-    return variance.where(variance > 10 * rounding**2, 1.0).sqrt()
+    rounding = normal.texts * torch.finfo(variance.dtype).eps
+    constant = variance <= rounding * variance + (rounding * normal.mean_x) ** 2
+    return variance.where(~constant, 1.0).sqrt()
 
 
 def _scaled(xx: Tensor, scale: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from emoprobe.corpora.emotion_words import emotion_clusters
 from emoprobe.errors import InputError
 from emoprobe.intervals import exceedance
+from emoprobe.probes.axes import FEWEST_SETS, too_few
 from emoprobe.probes.estimators import Floats, Integers
 
 if TYPE_CHECKING:
@@ -57,8 +58,12 @@ class Clusters:
 
     @property
     def more_than_chance(self) -> bool:
-        """Whether both agree by more than permuted clusters, and more than all random directions and shuffled labels do."""
-        return bool(self.p < 0.05 and self.agreement > max((*self.random, *self.shuffled)))
+        """Whether both agree by more than permuted clusters, and more than all random directions and shuffled labels do.
+
+        Not so with fewer than FEWEST_SETS sets of shuffled labels: a control that was not run is not passed.
+        """
+        enough = len(self.shuffled) >= FEWEST_SETS
+        return bool(enough and self.p < 0.05 and self.agreement > max((*self.random, *self.shuffled)))
 
     def report(self) -> str:
         """Say how well both agree, beside the controls."""
@@ -71,7 +76,11 @@ class Clusters:
             controls += f", shuffled labels {min(self.shuffled):.2f} to {max(self.shuffled):.2f}"
         if np.isfinite(self.embedding):
             controls += f", embedding {self.embedding:.2f}"
-        verdict = "More than chance" if self.more_than_chance else "Not shown to be more than chance"
+        verdict = (
+            "More than chance"
+            if self.more_than_chance
+            else f"Not shown to be more than chance{too_few(len(self.shuffled))}"
+        )
         if (
             self.more_than_chance
             and self.layer

@@ -6,6 +6,7 @@ Which tokens count is said by `emoprobe.models.live.Batch.counted`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -70,6 +71,14 @@ def token_spread(
 
 
 def sampled(texts: Sequence[str], seed: int) -> list[str]:
-    """Return at most SPREAD_TEXTS of the texts, drawn at random and kept in order."""
-    order = np.random.default_rng(seed).permutation(len(texts))
+    """Return at most SPREAD_TEXTS of the texts, drawn at random and kept in order.
+
+    Which texts these are does not depend on their order.
+    """
+    order = np.argsort([drawn_number(text, seed) for text in texts], kind="stable")
     return [texts[row] for row in np.sort(order[:SPREAD_TEXTS])]
+
+
+def drawn_number(text: str, seed: int) -> int:
+    """Return a number as good as drawn at random, below 2^63, which depends on nothing but a text and a seed."""
+    return int.from_bytes(blake2b(f"{seed} {text}".encode(), digest_size=8).digest(), "big") >> 1

@@ -4,7 +4,8 @@ A unit is a stretch of a text, read in its text, as the mean over its tokens the
 Sentences and tokens take the annotations of the spans they overlap: of values the mean, by characters shared, and each label
 that one of these carries. Nothing is handed down from a text to its parts, since what a text says is not said by each of them.
 A unit's group is its text's, so that no text is ever on both sides of a split. Each unit counts once, and of a text with more
-than MOST, so many are drawn at random, so that long texts do not outweigh all others.
+than MOST, so many are drawn at random, so that long texts do not outweigh all others: which ones depends on the text alone, not
+on where in the corpus it stands. A unit that the model's context cuts is left out, since its annotation is of the whole.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from emoprobe.interventions import Span, overlapping
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Integers
 from emoprobe.probes.random_features import shares_of
-from emoprobe.probes.tokens import TokenMeans
+from emoprobe.probes.tokens import TokenMeans, drawn_number
 
 LEVELS = ("text", "sentence", "span", "token")
 MOST = 32
@@ -57,14 +58,14 @@ def read_units(
 ) -> Units:
     """Find the units of a corpus that are annotated, and the tokens that they are read at; the model is not run.
 
-    Tokens count from the `start`-th of a text on, see `Batch.counted`. Units without such a token, as beyond the model's
-    context, are left out. Raises `InputError` for a level that is not among LEVELS, a corpus without annotated spans and a
+    Tokens count from the `start`-th of a text on, see `Batch.counted`. Units without such a token, and those
+    that end beyond the model's context, are left out. Raises `InputError` for a level that is not among LEVELS, a corpus without annotated spans and a
     tokenizer that does not say where its tokens lie.
     """
     if level not in LEVELS[1:]:
         known = ", ".join(f'"{name}"' for name in LEVELS)
         raise InputError(f'level="{level}" is not understood: give one of {known}')
-    annotated, order = corpus.data["spans"][:], np.random.default_rng(seed)
+    annotated = corpus.data["spans"][:]
     if not any(annotated):
         raise InputError(
             f'{corpus.name}: level="{level}" needs annotated spans, and no text has one; annotate some, or rate words with '
@@ -80,12 +81,16 @@ def read_units(
             spans = annotated[first + row]
             lie = [offsets[row][place] for place in np.flatnonzero(real[row])]
             usable = counted[row][real[row]]
+            reached = max((end for _, end in lie), default=0)
             found = []
             for unit in _units(text, spans, lie, corpus, level):
+                if text[reached : unit["end"]].strip():
+                    continue
                 own = np.array(overlapping(lie, [(unit["start"], unit["end"])]), dtype=np.int64)
                 own = own[usable[own]]
                 if len(own):
                     found.append((unit, own))
+            order = np.random.default_rng(drawn_number(text, seed))
             for place in np.sort(order.permutation(len(found))[:MOST]):
                 unit, own = found[place]
                 rows.append({**unit, "text": text[unit["start"] : unit["end"]]})

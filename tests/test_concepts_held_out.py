@@ -180,3 +180,22 @@ def test_half_precision_is_read_as_well(directions: np.ndarray, corpora: tuple[C
     probes = planted_probes(single, directions, NAMES)
     table = held_out(single, probes, *corpora, layer=LAYER, shuffles=20).table.set_index("concept")
     assert table.value["strength"] > 0.9
+
+
+def test_a_concept_can_be_called_among_many() -> None:
+    """What is read perfectly must not be lost among fifty concepts because so many shuffles alone can show no more."""
+    generator = np.random.default_rng(3)
+    names = [f"c{number}" for number in range(50)]
+    carried = generator.random((200, 50)) < 0.3
+    corpus = Corpus.from_columns(
+        {
+            "text": [f"text {row}" for row in range(200)],
+            "labels": [[name for name, one in zip(names, row, strict=True) if one] for row in carried],
+        }
+    )
+    values = generator.normal(size=(200, 50))
+    values[:, 7] += 2 * carried[:, 7]
+    others = generator.normal(size=(200, 50))
+    random = generator.normal(size=(20, 200, 50))
+    found = judged(values, random, others, others, corpus, dict(zip(names, names, strict=True)), 499)
+    assert found.q["c7"] < 0.05 and (found.q.drop("c7") < 0.05).sum() == 0

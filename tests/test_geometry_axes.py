@@ -158,10 +158,14 @@ def test_a_planted_axis_is_found_where_it_is() -> None:
 def test_what_the_report_says_follows_the_controls() -> None:
     planted = leading_axes(probe_set(vectors(((0, 0), (1.5, 0.8)))), ratings(), noise(39, 2)).report()
     assert planted.count("An axis.") == 2
-    everywhere = leading_axes(probe_set(vectors(((1.5, 0.8), (1.5, 0.8)))), ratings()).report()
+    both = probe_set(vectors(((1.5, 0.8), (1.5, 0.8))))
+    everywhere = leading_axes(both, ratings(), noise(39, 2)).report()
     assert "not shown to be more of one than in the embedding" in everywhere or "layer 0" in everywhere
     nothing = leading_axes(probe_set(noise(1, 4)[0].numpy()), ratings(), noise(39, 4))
     assert nothing.report().count("Not shown to be an axis.") == 2
+    for few, said in ((None, "no sets"), (noise(10, 2), "10 sets")):  # what was not run is not passed
+        report = leading_axes(both, ratings(), few).report()
+        assert report.count(f"Not shown to be an axis: {said} of shuffled labels") == 2
     one = leading_axes(probe_set(vectors(((1.5, 0.8),)), n_layers=3, layers=(2,)), ratings()).frame
     assert one.layer0.isna().all() and one.p_shuffled.isna().all()
 

@@ -26,11 +26,11 @@ def planted(spread: float, layers: int = 2) -> Any:
 
 
 def test_published_clusters_are_found_where_they_are_planted() -> None:
-    shuffled = torch.randn(3, 2, 171, WIDTH, generator=torch.Generator().manual_seed(0))
+    shuffled = torch.randn(20, 2, 171, WIDTH, generator=torch.Generator().manual_seed(0))
     found = clusters(planted(0.3), 1, shuffled=shuffled)
     assert found.k == 10 and found.agreement > 0.9 and found.p == pytest.approx(1 / 1001)
     assert max((*found.random, *found.shuffled, found.embedding)) < 0.1
-    assert len(found.random) == 20 and len(found.shuffled) == 3
+    assert len(found.random) == 20 and len(found.shuffled) == 20
     index = adjusted_rand_score(found.frame.given, found.frame.cluster)
     assert found.agreement == pytest.approx(index)
     sizes = found.frame.cluster.value_counts().sort_index()
@@ -51,7 +51,11 @@ def test_what_the_embedding_has_too_is_said() -> None:
     both = np.stack([points, points]) + 0.1 * generator.normal(size=(2, 24, WIDTH))
     names = tuple(f"concept {number}" for number in range(24))
     given = {name: "abc"[kind] for name, kind in zip(names, kinds, strict=True)}
-    found = clusters(probe_set(both, names), 1, given, k=3)
+    shuffled = torch.randn(20, 2, 24, WIDTH, generator=torch.Generator().manual_seed(0))
+    for few, said in ((None, "no sets"), (shuffled[:5], "5 sets")):  # what was not run is not passed
+        found = clusters(probe_set(both, names), 1, given, k=3, shuffled=few)
+        assert not found.more_than_chance and f"more than chance: {said} of shuffled labels" in found.report()
+    found = clusters(probe_set(both, names), 1, given, k=3, shuffled=shuffled)
     assert found.agreement == 1 == found.embedding and "no more than in the embedding" in found.report()
 
 

@@ -214,6 +214,20 @@ def test_standardised_ridge_equals_scikit_learn(data: Data) -> None:
         assert same(mine, model.predict(data.x[:, 1]), 1e-6)
 
 
+def test_standardised_ridge_leaves_a_feature_that_never_varies_alone() -> None:
+    order = np.random.default_rng(0)
+    x = np.column_stack([order.normal(size=(5000, 3)), np.full(5000, 0.1)])
+    y = x[:, :1] + order.normal(size=(5000, 1))
+    moments = Moments.zeros(1, 4, n_targets=1)
+    for first in range(0, 5000, 500):  # merging leaves the constant feature a variance of rounding errors
+        rows = slice(first, first + 500)
+        moments.add(torch.from_numpy(x[rows, None]), targets=torch.from_numpy(y[rows]))
+    found = ridge_path(moments, [1.0], standardise=True)
+    model = Ridge(1.0, solver="svd").fit(StandardScaler().fit_transform(x), y[:, 0])
+    assert model.coef_[3] == 0 and abs(found.weights[0, 0, 0, 3]) < 1e-6
+    assert same(found.weights[0, 0, 0, :3], model.coef_[:3] / x[:, :3].std(0), 1e-9)
+
+
 @pytest.mark.parametrize("standardise", [False, True])
 def test_each_layer_may_have_a_penalty_of_its_own(data: Data, standardise: bool) -> None:
     path = ridge_path(data.moments(), PENALTIES, standardise=standardise)

@@ -169,6 +169,7 @@ def test_the_spread_is_measured_on_a_seeded_sample_of_a_large_corpus() -> None:
     sample = sampled(written, 0)
     assert len(set(sample)) == 512 and sample == sampled(written, 0) != sampled(written, 1)
     assert [written.index(text) for text in sample] == sorted(written.index(text) for text in sample)
+    assert set(sampled(written[::-1], 0)) == set(sample)  # whatever their order
 
 
 def test_the_same_call_gives_the_same_file(tmp_path: Any) -> None:

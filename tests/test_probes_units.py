@@ -14,7 +14,7 @@ from emoprobe.corpora.emotion_words import rated_words
 from emoprobe.errors import InputError
 from emoprobe.probes import fit_probes
 from emoprobe.probes.random_features import random_features
-from emoprobe.probes.units import MOST, capture_units, read_units
+from emoprobe.probes.units import MOST, Units, capture_units, read_units
 
 NORMS = pd.DataFrame(
     {"valence": [8.0, 7.5, 7.0, 2.0, 2.5, 1.5], "arousal": [5.0, 6.0, 2.0, 3.0, 7.0, 6.5]},
@@ -131,6 +131,69 @@ def test_a_long_text_gives_no_more_units_than_others_may() -> None:
     assert np.bincount(units.text_of).tolist() == [MOST, 2]
     assert [own[0] for own in units.tokens[:MOST]] == sorted(own[0] for own in units.tokens[:MOST])
     assert random_features(units.shares, 4).shape == (MOST + 2, 4)
+
+
+def test_which_units_of_a_long_text_are_read_depends_on_that_text_alone() -> None:
+    long = [f"{name} sad " * 60 for name in ("glad", "calm", "angry")]
+    corpus = rated_words(Corpus.from_columns({"text": [*long, "so glad and sad"]}), NORMS)
+    order = [2, 3, 0, 1]
+    units = read_units(tiny_model(), corpus, "span")
+    turned = read_units(tiny_model(), corpus.select(indices=order), "span")
+    other = read_units(tiny_model(), corpus, "span", seed=1)
+
+    def chosen(found: Units, text: int) -> list[int]:
+        return [own[0] for own, of in zip(found.tokens, found.text_of, strict=True) if of == text]
+
+    for place, text in enumerate(order):
+        assert chosen(turned, place) == chosen(units, text)
+    assert chosen(units, 0) != chosen(other, 0) and chosen(units, 0) != chosen(units, 1)
+
+
+def test_a_sentence_that_the_context_cuts_is_left_out() -> None:
+    """Its annotation is of the whole, and the model reads the first half."""
+    live = tiny_model("gpt2")
+    first, second = "She was glad.", f"He was {'very ' * 400}sad."
+    spans = [{"start": 4, "end": 12, "valence": 1.0}, {"start": 14, "end": 14 + len(second), "valence": -1.0}]
+    text = f"{first} {second}"
+    corpus = Corpus.from_columns({"text": [text], "spans": [spans]}, dimensions={"valence": (-1, 1)})
+    with pytest.warns(UserWarning, match="cut"):
+        units = read_units(live, corpus, "sentence", start=0)
+    assert units.corpus.texts == [first]
+    with pytest.warns(UserWarning, match="cut"):
+        assert read_units(live, corpus, "span", start=0).corpus.texts == ["was glad"]
+
+
+def test_characters_of_many_tokens_and_spans_that_overlap() -> None:
+    """An emoji is four bytes and as many tokens; values of spans over the same characters are averaged by what they share."""
+    live = tiny_model("gpt2")
+    text = "So 😀 naïve. Ça va 👍🏽!"
+    grin, naive = text.index("😀"), text.index("naïve")
+    spans = [
+        {"start": grin, "end": grin + 1, "labels": ["joy"], "valence": 1.0},
+        {"start": grin, "end": naive + 5, "labels": ["irony"], "valence": -1.0},
+        {"start": text.index("👍"), "end": text.index("!"), "labels": ["joy"], "valence": 0.5},
+    ]
+    corpus = Corpus.from_columns({"text": [text], "spans": [spans]}, dimensions={"valence": (-1, 1)})
+    batch = live.tokenize([text])
+    assert batch.offsets is not None
+    lie = batch.offsets[0]
+    units = read_units(live, corpus, "span", start=0)
+    assert units.corpus.texts == ["😀", "😀 naïve", "👍🏽"]
+    for own, span in zip(units.tokens, spans, strict=True):
+        start, end = span["start"], span["end"]
+        assert own.tolist() == [place for place, (a, b) in enumerate(lie) if a < end and start < b]
+    assert len(units.tokens[0]) >= 4
+    tokens = read_units(live, corpus, "token", start=0)
+    over = (
+        tokens.corpus.texts.index("😀") if "😀" in tokens.corpus.texts else tokens.corpus.texts.index(" 😀")
+    )
+    assert tokens.corpus.values("valence")[over] == pytest.approx(0.0)  # both spans hold it
+    assert tokens.corpus.data["labels"][over] == ["irony", "joy"]
+    assert len(tokens.tokens[over]) >= 4  # one unit, all tokens of the character
+    sentences = read_units(live, corpus, "sentence", start=0).corpus
+    assert sentences.texts == ["So 😀 naïve.", "Ça va 👍🏽!"]
+    by_hand = (1 * 1.0 + 7 * -1.0) / 8  # characters that each span shares with the sentence
+    assert sentences.values("valence").tolist() == pytest.approx([by_hand, 0.5])
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def planted(probes: ProbeSet, norms: Norms, strength: float, seed: int = 0) -> P
 
 def _would_have_been_found(probes: ProbeSet, norms: Norms, own: pd.DataFrame, seed: int) -> str:
     """Say at which strength each rating would have been found, above all vectors of shuffled labels in `own` too."""
-    highest = own.groupby("norm", sort=False).shuffled_high.max().fillna(0.0)
+    highest = own.groupby("norm", sort=False).shuffled_high.max()
     least: dict[str, float] = {}
     for strength in PLANTED[::-1]:
         best = _best(leading_axes(planted(probes, norms, strength, seed), norms, seed=seed).frame)
@@ -302,7 +302,7 @@ def _would_have_been_found(probes: ProbeSet, norms: Norms, own: pd.DataFrame, se
 
 def _lead(best: pd.DataFrame) -> str:
     """Say in one sentence which ratings lie on a leading component, allowing for the search, and beyond shuffled labels."""
-    shown = best.norm[(best.p_layers < SURE) & ~(best.p_shuffled_layers >= SURE)].tolist()
+    shown = best.norm[(best.p_layers < SURE) & (best.p_shuffled_layers < SURE)].tolist()
     if not shown:
         return f"Neither {' nor '.join(best.norm)} is shown to lie on a leading component."
     missing = [norm for norm in best.norm if norm not in shown]

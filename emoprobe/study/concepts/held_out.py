@@ -33,7 +33,7 @@ from emoprobe.probes.estimators import Floats, Integers
 from emoprobe.probes.readout import first_counted
 from emoprobe.probes.scorer import score_corpus
 from emoprobe.probes.tasks import plan
-from emoprobe.probes.validation import fit_words, shuffle
+from emoprobe.probes.validation import fit_words, permutation_p, shuffle
 from emoprobe.study.concepts.places import CONTROLS, chosen_layer
 from emoprobe.study.result import Result
 from emoprobe.study.texts import targets
@@ -223,7 +223,7 @@ def judged(
     """Return one row for each concept: metric, value, low, high, p, q, controls and what the value is above them.
 
     `values` and `words` are (texts, concepts), `random` (controls, texts, concepts); `annotated` names concepts in the corpus.
-    `p` is how often annotations shuffled over groups are read as well, `q` the false discovery rate at which it counts.
+    `p` is how often annotations shuffled over groups are read as well (see `permutation_p`), `q` the false discovery rate at which it counts.
     """
     rows = {
         concept: _scored(
@@ -280,7 +280,7 @@ def _scored(
     null = score(np.tile(values[known, None], (1, shuffles)), dealt, plain)[0]
     row |= {
         "shuffled": float(null.mean()),
-        "p": float((1 + (null >= found[0] - 1e-12).sum()) / (1 + shuffles)),
+        "p": float(permutation_p(found[:1], null[:, None])[0]),
     }
     chance = read(random.T, plain)[0]
     row |= dict(zip(("random_low", "random_high"), prediction_interval(chance), strict=True))
