@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = NDArray[np.float64]
 STEERED, RANDOM = "steered", "random"
+STRADDLING = 0.1
+"""Share of pairs in which the steered option was better liked before, or worse, below which a shift would be extrapolated."""
 ROUNDING = 1e-3
 """Gains that are this near to 1 are 1: log-odds are read in single precision or less."""
 
@@ -116,7 +118,8 @@ class PreferenceShift:
         the ratings before, near −1 for mere compression; and `within`, the spread of ratings among steered activities alone as
         a share of what it was. `random_low` and `random_high` are the 95 % prediction interval for the shift of one more random
         direction. `compressed` says that the gain's interval lies below 1; `moved`, that the shift's interval excludes 0 and
-        the shift lies outside of random directions'.
+        the shift lies outside of random directions', where `straddling`, the share of steered–reference pairs on the rarer side
+        of even, is large enough to know what happens there.
         """
         rows = [self._row(number) for number in range(len(self.names))]
         table = pd.DataFrame(rows)
@@ -125,8 +128,11 @@ class PreferenceShift:
         table["random_low"], table["random_high"] = low, high
         apart = (table.low > 0) | (table.high < 0)
         table["compressed"] = table.gain_high < 1 - ROUNDING
-        table["moved"] = apart & ~table["shift"].between(low, high) & np.isfinite(low)
-        table["verdict"] = [_verdict(*flags) for flags in zip(table.moved, table.compressed, strict=True)]
+        told = table.straddling >= STRADDLING
+        table["moved"] = told & apart & ~table["shift"].between(low, high) & np.isfinite(low)
+        table["verdict"] = [
+            _verdict(*flags) for flags in zip(told, table.moved, table.compressed, strict=True)
+        ]
         return table
 
     def coupling(self, correlations: pd.DataFrame) -> tuple[float, float, float]:
@@ -203,6 +209,7 @@ class PreferenceShift:
             **{"gain": fitted[1], "gain_low": gain_low, "gain_high": gain_high},
             "elo_change": float((elo_after - elo_before).mean()),
             "from_baseline": correlation(elo_before, elo_after - elo_before, everyone)[0],
+            "straddling": float(min((x > 0).mean(), (x < 0).mean())),
             "within": spread[1] / spread[0] if spread[0] > 0 else np.nan,
         }
 
@@ -241,7 +248,9 @@ def _shift_and_gain(before: Floats, after: Floats) -> Floats:
     return np.array([shift, gain])
 
 
-def _verdict(moved: bool, compressed: bool) -> str:
+def _verdict(told: bool, moved: bool, compressed: bool) -> str:
+    if not told:
+        return "cannot be told: nearly all steered activities were better liked before, or worse, than all others"
     if moved:
         return "choices shift" + (", and are compressed" if compressed else "")
     if compressed:

@@ -157,12 +157,16 @@ def test_a_planted_blur_is_flagged_and_shifts_nothing() -> None:
 
 
 def test_a_blur_of_what_was_liked_best_looks_like_an_effect_on_elo_alone() -> None:
-    untouched, _ = planted(spread=1.0, noise=0.1)
+    untouched, _ = planted(spread=1.5, noise=0.1)
     lifted = half_of(untouched.activities.category, 0) * 1.5
     untouched = Preferences(untouched.activities, untouched.log_odds + lifted[:, None] - lifted)
-    for blur in (lambda odds, side: 0.4 * odds, lambda odds, side: logit(0.5 + 0.3 * (expit(odds) - 0.5))):
+    for blur in (lambda odds, side: 0.4 * odds, lambda odds, side: logit(0.5 + 0.8 * (expit(odds) - 0.5))):
         row = steered_by(untouched, blur).table.iloc[0]
-        assert row.elo_change < -50 and abs(row["shift"]) < 0.05 and not row.moved
+        assert row.elo_change < -30 and abs(row["shift"]) < 0.05 and not row.moved
+    far = half_of(untouched.activities.category, 0) * 9.0
+    untouched = Preferences(untouched.activities, untouched.log_odds + far[:, None] - far)
+    row = steered_by(untouched, lambda odds, side: 0.8 * odds + 0.8 * side).table.iloc[0]
+    assert row.straddling < 0.1 and not row.moved and row.verdict.startswith("cannot be told")
 
 
 def test_a_planted_shift_is_found_with_and_without_a_blur() -> None:
