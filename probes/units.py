@@ -58,9 +58,9 @@ def read_units(
 ) -> Units:
     """Find the units of a corpus that are annotated, and the tokens that they are read at; the model is not run.
 
-    Tokens count from the `start`-th of a text on, see `Batch.counted`. Units without such a token, and those
-    that end beyond the model's context, are left out. Raises `InputError` for a level that is not among LEVELS, a corpus without annotated spans and a
-    tokenizer that does not say where its tokens lie.
+    Tokens count from the `start`-th of a text on, see `Batch.counted`. Units without such a token, and those that end
+    beyond the model's context, are left out. Raises `InputError` for a level that is not among LEVELS, a corpus without
+    annotated spans and a tokenizer that does not say where its tokens lie.
     """
     if level not in LEVELS[1:]:
         known = ", ".join(f'"{name}"' for name in LEVELS)

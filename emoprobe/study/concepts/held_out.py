@@ -223,7 +223,8 @@ def judged(
     """Return one row for each concept: metric, value, low, high, p, q, controls and what the value is above them.
 
     `values` and `words` are (texts, concepts), `random` (controls, texts, concepts); `annotated` names concepts in the corpus.
-    `p` is how often annotations shuffled over groups are read as well (see `permutation_p`), `q` the false discovery rate at which it counts.
+    `p` is how often annotations shuffled over groups are read as well, by `permutation_p`,
+    `q` the false discovery rate at which it counts.
     """
     rows = {
         concept: _scored(
