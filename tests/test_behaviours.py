@@ -1,7 +1,6 @@
 """Behaviours: graders, the limits of the sandbox, judges, and planted effects found, planted nulls not."""
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -418,4 +417,3 @@ def test_valuations_go_through_the_same_measures() -> None:
     assert torch.equal(
         measure(model, [])["c: log-odds of the shortcut"], before["c: log-odds of the shortcut"]
     )
-    assert os.environ  # the sandbox empties its own environment, not ours
