@@ -105,7 +105,8 @@ def sweep(
     }
     kept = KeptRuns(out, asked, untouched)
     runs = [(arm, dose) for dose in doses for arm in placers]
-    runs += [(OPPOSITE, dose) for dose in doses if -dose not in doses]
+    # −0.3 and 0.1 × 3 are opposite, though not to the last bit.
+    runs += [(OPPOSITE, dose) for dose in doses if not any(math.isclose(-dose, other) for other in doses)]
     rows = [row for arm in dict.fromkeys(arm for arm, _ in runs) for row in _rows(untouched, 0.0, arm)]
     for arm, dose in track(runs, "sweeping", disable=not progress, transient=True):
         if dose:

@@ -513,3 +513,14 @@ def test_what_cannot_be_swept_is_refused_in_words() -> None:
             progress=False,
         ).frame["value"]
     ).all()
+
+
+def test_a_strength_and_its_opposite_are_not_run_again_for_their_last_bit() -> None:
+    model = tiny_model("gpt2")
+    strengths = np.linspace(-0.5, 0.5, 11).tolist()
+    assert any(-strength not in strengths for strength in strengths)
+    vector = torch.ones(model.d_model).cumsum(0)
+    found = sweep(
+        model, vector, strengths, ["The dog ran"], [nll(["The dog ran"])], controls=0, progress=False
+    )
+    assert set(found.raw.condition) == {"steered"}
