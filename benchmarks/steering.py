@@ -48,7 +48,7 @@ the ground-truth model (an earlier training of it; at half the depth disgust doe
 SWEPT, LAMBDAS = (0.05, 0.1, 0.2, 0.4), (1.0, 2.0, 4.0, 8.0)
 """Strengths and λ that are swept upward with controls, and downward without."""
 CONTROLS, PROMPTS, SENTENCES = 10, 6, 2
-REPEATS, WORDS = 1, 8
+REPEATS, WORDS = 2, 8
 """Pairs of timed runs, whose median is told, and words of a prompt of the sweep that is timed."""
 Lines = list[str]
 
@@ -398,9 +398,10 @@ def main() -> None:
         "",
         "`python benchmarks/steering.py`, one CPU thread each. Directions are differences of means, fitted on most groups of a "
         f"corpus, added at {DEPTH:g} of the depth, the library's default. That layer and s = {STATED:g} were settled after a "
-        "look at the ground-truth model, an earlier training of it included, where at half the depth one emotion did not rise; no "
-        "other model was looked at for them. Beginnings are few, so that intervals are wide; random directions lower or raise "
-        "words by chance, and nulls are told as such.",
+        "look at the ground-truth model, an earlier training of it included, where at half the depth one emotion did not rise; "
+        "no other model was looked at for them. Beginnings are few, so that intervals are wide; random directions lower or "
+        "raise words by chance, and nulls are told as such. The sweep was timed while it still ran "
+        "6 of its 11 strengths a second time with the opposite sign, which it no longer does.",
         "",
     ]
     for name in (name for name in names if name in record):
