@@ -281,12 +281,30 @@ def markdown() -> Iterator[str]:
         path = FOLDER / f"attention_{device}.json"
         if path.exists():
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            for section in dict.fromkeys(row["section"] for row in rows):
+            yield from targets(rows, device)
+            yield from (row["text"] + "\n" for row in rows if row["section"] == "note")
+            for section in dict.fromkeys(row["section"] for row in rows if row["section"] != "note"):
                 yield f"## {device}: {section}\n"
                 of_it = [row for row in rows if row.get("section") == section and row.pop("section")]
                 yield from table([row for row in of_it if not {"error", "skipped"} & set(row)])
                 yield from (f"- {row}" for row in of_it if {"error", "skipped"} & set(row))
                 yield ""
+
+
+def targets(rows: list[dict[str, Any]], device: str) -> Iterator[str]:
+    """Say of each size what was asked of valuation attention and what came out."""
+    asked, way = ((1.10, 1.15), "default") if device == "cuda" else ((1.25, 1.20), "folded")
+    yield f"## {device}: what was asked\n"
+    yield f"| d | m | n | forward ≤ {asked[0]:.2f} | forward and backward ≤ {asked[1]:.2f} |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        if row["section"] == "fast" and row.get("way") == way:
+            told = [
+                f"{ratio} ({'met' if ratio <= most else 'not met'})"
+                for ratio, most in zip((row["forward_ratio"], row["both_ratio"]), asked, strict=True)
+            ]
+            yield f"| {row['d']} | {row['m']} | {row['n']:,} | {told[0]} | {told[1]} |"
+    yield ""
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from emoprobe.valattn import hopper, val_attention
-from emoprobe.valattn.attention import choose_implementation
+from emoprobe.valattn.attention import choose_implementation, val_attention
 from emoprobe.valattn.kernels import flash
 from emoprobe.valattn.kernels.widen import width
 
@@ -150,3 +150,23 @@ def test_they_are_chosen_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> 
         ((q, vq, keys), "None"),
     ):
         assert reason in str(hopper.why_not(*changed))
+    for mask, window in ((keys, None), (None, 8)):  # what their gradients have not been tried with
+        assert "not been tried" in str(hopper.why_not(q, vq, mask, window, trained=True))
+        assert hopper.why_not(q, vq, mask, window) is None
+    assert hopper.why_not(q, vq, None, trained=True) is None
+
+
+def test_gradients_with_windows_are_left_to_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def why_not(*given: object, trained: bool) -> str:
+        asked.append(trained)
+        return "not asked"
+
+    monkeypatch.setattr(hopper, "why_not", why_not)
+    q, v = torch.randn(1, 2, 8, 16), torch.randn(1, 8, 3)
+    for wanted in (q.requires_grad_(), q.detach()):
+        val_attention(wanted, q.detach(), q.detach(), v, v, 0.5, window=4)
+    with torch.no_grad():
+        val_attention(q.requires_grad_(), q, q, v, v, 0.5, window=4)
+    assert asked == [True, True, False, False, False, False]

@@ -54,9 +54,14 @@ def val_attention(
     was asked for cannot compute this.
     """
     _check(q, k, v, vq, vk, mask, causal, scale, window, softcap)
+    trained = torch.is_grad_enabled() and any(
+        isinstance(t, Tensor) and t.requires_grad for t in (q, k, v, vq, vk, strength)
+    )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if implementation is None:
-        implementation = choose_implementation(q, vq, mask=mask, softcap=softcap)
+        implementation = choose_implementation(
+            q, vq, mask=mask, softcap=softcap, window=window, trained=trained
+        )
     elif implementation not in IMPLEMENTATIONS:
         raise InputError(
             f'implementation="{implementation}" is not there: give one of {", ".join(IMPLEMENTATIONS)}'
@@ -73,7 +78,7 @@ def val_attention(
         return flash_val_attention(q, k, v, vq, vk, lam.expand(q.shape[1]), setting)
     if implementation == "flex":
         return _flex(q, k, v, vq, vk, lam.expand(q.shape[1]), causal, mask, scale, window, softcap)
-    if implementation == "folded" and hopper.why_not(q, vq, mask) is None:
+    if implementation == "folded" and hopper.why_not(q, vq, mask, window, trained=trained) is None:
         seen = _seen_keys(mask, k)
         lam = lam.expand(q.shape[1])
         return hopper.hopper_attention(
@@ -86,14 +91,21 @@ def val_attention(
 
 
 def choose_implementation(
-    q: Tensor, vq: Tensor, *, mask: Tensor | None = None, softcap: float | None = None
+    q: Tensor,
+    vq: Tensor,
+    *,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+    trained: bool = False,
 ) -> str:
     """Return the implementation that `val_attention` takes for tensors of this shape, dtype and device.
 
-    FlashAttention-4's kernels or our own where they can run; else the fused kernels of torch. Fused kernels cannot cap scores
-    without the bias: for that, our own, else FlexAttention on a GPU and the plain formula on a CPU.
+    `trained` says that gradients are wanted. FlashAttention-4's kernels or our own where they can run; else the fused kernels
+    of torch. Fused kernels cannot cap scores without the bias: for that, our own, else FlexAttention on a GPU and the plain
+    formula on a CPU.
     """
-    if softcap is None and hopper.why_not(q, vq, mask) is None:
+    if softcap is None and hopper.why_not(q, vq, mask, window, trained=trained) is None:
         return "folded"
     if why_not("triton", q, vq, mask=mask, softcap=softcap) is None and q.is_cuda:
         return "triton"

@@ -29,8 +29,13 @@ def installed() -> bool:
         return False
 
 
-def why_not(q: Tensor, vq: Tensor, mask: Tensor | None) -> str | None:
-    """Return why these kernels cannot compute folded attention of these tensors, as a clause, or None if they can."""
+def why_not(
+    q: Tensor, vq: Tensor, mask: Tensor | None, window: int | None = None, *, trained: bool = False
+) -> str | None:
+    """Return why these kernels cannot compute folded attention of these tensors, as a clause, or None if they can.
+
+    Where gradients are wanted (`trained`), windows and padding are refused: there the kernels have been run without only.
+    """
     if not installed():
         return f"flash-attn-4 {VERSION} or Triton is not installed"
     if not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] != 9:
@@ -43,6 +48,8 @@ def why_not(q: Tensor, vq: Tensor, mask: Tensor | None) -> str | None:
         return "they are slow for few queries"
     if mask is not None and (mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1:3] != (1, 1)):
         return "they take boolean masks of shape (batch, 1, 1, keys) only"
+    if trained and (mask is not None or window is not None):
+        return "their gradients have not been tried with windows or padding"
     return None
 
 
