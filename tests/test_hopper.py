@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from emoprobe.valattn import hopper, val_attention
-from emoprobe.valattn.attention import choose_implementation, val_attention
+from emoprobe.valattn.attention import choose_implementation
 from emoprobe.valattn.kernels import flash
 from emoprobe.valattn.kernels.widen import width
 
