@@ -28,10 +28,9 @@ BESIDE = ("emobank", "goemotions")
 REAL = ("stories260K", "babyllama-tok361-970K", "babyllama-tok105-940K")
 MODELS = ("ground-truth", "bundled", *REAL)
 NORMS = Path("data") / "warriner_vad" / "Ratings_Warriner_et_al.csv"
-FIELDS = ("title", "question", "method", "finding", "controls", "published", "verdict", "remarks")
-NOTHING = re.compile(r"\b(not shown|neither|nothing|none|no concept|cannot be|not asked)\b", re.IGNORECASE)
-"""Words by which a sentence of a verdict says that nothing is shown."""
-NOT_ASKED, SHOWN, PARTLY, NULL = "–", "●", "◐", "○"
+FIELDS = ("title", "question", "method", "finding", "controls", "published", "verdict", "sign", "remarks")
+NOT_ASKED, UNKNOWN = "–", "?"
+SHOWN, NULL, AGAINST = "●", "○", "▽"
 
 
 def examined(name: str, shared: Path, out: Path, limit: int, seed: int) -> Study:
@@ -63,12 +62,11 @@ def section(study: Study) -> dict[str, Any]:
 # The page ------------------------------------------------------------------------------------------------------------
 
 
-def mark(verdict: str) -> str:
-    """Say by one sign what a verdict comes to: it is of its sentences whether they say that nothing is shown."""
-    if verdict.startswith("Not asked"):
+def mark(found: Mapping[str, Any]) -> str:
+    """Say by one character what an experiment itself made of its numbers; of older runs that is not known."""
+    if found["finding"] == "not asked":
         return NOT_ASKED
-    nulls = [bool(NOTHING.search(sentence)) for sentence in re.split(r"(?<=[.)]) (?=[A-Z])", verdict)]
-    return NULL if nulls[0] or all(nulls) else PARTLY if any(nulls) else SHOWN
+    return {1: SHOWN, 0: NULL, -1: AGAINST, None: UNKNOWN}[found.get("sign")]
 
 
 def cell(text: str) -> str:
@@ -87,7 +85,7 @@ def summary(models: Mapping[str, Mapping[str, Any]], experiments: Mapping[str, s
     rows = []
     for name, title in experiments.items():
         found = [model["results"].get(name) for model in models.values()]
-        rows.append([f"[{title}](#{anchor(title)})", *(mark(one["verdict"]) if one else "" for one in found)])
+        rows.append([f"[{title}](#{anchor(title)})", *(mark(one) if one else "" for one in found)])
     return table(["experiment", *models], rows)
 
 
@@ -99,14 +97,14 @@ def anchor(title: str) -> str:
 def experiment(name: str, title: str, models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the section of one experiment: the published value, and what each model gave."""
     asked = {model: part["results"][name] for model, part in models.items() if name in part["results"]}
-    done = {model: found for model, found in asked.items() if mark(found["verdict"]) != NOT_ASKED}
+    done = {model: found for model, found in asked.items() if mark(found) != NOT_ASKED}
     lines = ["", f"## {title}", ""]
     if done:
         first = next(iter(done.values()))
         lines += [first["question"], "", f"Published: {first['published'] or 'nothing comparable.'}", ""]
         rows = [[model, found["finding"], found["controls"]] for model, found in done.items()]
         lines += [*table(["model", "found, with 95 % intervals", "controls"], rows), ""]
-    return lines + [f"- **{model}** {mark(one['verdict'])} {one['verdict']}" for model, one in asked.items()]
+    return lines + [f"- **{model}** {mark(one)} {one['verdict']}" for model, one in asked.items()]
 
 
 def page(models: Mapping[str, Mapping[str, Any]], command: str) -> str:
@@ -114,7 +112,7 @@ def page(models: Mapping[str, Mapping[str, Any]], command: str) -> str:
     titles: dict[str, str] = {}
     for model in models.values():
         for name, found in model["results"].items():
-            if mark(found["verdict"]) != NOT_ASKED or name not in titles:
+            if mark(found) != NOT_ASKED or name not in titles:
                 titles[name] = found["title"]
     lines = [
         "# The representation experiments of “Emotion Concepts”",
@@ -123,8 +121,9 @@ def page(models: Mapping[str, Mapping[str, Any]], command: str) -> str:
         "models and stands beside for orientation: that a small model shows nothing says nothing about those. Each finding has",
         "random directions of equal norm or shuffled labels beside it; a null says from where on it would be shown.",
         "",
-        f"{SHOWN} shown; {PARTLY} shown in part, or a control tells as much; {NULL} not shown; {NOT_ASKED} cannot be asked.",
-        "The sign is taken from the words of the verdict, which says more. Base against tuned: no pair of models lies here,",
+        f"{SHOWN} all that was asked is shown, beyond all controls; {NULL} it is not; {AGAINST} its opposite is;",
+        f"{NOT_ASKED} it cannot be asked; {UNKNOWN} the run did not keep a sign. The verdict says more.",
+        "Base against tuned: no pair of models lies here,",
         "and that experiment has been tried on planted changes only (`tests/test_concepts_tuning.py`).",
         "",
         *summary(models, titles),

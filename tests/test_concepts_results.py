@@ -54,6 +54,9 @@ def test_results_are_whole(
     ):
         assert words and "nan" not in words.lower().split() and " -" not in words.replace(" - ", "")
     assert "not shown" in found.verdict or "cannot be said" in found.verdict  # of random weights
+    assert found.sign in (0, -1) and -found.sign == int(
+        "against what" in found.verdict or "not resolved" in found.verdict
+    )
     assert "2604.07729" in found.published and found.svg.strip().endswith("</svg>") and found.passed
     found.table.to_parquet(tmp_path / "table.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), found.table)

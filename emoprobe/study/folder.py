@@ -37,6 +37,7 @@ FIELDS = (
     "finding",
     "controls",
     "verdict",
+    "sign",
     "checks",
     "alt",
     "remarks",

@@ -61,6 +61,7 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
         verdict=" ".join(
             [_sentence(row) for row in main] + _others(best, main) + [CAUTION.format(len(probes.layers))]
         ),
+        sign=int(all(not row["fails"] and row["layer0"] < CEILING for row in main)),
         checks=checks,
         figure=probes.plot(_shown(probes)),
         alt="Score by layer for each concept, with its 95 % interval, shuffled annotations, the embedding and a bag of words.",

@@ -42,6 +42,9 @@ class Result:
     svg: str = ""
     remarks: tuple[str, ...] = ()
     """Warnings that came up on the way."""
+    sign: int | None = None
+    """1 where all that was asked is shown, beyond all controls; -1 where its opposite is; 0 where neither; None where it was
+    not asked, or nobody said."""
     published: str = ""
     """What was published of the same experiment on another model, with its source; empty where nothing was."""
 

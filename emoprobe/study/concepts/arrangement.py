@@ -96,6 +96,7 @@ def axes(vectors: EmotionVectors, norms: Norms, *, seed: int = 0) -> Result:
             for (_, row), (_, raw) in zip(first.iterrows(), best["raw"].iterrows(), strict=True)
         ),
         verdict=f"{_lead(first)} {_printed(main.report())} {_would_have_been_found(vectors.denoised, norms, main.frame, seed)}",
+        sign=int(bool((_shown(first) & ~(first.layer0 >= first.low)).all())),
         figure=main.plot(),
         alt="For each rating |r| of its best component by layer, with intervals, the embedding and shuffled labels.",
         published=PUBLISHED_AXES,
@@ -149,6 +150,7 @@ def circumplex(
             f"stay below {number(float(np.quantile(chance or [np.nan], 0.95)))}."
         ),
         figure=found.plot(),
+        sign=int(shown),
         alt="Emotions in the plane of the first two components, turned to valence and arousal.",
         published=PUBLISHED_PLANE,
     )
@@ -202,6 +204,7 @@ def clusters(
         ),
         verdict=f"{lead} {_printed(found.report())} Together are {together}.",
         figure=geometry.plot(),
+        sign=int(found.more_than_chance and not found.embedding >= found.agreement),
         alt=f"Cosines of the emotion vectors at layer {read}, like beside like; orange above zero, blue below.",
         published=PUBLISHED_CLUSTERS,
     )
@@ -254,6 +257,7 @@ def layers(vectors: EmotionVectors, *, seed: int = 0) -> Result:
             )
         ),
         figure=found.plot(),
+        sign=int(above["rsa"] == pairs),
         alt="Spearman's ρ of the cosines of all pairs of emotions, layers by layers.",
         published=PUBLISHED_LAYERS,
     )
@@ -302,12 +306,16 @@ def _would_have_been_found(probes: ProbeSet, norms: Norms, own: pd.DataFrame, se
 
 def _lead(best: pd.DataFrame) -> str:
     """Say in one sentence which ratings lie on a leading component, allowing for the search, and beyond shuffled labels."""
-    shown = best.norm[(best.p_layers < SURE) & (best.p_shuffled_layers < SURE)].tolist()
+    shown = best.norm[_shown(best)].tolist()
     if not shown:
         return f"Neither {' nor '.join(best.norm)} is shown to lie on a leading component."
     missing = [norm for norm in best.norm if norm not in shown]
     rest = f"; {listed(missing)} not shown to" if missing else ""
     return f"On a leading component {'lies' if len(shown) == 1 else 'lie'} {listed(shown)}{rest}."
+
+
+def _shown(best: pd.DataFrame) -> pd.Series[bool]:
+    return (best.p_layers < SURE) & (best.p_shuffled_layers < SURE)
 
 
 def _best(frame: pd.DataFrame) -> pd.DataFrame:

@@ -139,6 +139,7 @@ def binding(
             f"{verdict({place: here[place, 'accuracy'] for place in places}, order, read)} "
             f"{of_layers(found['accuracy'][..., places.index(REFERENCE), :], layers)}"
         ),
+        sign=main.sign,
         figure=_figure(table, places, layers),
         alt="Accuracy by layer at each place with its interval over scenarios; grey: random directions, and chance.",
         published=PUBLISHED,

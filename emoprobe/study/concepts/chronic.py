@@ -111,6 +111,7 @@ def chronic(
             for name in CONDITIONS
         ),
         verdict=verdict(shown),
+        sign=int(_kept(shown)),
         figure=_figure(shown),
         alt="Accuracy in each condition and on running text, with intervals, beside words, the embedding and chance.",
         published=PUBLISHED,
@@ -292,6 +293,13 @@ def verdict(shown: pd.DataFrame) -> str:
             "What is read in neutral talk is not borne out by running text: no state that is kept is shown."
         )
     return " ".join(said)
+
+
+def _kept(shown: pd.DataFrame) -> bool:
+    """Say whether a state is kept in neutral talk, by more than words, and running text bears it out."""
+    neutral = row_of(shown, NEUTRAL_TOPIC)
+    more = _above_chance(neutral) and neutral.all_words_gain_low > 0
+    return bool(more and _carries_over(row_of(shown, RUNNING))[0])
 
 
 def _above_chance(row: pd.Series) -> bool:

@@ -110,6 +110,7 @@ def deflection(
             f"{number(at.value['norm kept, expressed'])}"
         ),
         verdict=verdict(at),
+        sign=int(_holds_by_itself(at)),
         figure=_figure(table, stated),
         alt="Cosines by layer of deflection directions with themselves and with namesakes, and the norm kept beside chance.",
         published=PUBLISHED,
@@ -304,9 +305,19 @@ def _holds(row: pd.Series) -> bool:
     return bool(row.p < SURE and row.low > 0)
 
 
+def _holds_by_itself(at: pd.DataFrame) -> bool:
+    """Say whether what is hidden has directions that hold, beyond the words it is hidden with and those of the preamble."""
+    parts = (row_of(at, f"{name}, with itself") for name in ("deflection", "context part"))
+    return all(_holds(part) for part in parts) and not _is_echo(row_of(at, PREAMBLE))
+
+
+def _is_echo(preamble: pd.Series) -> bool:
+    return bool(preamble.p < SURE and preamble.value > 0)
+
+
 def _echo(preamble: pd.Series) -> str:
     """Say whether what a preamble adds may be an echo of its words."""
-    if preamble.p < SURE and preamble.value > 0:
+    if _is_echo(preamble):
         return f", but so do the preambles' own words ({_value(preamble)}): it may be an echo of these"
     return ": what is felt is there while it is not shown"
 

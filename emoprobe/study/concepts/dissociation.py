@@ -134,6 +134,7 @@ def dissociation(
             f"{verdict_apart(alike)} {verdict_leaning(at_start, turned)} Of all probes {emotions[most]} "
             f"rises most before the reply ({number(float(shift[most]), 3, True)})."
         ),
+        sign=at_start.sign if at_start.sign < 0 or turned.sign > 0 else 0,
         figure=_scatter(values[0], emotions, "at the user's end", "before the reply"),
         alt="Read-outs before the reply against those at the user's end, one colour for each emotion, probes' means taken out.",
         published=PUBLISHED_APART,
@@ -217,6 +218,7 @@ def reply(
             f"difference {_expected(gained_raw)}"
         ),
         verdict=verdict_reply(before, gained),
+        sign=gained.sign if gained.sign < 0 or before.sign > 0 else 0,
         figure=_scatter(
             np.stack([values[0, :, 1], means[0]], 1), list(concepts), "before the reply", "over the reply"
         ),

@@ -6,6 +6,7 @@ as much, and, where there is one, a permutation or sign test agrees. Nothing her
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,12 @@ class Evidence:
             "least": self.least,
             "p": self.p,
         }
+
+
+def in_common(signs: Iterable[int]) -> int:
+    """Return the sign that all parts of an answer have, 0 where they differ."""
+    found = set(signs)
+    return found.pop() if len(found) == 1 else 0
 
 
 def of_mean(units: Floats, nothing: float = 0.0, p: float = float("nan")) -> Evidence:

@@ -115,6 +115,7 @@ def held_out(
         finding=_finding(scored),
         controls=_controls(scored),
         verdict=verdict(scored),
+        sign=int(bool(_beyond_words(scored).all())) if len(scored) else None,
         figure=_figure(scored) if len(scored) else None,
         alt="Score of each concept with its interval, beside random directions, the embedding's probe and a bag of words.",
         published=PUBLISHED,
@@ -324,12 +325,11 @@ def verdict(scored: pd.DataFrame) -> str:
     """Say which concepts are read on other texts, and by more than which controls."""
     if not len(scored):
         return "The corpus has no annotations for these concepts: snippets show what reads highest, and prove nothing."
-    read = (scored.q < SURE) & (scored.value > scored.random_high)
+    read = _read(scored)
     count = len(scored)
     if not read.any():
         return f"None of {count} concepts is shown to be read on these texts, after correction and beside random directions."
-    above = {kind: scored[f"{kind}_gain_low"] > 0 for kind in ("layer0", "words")}
-    both = read & above["layer0"] & above["words"]
+    both = _beyond_words(scored)
     said = [
         f"{int(read.sum())} of {count} concepts {'is' if read.sum() == 1 else 'are'} read on texts of others, above shuffled "
         f"annotations and random directions: {listed(_best(scored[read]))}."
@@ -350,6 +350,14 @@ def verdict(scored: pd.DataFrame) -> str:
             f"{labelled.top_chance.mean():.0%}."
         )
     return " ".join(said)
+
+
+def _read(scored: pd.DataFrame) -> pd.Series[bool]:
+    return (scored.q < SURE) & (scored.value > scored.random_high)
+
+
+def _beyond_words(scored: pd.DataFrame) -> pd.Series[bool]:
+    return _read(scored) & (scored.layer0_gain_low > 0) & (scored.words_gain_low > 0)
 
 
 def _best(part: pd.DataFrame) -> list[str]:

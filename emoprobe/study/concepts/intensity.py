@@ -147,6 +147,7 @@ def intensity(
             f"{number(expected[0, 1].mean(), sign=True)}, difference {beyond.said()}"
         ),
         verdict=verdict(together, beyond),
+        sign=together.sign if together.sign < 0 or beyond.sign > 0 else 0,
         figure=_figure(templates, curves, signs, emotions),
         alt=(
             "One panel for each template: read-outs of the emotions that should rise (↑) or fall (↓), with those of the "

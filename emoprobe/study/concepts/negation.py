@@ -22,7 +22,7 @@ from emoprobe import drawing
 from emoprobe.errors import InputError
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
-from emoprobe.study.concepts.evidence import Evidence, fieller, of_mean
+from emoprobe.study.concepts.evidence import Evidence, fieller, in_common, of_mean
 from emoprobe.study.concepts.places import CONTROLS, Prompt, chosen_layer, read_beside_random, turn
 from emoprobe.study.concepts.stimuli import CONCEPTS, load, matched, without
 from emoprobe.study.result import Result
@@ -133,6 +133,9 @@ def negation(
                 f"{_ratio(_of(table, PLACES[1], first=False))} in the last layer.",
             ]
         ),
+        sign=in_common(
+            resolved(affirmed[place], at[place, condition], at[place, "longer"]) for place, condition in shown
+        ),
         figure=_figure(table, layers),
         alt="Contrast by layer at each place, affirmed, at equal length and negated in two ways, with intervals over emotions.",
         published=PUBLISHED,
@@ -168,6 +171,15 @@ def ratio(contrasts: Floats, condition: int) -> tuple[float, float, float]:
     """
     bounds = [fieller(contrasts[condition].mean(axis), contrasts[0].mean(axis)) for axis in (1, 0)]
     return bounds[0][0], min(low for _, low, _ in bounds), max(high for _, _, high in bounds)
+
+
+def resolved(affirmed: Evidence, negated: Any, longer: Any) -> int:
+    """Return 1 where a negation is resolved, by more than length does, -1 where it is not, 0 where neither is shown."""
+    if affirmed.sign <= 0 or not np.isfinite([negated.low, negated.high]).all():
+        return 0
+    if negated.low > HALF:
+        return -1
+    return int(negated.high < HALF and negated.high < longer.low)
 
 
 def verdict(place: str, condition: str, affirmed: Evidence, negated: Any, longer: Any) -> str:

@@ -22,7 +22,7 @@ from emoprobe import drawing
 from emoprobe.errors import InputError
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
-from emoprobe.study.concepts.evidence import Evidence, of_mean, sign_test
+from emoprobe.study.concepts.evidence import Evidence, in_common, of_mean, sign_test
 from emoprobe.study.concepts.places import CONTROLS, Prompt, chosen_layer, read_beside_random, turn
 from emoprobe.study.concepts.stimuli import load, matched, without
 from emoprobe.study.result import Result
@@ -130,6 +130,7 @@ def persistence(
                 _of_depth(late),
             ]
         ),
+        sign=in_common((at_end.sign, at_start.sign)),
         checks={} if same is None else {"in the embedding the suffix is the same in both": same},
         figure=_figure(differences, kinds, layers),
         alt="Mean difference by layer and place, for words and for numbers; orange where it has the expected sign.",

@@ -119,6 +119,7 @@ def scenarios(
             f"lower {number(main['others below']['value'])}, " + _baselines(table)
         ),
         verdict=" ".join(_said(place, found[place], table) for place in PLACES),
+        sign=_sign(found[PLACES[0]], table),
         figure=_figure(list(concepts), scores[PLACES[0]][0], own, table),
         alt=(
             "Left, a matrix of scenarios' emotions by probes, orange where a probe stands out; right, the share of other "
@@ -259,12 +260,21 @@ def _said(place: str, found: Evidence, table: pd.DataFrame) -> str:
         return f"{where}: it is not shown that the own emotion stands out, {found.said(3)}."
     if found.sign < 0:
         return f"{where}: the own emotion is read lower than others, {found.said(3)}."
-    gains = table[(table.place == place) & table.measure.str.startswith("others below, above")]
+    gains = _gains(place, table)
     said = f"{where}: the own emotion stands out, {found.said(3)}"
     for row in _records(gains):
         lies = "above" if row["low"] > 0 else "below" if row["high"] < 0 else "not shown to be above"
         said += f"; by rank {lies} the {row['measure'].removeprefix('others below, above ')}"
     return f"{said}."
+
+
+def _gains(place: str, table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table.place == place) & table.measure.str.startswith("others below, above")]
+
+
+def _sign(found: Evidence, table: pd.DataFrame) -> int:
+    """Return what comes of the first place: an effect counts only if it is more than words."""
+    return found.sign if found.sign < 0 or (_gains(PLACES[0], table).low > 0).all() else 0
 
 
 def _records(rows: pd.DataFrame) -> list[dict[Any, Any]]:

@@ -106,6 +106,7 @@ def sources(
             + (f"; {_beside(place)}" if _differs(total) else "")
         ),
         verdict=verdict(table, read),
+        sign=int(_differs(table[table.kind == TOTAL].iloc[0])),
         checks=checks,
         figure=_figure(table, read),
         alt="Maps, in standard deviations, of what patching stream, attention and MLP takes, and of what heads write.",

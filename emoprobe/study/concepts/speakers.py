@@ -124,6 +124,7 @@ def speakers(
             + ("" if lowest is None else f"; present speaker at layer 0 {_at_zero(lowest)}")
         ),
         verdict=verdict(at, lowest),
+        sign=int(_whoever_speaks(at, lowest)),
         figure=_figure(table, stated),
         alt="Cosine of directions by layer for each pair of families, with intervals, and grey bands of shuffled emotions.",
         published=PUBLISHED,
@@ -303,6 +304,16 @@ KINDS = {"same words": "over the same words", "same person's emotion": "for the 
 def _holds(row: pd.Series) -> bool:
     """Say whether directions go with each other by more than shuffled emotions do, and surely by more than not at all."""
     return bool(row.p < SURE and row.low > 0)
+
+
+def _whoever_speaks(at: pd.DataFrame, lowest: pd.DataFrame | None) -> bool:
+    """Say whether directions of both families hold whoever speaks, the present speaker's by more than at the embedding."""
+    names = [
+        f"{who} speaker, {how}" for who in ("present", "other") for how in ("with itself", "across owners")
+    ]
+    across = "present speaker, across owners"
+    more = lowest is None or row_of(at, across).low > row_of(lowest, across).cosine
+    return bool(more and all(_holds(row_of(at, name)) for name in names))
 
 
 def _family(name: str, itself: pd.Series, across: pd.Series) -> str:

@@ -129,6 +129,7 @@ def tuning(
         finding=_finding(at) + ("" if compared is None else f"; {compared}"),
         controls=_controls(at),
         verdict=verdict(at) + ("" if compared is None else f" With published shifts: {compared}."),
+        sign=int(_beyond_controls(at[at.measure == SHIFT])),
         figure=_figure(table, stated),
         alt="Shift of each concept on both kinds of prompts, with intervals and random changes, and the profile over layers.",
         published=PUBLISHED,
@@ -327,6 +328,13 @@ def verdict(at: pd.DataFrame) -> str:
     consistent = row_of(_rows(at, CONSISTENT), ALL)
     said.append(_consistent(consistent))
     return " ".join(said)
+
+
+def _beyond_controls(shifts: pd.DataFrame) -> bool:
+    """Say whether any concept shifts by more than random directions and random changes of the weights, which were made."""
+    return bool(
+        (shifts.q < SURE).any() and shifts.perturbed_high.notna().all() and shifts.value.abs().max() > 0
+    )
 
 
 def _small(row: pd.Series) -> str:
