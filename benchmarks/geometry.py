@@ -79,7 +79,8 @@ def examined(found: EmotionVectors) -> dict[str, Any]:
             "accuracy": accuracy(probes),
             "axes": axes.report(),
             "had they been there": " ".join(
-                f"Added with {strength:g} of their length: {leading_axes(planted(probes, NORMS, strength), NORMS).report()}"
+                f"Added with {strength:g} of their length: "
+                + leading_axes(planted(probes, NORMS, strength), NORMS, found.shuffled[version]).report()
                 for strength in PLANTED
             ),
             "first components": (

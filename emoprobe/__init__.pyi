@@ -41,6 +41,9 @@ from .study import run_claims as run_claims
 from .study import run_concepts as run_concepts
 from .study import run_study as run_study
 from .valattn import (
+    EmotionStream as EmotionStream,
+)
+from .valattn import (
     Valuation as Valuation,
 )
 from .valattn import (
