@@ -17,6 +17,9 @@ Miletić & Scholte 2019, NeuroImage 184). Comparing held-out predictions where z
 Chyzhyk et al. 2022 (GigaScience 11) recommend too. A candidate that goes with an emotion is not for that an artefact: people
 may write shorter when angry. What is asked is whether the probe is shown to read more than it.
 
+Two artefacts at once let a probe read more than either, so that all candidates together are one more candidate. What a number
+tells may be smooth, in steps, or a code's; an interaction of two candidates is not looked for.
+
 Held-out groups cannot separate an annotation from what its group is, where it is the same all over each group; that is looked
 for as the candidate "group", by comparing within groups. This file knows texts, annotations and read-outs, nothing of models.
 """
@@ -47,13 +50,19 @@ from emoprobe.probes.validation import out_of_fold, permutation_p, shuffle, time
 
 COLUMNS = (
     "layer concept confound metric chance value alone alone_low alone_high p q held held_low held_high "
-    "alone_held held_gain_low held_gain_high left"
+    "alone_held held_gain_low held_gain_high left compared"
 ).split()
 """Columns of `ProbeSet.confounds`, which says what they are."""
 GROUP = "group"
 """The candidate that stands for what the texts of a group have in common."""
+TOGETHER = "everything together"
+"""The candidate that is all others at once: a probe of two artefacts reads more than either."""
 STRATA = 5
-KNOTS = 6
+PENALTY = 30.0
+"""Of the ridge regression on standardised columns, of which there may be as many as texts."""
+KNOTS, STEPS = 6, 40
+WORDS = 3
+"""How many words of a text's beginning and end are looked at."""
 LEAST, MOST = 5, 200
 """A value of a candidate that fewer texts have is no value of its own, and so many values at most are."""
 
@@ -63,27 +72,33 @@ def candidates(
 ) -> dict[str, Floats]:
     """Return each candidate as columns (texts, columns) that a linear model can tell annotations from.
 
-    From the texts come length (in words and marks), punctuation (how often each mark stands), opening (the first word) and
-    names (words that these texts write with a capital only). `further` maps names to one value per text: numbers, or what is
-    compared as strings. Numbers enter as a cubic spline of their ranks, all else as one column for each value that several
-    texts have. What is the same everywhere is left out. Raises `InputError` for a wrong number of values, a number that is
-    missing, and a name that stands for something else.
+    From the texts come length (in words and marks), punctuation (how often each mark stands), opening and ending (the first and
+    last one, two and three words) and names (words that these texts write with a capital only). `further` maps names to one
+    value per text: numbers, or what is compared as strings. Numbers enter as a cubic spline of their ranks and as steps, at
+    each fortieth of the texts; these too, and all else, as one column for each value that LEAST texts have. What is the same
+    everywhere is left out; what varies but has no value that LEAST texts share keeps no column, and cannot be checked. Last
+    comes TOGETHER, the columns of all. Raises `InputError` for a wrong number of values, a number that is missing, and a name
+    that stands for something else.
     """
     check_values(further or {}, len(texts))
     words = [re.findall(WORD, text) for text in texts]
     marks = [Counter(word for word in row if not word[0].isalnum()) for row in words]
     found = {
-        "length": _splines(np.array([[len(row)] for row in words])),
+        "length": _numbers(np.array([len(row) for row in words])),
         "punctuation": _bag(marks),
-        "opening": _bag([Counter(row[:1]) for row in words]),
+        "opening": _bag([_starts(row) for row in words]),
+        "ending": _bag([_starts([word for word in row if word[0].isalnum()][::-1]) for row in words]),
         "names": _bag(_names(words)).clip(max=1),
     }
     for name, values in (further or {}).items():
-        if name in found or name == GROUP:
+        if name in found or name in (GROUP, TOGETHER):
             raise InputError(f"confounds: {name!r} is looked for anyway; give it another name")
         found[name] = _columns(name, values)
     varied = {name: np.asarray(z[:, np.ptp(z, axis=0) > 0], dtype=np.float64) for name, z in found.items()}
-    return {name: z for name, z in varied.items() if z.shape[1]}
+    unshared = {name for name, values in (further or {}).items() if len({str(value) for value in values}) > 1}
+    kept = {name: z for name, z in varied.items() if z.shape[1] or name in unshared}
+    told = [z for z in kept.values() if z.shape[1]]
+    return {**kept, TOGETHER: np.hstack(told)} if len(told) > 1 else kept
 
 
 def check_values(further: Mapping[str, Sequence[object]], texts: int) -> None:
@@ -99,16 +114,17 @@ def _columns(name: str, values: Sequence[object]) -> NDArray[Any]:
         return _bag([Counter([str(value)]) for value in values])
     if not np.isfinite(cells).all():
         raise InputError(f"confounds: {name!r} lacks numbers; give them all, or strings for what is unknown")
-    return _splines(cells.reshape(-1, 1))
+    return _numbers(cells)
 
 
-def _splines(numbers: NDArray[Any]) -> NDArray[Any]:
-    ranks = rankdata(numbers, axis=0) / len(numbers)
-    varied = np.ptp(ranks) > 0
-    smooth: NDArray[Any] = (
-        SplineTransformer(KNOTS, include_bias=False).fit_transform(ranks) if varied else ranks
-    )
-    return smooth
+def _numbers(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Return what a smooth function of numbers (texts,), one with steps, and one of each repeated number are made of."""
+    ranks = rankdata(numbers)[:, None] / len(numbers)
+    if np.ptp(ranks) == 0:
+        return ranks
+    smooth = SplineTransformer(KNOTS, include_bias=False).fit_transform(ranks)
+    steps = ranks > np.arange(1, STEPS) / STEPS
+    return np.hstack([smooth, steps, _bag([Counter([str(number)]) for number in numbers])])
 
 
 def _bag(rows: Sequence[Counter[str]]) -> NDArray[Any]:
@@ -116,6 +132,10 @@ def _bag(rows: Sequence[Counter[str]]) -> NDArray[Any]:
     shared = Counter(kind for row in rows for kind in row)
     kinds = [kind for kind, count in shared.most_common(MOST) if count >= LEAST]
     return np.array([[row[kind] for kind in kinds] for row in rows], dtype=np.float64).reshape(len(rows), -1)
+
+
+def _starts(words: Sequence[str]) -> Counter[str]:
+    return Counter(" ".join(words[:count]) for count in range(1, min(WORDS, len(words)) + 1))
 
 
 def _names(words: Sequence[Sequence[str]]) -> list[Counter[str]]:
@@ -148,6 +168,19 @@ def check_confounds(
     scored = {layer: ranked.score(read, task.targets, weights)[0] for layer, read in held_out.items()}
     rows: list[dict[str, object]] = []
     for name, z in found.items():
+        if not z.shape[1]:
+            rows += [
+                {
+                    "layer": best[concept],
+                    "concept": concept,
+                    "confound": name,
+                    "metric": metric,
+                    "chance": chance,
+                }
+                for (concept, metric), chance in zip(ranked.measures, ranked.chance, strict=True)
+                if concept in best
+            ]
+            continue
         told, *by_chance = np.split(
             out_of_fold(_ridge, z, np.hstack([task.targets, *shuffled]), task.group, task.fold),
             1 + len(shuffled),
@@ -179,7 +212,7 @@ def check_confounds(
 
 def _ridge(features: Floats, targets: Floats, group: Integers) -> LinearReadOut:
     scaler = StandardScaler().fit(features)
-    model = Ridge(1.0).fit(scaler.transform(features), targets)
+    model = Ridge(PENALTY).fit(scaler.transform(features), targets)
     weights = model.coef_.reshape(targets.shape[1], -1) / scaler.scale_
     return LinearReadOut(weights, model.intercept_ - weights @ scaler.mean_)
 
@@ -191,8 +224,8 @@ def _strata(told: Floats, fold: Integers) -> Integers:
         rows = fold == number
         values, place = np.unique(told[rows].round(9), return_inverse=True)
         if len(values) > STRATA:
-            edges = np.quantile(told[rows], np.arange(1, STRATA) / STRATA)
-            place = np.searchsorted(edges, told[rows], side="right")
+            middle = (rankdata(place) - 0.5) / len(place) - 0.5  # of equals; mirrored where the annotation is
+            place = np.round(STRATA * middle).astype(np.int64) + STRATA // 2
         cell[rows] = number * STRATA + place
     return cell
 
@@ -210,14 +243,16 @@ def _held_constant(
     """Return a row for each measure with what read-outs, and a candidate's own predictions `told`, score within `cells`."""
 
     @cache  # all labels together ask for what each label asks for
-    def within(column: int, layer: int) -> tuple[Floats, float]:
+    def within(column: int, layer: int) -> tuple[Floats, float, float]:
         both = np.stack([held_out[layer][:, column], told[:, column]], axis=1)
         truth = task.targets[:, [column, column]]
         score = metrics.correlation if task.kind == "dimension" else metrics.auc
         inside = metrics.Weighting(task.group, cells[column], weights.counts)
-        left = _spread(truth[:, 0], cells[column]) / max(_spread(truth[:, 0], task.fold), 1e-12)
+        spread = _spread(truth[:, 0], cells[column])
+        left = spread / max(_spread(truth[:, 0], task.fold), 1e-12)
         scores = score(both, truth, inside)
-        return (scores if left > 1e-9 else np.full_like(scores, np.nan)), left
+        compared = spread if task.kind == "label" else left * len(truth)
+        return (scores if left > 1e-9 else np.full_like(scores, np.nan)), left, compared
 
     rows = []
     for (concept, metric), chance in zip(ranked.measures, ranked.chance, strict=True):
@@ -225,7 +260,7 @@ def _held_constant(
             continue
         layer = best[concept]
         columns = range(len(task.concepts)) if concept == LABELS else [task.concepts.index(concept)]
-        parts, left = zip(*(within(column, layer) for column in columns), strict=True)
+        parts, left, compared = zip(*(within(column, layer) for column in columns), strict=True)
         held, alone = (metrics.mean_known(np.stack([part[:, side] for part in parts], 1)) for side in (0, 1))
         low, high = np.clip(metrics.interval(held, task.groups), *task.bounds)
         gain_low, gain_high = metrics.interval(held - alone, task.groups)
@@ -243,13 +278,14 @@ def _held_constant(
                 "held_gain_low": float(gain_low),
                 "held_gain_high": float(gain_high),
                 "left": float(np.mean(left)),
+                "compared": float(np.mean(compared)),
             }
         )
     return rows
 
 
 def _spread(truth: Floats, cell: Integers) -> float:
-    """Return the sum of squares about the means of cells: of 0 and 1, it tells how many pairs can be compared."""
+    """Return the sum of squares about the means of cells; of 0 and 1, how many 1 it amounts to with any number of 0 beside."""
     member = np.unique(cell, return_inverse=True)[1]
     size = np.bincount(member)
     return float((truth**2).sum() - (np.bincount(member, truth) ** 2 / size).sum())

@@ -85,8 +85,9 @@ def fit_probes(
     out for it.
 
     What else the annotations may go with is looked for too, see `emoprobe.probes.confounds`: the texts' length, punctuation,
-    opening and names, the corpus's sources, and `confounds`, names with one value per text (a speaker, a template, a number of
-    tokens). A `ConfoundWarning` tells of annotations that are the same all over each group, which no folds can tell from it.
+    opening, ending and names, the corpus's sources, and `confounds`, names with one value per text (a speaker, a template, a
+    number of tokens). A `ConfoundWarning` tells of annotations that are the same all over each group, which no folds can tell
+    from it.
 
     Raises `InputError` for an unknown concept, for "logistic" without labels, and for fewer groups than folds.
     """

@@ -93,7 +93,8 @@ class ProbeSet:
     held-out groups, and its 95% interval), p, q (one-sided, that it tells as much of shuffled annotations; q corrected for all
     candidates and concepts), held, held_low, held_high (the probe's score with the candidate held constant), alone_held (what
     the candidate itself still tells then), held_gain_low, held_gain_high (interval of held − alone_held), left (the share of
-    the annotation's variance that is left then; 0: they cannot be told apart in these texts). What was not measured is NaN."""
+    the annotation's variance that is left then; 0: they cannot be told apart in these texts), compared (how many texts that
+    amounts to; of a label, of those that carry it or do not, whichever are rarer). What was not measured is NaN."""
 
     def __post_init__(self) -> None:
         layers, concepts, width = len(self.layers), len(self.concepts), self.directions.shape[-1]

@@ -7,7 +7,8 @@ groups must be more alike than shuffled annotations make them. A control that wa
 
 Nor may it be shown to read no more than a confound. What tells an annotation alone, with q of at most LEVEL and an interval
 above chance, is one, and a probe reads more where, that held constant, its score is above chance and above what the confound
-itself still tells. An annotation that is the same all over each group is not told from the group.
+itself still tells, and texts enough are left to compare. An annotation that is the same all over each group is not told from
+the group.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
-from emoprobe.probes.confounds import GROUP
+from emoprobe.probes.confounds import GROUP, LEAST
 from emoprobe.probes.probe_set import COLUMNS, ProbeSet
 from emoprobe.probes.tasks import LABELS
 
@@ -37,6 +38,8 @@ CONTROLS = {
     "split_half": "stability",
     "confounds": "confounds",
 }
+COMPARED = 10
+"""Texts of the rarer kind that must be left to compare with a confound held constant: of fewer no interval can be trusted."""
 LEVEL = 0.05
 """Share of concepts above shuffled annotations that may be so by chance."""
 
@@ -128,9 +131,14 @@ def judged(confounds: pd.DataFrame) -> pd.DataFrame:
     """Return `ProbeSet.confounds` with columns `found` (it goes with the concept) and `flagged` (the probe reads no more)."""
     rows, chance = confounds, confounds.chance
     found = (rows.q <= LEVEL) & (rows.alone_low > chance)
-    more = (rows.held_low > chance) & (rows.held_gain_low > 0)
+    more = (rows.held_low > chance) & (rows.held_gain_low > 0) & ~_few(rows)
     same = (rows.confound == GROUP) & (rows.left == 0)
     return rows.assign(found=(found | same).astype(bool), flagged=((found & ~more) | same).astype(bool))
+
+
+def _few(rows: Any) -> Any:
+    """Say where too few texts were left to compare; NaN, of an earlier version, is not taken for few."""
+    return rows["compared"] < COMPARED
 
 
 def confound_sentences(probes: ProbeSet) -> list[str]:
@@ -154,8 +162,13 @@ def confound_sentences(probes: ProbeSet) -> list[str]:
         if len(more):
             told = joined([f"{_named(row['concept'])} ({_told(row)})" for row in _rows(more)])
             lines.append(f"The probe reads more than {name}, which predicts {told}.")
+    unchecked = list(dict.fromkeys(rows.confound[rows.alone.isna() & (rows.confound != GROUP)]))
+    if unchecked:
+        lines.append(f"Cannot be checked: {joined(unchecked)}, of which no value has {LEAST} texts or more.")
     silent = [
-        name for name in dict.fromkeys(rows.confound) if name not in {GROUP, *rows.confound[rows.found]}
+        name
+        for name in dict.fromkeys(rows.confound)
+        if name not in {GROUP, *unchecked, *rows.confound[rows.found]}
     ]
     if silent:
         lines.append(f"Not shown to predict any concept: {joined(silent)}.")
@@ -168,6 +181,8 @@ def _confounded(row: dict[Any, Any]) -> str:
     if not math.isnan(row["held"]):
         bounds = f"[{two(row['held_low'])}, {two(row['held_high'])}]"
         held = f"with it held constant the probe's is {two(row['held'])} {bounds}, its own {two(row['alone_held'])}"
+        if _few(row):
+            held += ", of too few texts to tell"
     return f"{_named(row['concept'])} ({_told(row)}; {held})"
 
 
