@@ -119,12 +119,13 @@ def _columns(name: str, values: Sequence[object]) -> NDArray[Any]:
 
 def _numbers(numbers: NDArray[Any]) -> NDArray[Any]:
     """Return what a smooth function of numbers (texts,), one with steps, and one of each repeated number are made of."""
-    ranks = rankdata(numbers)[:, None] / len(numbers)
+    ranks: NDArray[Any] = rankdata(numbers)[:, None] / len(numbers)
     if np.ptp(ranks) == 0:
         return ranks
     smooth = SplineTransformer(KNOTS, include_bias=False).fit_transform(ranks)
     steps = ranks > np.arange(1, STEPS) / STEPS
-    return np.hstack([smooth, steps, _bag([Counter([str(number)]) for number in numbers])])
+    columns: NDArray[Any] = np.hstack([smooth, steps, _bag([Counter([str(number)]) for number in numbers])])
+    return columns
 
 
 def _bag(rows: Sequence[Counter[str]]) -> NDArray[Any]:
