@@ -12,7 +12,9 @@ from sklearn.metrics import roc_auc_score
 from small_probes import WORDS, model
 
 from emoprobe.corpora import Corpus
+from emoprobe.corpora.generator import generate
 from emoprobe.errors import ConfoundWarning, InputError
+from emoprobe.models import load_model
 from emoprobe.probes import ProbeSet, fit_probes, load_probes
 from emoprobe.probes.confounds import COLUMNS, TOGETHER, _strata, candidates, check_confounds, corrected
 from emoprobe.probes.estimators import fit_for
@@ -299,3 +301,26 @@ def test_candidates_of_groups_are_held_against_annotations_handed_from_group_to_
     order = np.random.default_rng(0)
     frame = checked(order.normal(size=(240, 3)), mixed(order, sad, 0.95), {"speaker": speaker}, per_group=20)
     assert frame.p["speaker"] > 0.05 and not frame.found["speaker"]
+
+
+@pytest.mark.parametrize(("planted", "expected"), [("length", "length"), ("speaker", "names")])
+def test_artefacts_planted_in_generated_texts_are_flagged_on_the_ground_truth_model(
+    planted: str, expected: str
+) -> None:
+    """Nobody in these texts feels anything, so that labels can be told from the artefact alone."""
+    texts = generate(240, 3, forms=["third"], emotions=["neutral"])
+    value = {
+        "length": [len(text.text.split()) for text in texts],
+        "speaker": [sum(map(ord, text.experiencer)) % 7 for text in texts],
+    }[planted]
+    high = np.array(value) > np.median(value)
+    glad = np.where(np.random.default_rng(0).random(len(texts)) < 0.9, high, ~high)
+    labelled = Corpus.from_columns(
+        {
+            "text": [text.text for text in texts],
+            "labels": [["glad" if one else "sad"] for one in glad],
+            "group": [text.world for text in texts],
+        }
+    )
+    found = fit_probes(load_model("ground-truth"), labelled, **{**QUICK, "layers": [4]})
+    assert expected in flags(found) and "Supported: " not in found.report()
