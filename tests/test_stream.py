@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,6 +177,35 @@ def test_cached_generation_is_uncached_generation(backend: str, options: dict) -
         torch.manual_seed(0)
         plain = model.generate(texts, **{**GREEDY, **same})
     assert cached == uncached != plain
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("texts", [TEXTS[2:], TEXTS], ids=["alone", "padded"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_static_cache_gives_the_logits_of_no_cache(family: str, texts: list[str], attention: str) -> None:
+    """Its unfilled slots are not attended to, and padding is known from the mask that generation has expanded."""
+    model, stream = tiny_model(family, dtype=torch.float32), make_stream()
+    model.underlying.set_attn_implementation(attention)
+    batch = model.tokenize(texts)
+
+    def logits(**options: Any) -> Tensor:
+        result = model.underlying.generate(
+            batch.input_ids,
+            attention_mask=batch.real.long(),
+            pad_token_id=model.pad_token_id,
+            max_new_tokens=5,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **options,
+        )
+        return torch.stack(result.logits)
+
+    with torch.no_grad(), inject(model, stream, LAM):
+        expected = logits(use_cache=False)
+        for _ in range(2):  # transformers keeps the cache and takes it again
+            found = logits(cache_implementation="static", disable_compile=True)
+            assert relative(found, expected.double()) < 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -32,13 +32,26 @@ def describe_pass(
     past = next((given[name] for name in ("cache", "past_key_values") if given.get(name) is not None), None)
     mask = given.get("attention_mask")
     start = int(past.get_seq_length()) if past is not None else 0
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        real = mask[:, start : start + length].bool()
-    else:  # none, or one that the model's generation has already expanded
+    real = _real(mask, start, length)
+    if real is None:
         real = torch.ones(batch, length, dtype=torch.bool, device=inputs.device)
     if prompt_length is None:
         prompt_length = length if start == 0 or before is None else before.prompt_length
     return Forward(real, given.get("input_ids"), start, prompt_length, offsets, past)
+
+
+def _real(mask: Any, start: int, length: int) -> Tensor | None:
+    """Return which positions of a pass are not padding, (batch, position), or None where its mask does not say."""
+    if isinstance(mask, Mapping):  # one mask for each kind of attention in the model
+        mask = mask.get("full_attention")
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.dim() == 2:
+        return mask[:, start : start + length].bool()
+    # Generation with a static cache has expanded it to (batch, 1, queries, keys): what is real sees itself.
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    real = seen[:, 0].diagonal(start, -2, -1)
+    return real if real.shape[1] == length else None
 
 
 def act_on(

@@ -4,13 +4,25 @@ What transformers does to a cache (cropping, reordering for beams, repeating, se
 layers, so that what is kept here stays with its sequences by itself, and is gone when the cache is.
 """
 
-from typing import Any, cast
-
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from emoprobe.errors import InputError
 from emoprobe.interventions import Forward
+
+
+class _Past(DynamicLayer):
+    """A layer that grows as it is used, in a cache that may be static.
+
+    A cache is one to compile for only if all of its layers are. For others transformers leaves the mask out where it thinks
+    that nothing is to be hidden, and then the unfilled slots of the model's own static layers would be attended to.
+    """
+
+    is_compileable = True
+
+    def __init__(self, owner: object) -> None:
+        super().__init__()
+        self.owner = owner
 
 
 def remember(
@@ -29,8 +41,7 @@ def remember(
             cache.layers.append(cache.layer_class_to_replicate())
     layer = next((layer for layer in cache.layers if getattr(layer, "owner", None) == owner), None)
     if layer is None:
-        layer = cast(Any, DynamicLayer())
-        layer.owner = owner
+        layer = _Past(owner)
         cache.layers.append(layer)
     if layer.get_seq_length() != forward.start:
         raise InputError(
