@@ -16,7 +16,7 @@ from torch import Tensor
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
 from emoprobe.valattn import Valuation, inject, learn_valuation, learning_history
-from emoprobe.valattn.learn import _apart, _loss
+from emoprobe.valattn.learn import _apart, _digest, _loss
 
 TEXTS = ["The dog was happy and calm.", "Sad", "I am so glad that you came! The music was good."]
 NAMES = ("valence", "arousal")
@@ -113,6 +113,40 @@ def test_a_run_that_was_broken_off_learns_what_it_would_have(tmp_path: Path, pat
     assert resumed.metadata == whole.metadata
     with pytest.raises(InputError, match="it differs in start"):
         learn(model, make(1), patience=patience, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("layers", {"layers": (1, 2)}),
+        ("dimensions", {"dimensions": NAMES[::-1]}),
+        ("ranges", {"ranges": {"valence": (1.0, 9.0)}}),
+        ("basis", {"basis": None}),
+    ],
+)
+def test_the_checkpoint_of_another_valuation_is_refused(
+    tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    model, start, options = small_model(), make(), {"steps": 1, "checkpoint": tmp_path / "run.safetensors"}
+    learn(model, start, **options)
+    with pytest.raises(InputError, match=f"it differs in {name}"):
+        learn(model, replace(start, **changes), **options)
+
+
+def test_tensors_are_told_apart_by_name_and_shape() -> None:
+    same = torch.arange(6.0)
+    assert _digest({"bias": same}) == _digest({"bias": same.clone()})
+    assert len({_digest({"bias": same}), _digest({"weight": same}), _digest({"bias": same.view(2, 3)})}) == 3
+
+
+@pytest.mark.parametrize(
+    "setting", [{"mixed_precision": True}, {"per_head": True}, {"embedding_width": 2}], ids=str
+)
+def test_the_checkpoint_of_other_settings_is_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
+    model, options = small_model(), {"steps": 1, "checkpoint": tmp_path / "run.safetensors"}
+    learn(model, make(), **options)
+    with pytest.raises(InputError, match=f"it differs in {next(iter(setting))}"):
+        learn(model, make(), **options, **setting)
 
 
 @pytest.mark.parametrize("per_head", [False, True])

@@ -111,6 +111,10 @@ def learn_valuation(
         "objective": objective,
         "annotation_weight": annotation_weight,
         "held_out": held_out,
+        "per_head": per_head,
+        "embedding_width": embedding_width,
+        "mixed_precision": mixed_precision,
+        **{name: value for name, value in valuation_of(init).record.items() if name != "metadata"},
     }
     if checkpoint is not None:
         settings |= {"model": model.fingerprint(), "corpus": corpus.fingerprint, "start": _digest(parameters)}
@@ -198,7 +202,8 @@ def _apart(rows: np.ndarray[Any, Any], corpus: Corpus, share: float, seed: int) 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors.values():
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -237,7 +242,8 @@ def _recording(bias: AttentionBias, seen: list[Tensor]) -> AttentionBias:
 
     def valuation(stream: Tensor, forward: Forward) -> Tensor:
         with torch.autocast(stream.device.type, enabled=False):
-            seen.append(inner(stream, forward))
+            # Some models compute NaN at padding, and a weight of 0 would keep it, here and in the gradients.
+            seen.append(inner(stream.where(forward.real[..., None], 0.0), forward))
         return seen[-1]
 
     return replace(bias, valuation=valuation)
