@@ -1,5 +1,6 @@
 """Fitting on a small model: what is planted in it is found, and every number kept is what it says it is."""
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -188,10 +189,20 @@ def test_the_same_call_gives_the_same_file(tmp_path: Any) -> None:
     assert contents[0] == contents[1] != contents[2]
 
 
-def test_padding_and_batches_do_not_matter() -> None:
-    one, many = (fit_probes(model(), planted()[0], [2], batch_size=size, **QUICK) for size in (1, 64))
-    assert torch.allclose(one.directions, many.directions, atol=1e-5)
-    assert torch.allclose(one.reference_std, many.reference_std, rtol=1e-5)
+def test_padding_batches_and_order_do_not_matter() -> None:
+    corpus, read = planted()[0], deepcopy(model())
+    by_length = corpus.frame.sort_values("text", key=lambda texts: texts.str.len(), kind="stable")
+    in_order = Corpus.from_columns(
+        {name: by_length[name].tolist() for name in ("text", "labels", "planted", "group")},
+        dimensions={"planted": (-1.0, 1.0)},
+    )
+    options = {**QUICK, "concepts": ["high", "planted"]}
+    one = fit_probes(read, corpus, [2], batch_size=1, **options)
+    for side, given in (("left", corpus), ("right", corpus), ("left", in_order)):
+        read.tokenizer.padding_side = side
+        many = fit_probes(read, given, [2], batch_size=32, **options)
+        assert torch.allclose(one.directions, many.directions, atol=1e-5), side
+        assert torch.allclose(one.reference_std, many.reference_std, rtol=1e-5), side
 
 
 @pytest.mark.parametrize("estimator", ["mean_difference", "ridge"])
