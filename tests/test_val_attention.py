@@ -111,3 +111,23 @@ def test_tensors_need_nothing_but_torch() -> None:
     loaded = set(done.stdout.split())
     assert "emoprobe.valattn.attention" in loaded
     assert not loaded & {"transformers", "sklearn", "pandas", "nnsight", "datasets", "emoprobe.models"}
+
+
+def test_a_mask_in_another_precision_is_that_mask() -> None:
+    inputs = draw(2, 1, 6, 6, 16, 3, torch.bfloat16, batch=1)
+    mask = torch.where(torch.rand(6, 6, generator=torch.Generator().manual_seed(1)) > 0.4, 0.0, -torch.inf)
+    for implementation in ("folded", "reference"):
+        found, same = (
+            val_attention(*inputs, mask=one, implementation=implementation) for one in (mask, mask == 0)
+        )
+        assert found.dtype == torch.bfloat16 and torch.equal(found, same)
+
+
+def test_queries_far_from_every_key_get_zeros() -> None:
+    """More queries than keys, and whole chunks of them outside of the window."""
+    inputs = draw(2, 1, 2500, 900, 8, 2, batch=1)
+    options = {"causal": False, "window": 7}
+    found = val_attention(*inputs, implementation="folded", **options)
+    expected = val_attention(*inputs, implementation="reference", **options)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not found[:, :, : 1600 - 6].any() and found[:, :, 1600 - 6 :].any(-1).all()

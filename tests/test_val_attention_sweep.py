@@ -85,6 +85,18 @@ def test_the_formula_in_float32_is_that_in_float64(problem: Problem) -> None:
     assert worst(draw(**shape), "reference", **options) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@given(problem=problems(129, masks=any_mask), most=st.floats(1.0, 20.0))
+@sweep(max_examples=15)
+def test_the_formula_in_half_precision_holds_where_strength_is_large(
+    problem: Problem, most: float, dtype: torch.dtype
+) -> None:
+    shape, options = problem
+    inputs = draw(**shape, dtype=dtype)
+    inputs[5] = inputs[5] / inputs[5].abs().max() * most
+    assert worst(inputs, "reference", **options) < TOLERANCE[dtype]
+
+
 @pytest.mark.slow
 @given(problem=problems(65, widths=(8, 64), masks=("none", "padding", "any")))
 @sweep(max_examples=10)

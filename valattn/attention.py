@@ -57,6 +57,8 @@ def val_attention(
     trained = torch.is_grad_enabled() and any(
         isinstance(t, Tensor) and t.requires_grad for t in (q, k, v, vq, vk, strength)
     )
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)  # as the kernels of torch want it
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if implementation is None:
         implementation = choose_implementation(
@@ -153,17 +155,21 @@ def _reference(
 ) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    # What is rounded to half precision before the softmax is lost where scores are large: only the result is.
+    dtype, exact = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    q, k, v = q.to(exact), k.to(exact), v.to(exact)
     scores = scale * q @ k.mT
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores + (vq @ vk[:, None].mT).to(q.dtype)
+    scores = scores + (vq @ vk[:, None].mT).to(exact)
     seen = _visible(q, k, 0, q.shape[2], 0, k.shape[2], causal, window)
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     nothing = (scores == -torch.inf).all(-1, keepdim=True)
-    return scores.masked_fill(nothing, 0.0).softmax(dim=-1).masked_fill(nothing, 0.0) @ v
+    weights = scores.masked_fill(nothing, 0.0).softmax(dim=-1).masked_fill(nothing, 0.0)
+    return (weights @ v).to(dtype)
 
 
 def _folded(
@@ -217,7 +223,7 @@ def _reach(
         high = stop + behind
     if window is not None:
         low, high = max(0, start + behind - window + 1), min(high, stop + behind + window - 1)
-    return low, high
+    return low, max(low, high)
 
 
 def _visible(
