@@ -353,6 +353,9 @@ def test_bad_input_is_named() -> None:
         pass
     with pytest.raises(InputError, match="not a finite number"), inject(model, valuation, float("nan")):
         pass
+    for strength in (torch.tensor(torch.nan), torch.tensor([1.0, torch.inf])):
+        with pytest.raises(InputError, match="NaN or infinite"), inject(model, valuation, strength):
+            pass
     with pytest.raises(InputError, match=r"blocks \[8\]"):
         with inject(model, Valuation(torch.zeros(1, 1, 32), torch.zeros(1, 1), ("a",), (8,)), 1.0):
             pass

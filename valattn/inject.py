@@ -155,6 +155,8 @@ def _per_layer(strength: float | Tensor | None, valuation: Valuation, n_heads: i
         if not torch.isfinite(torch.tensor(float(strength))):
             raise InputError(f"strength={strength} is not a finite number")
         return [float(strength)] * count
+    if not torch.isfinite(strength).all():
+        raise InputError(f"strength of shape {tuple(strength.shape)} holds NaN or infinite numbers")
     if strength.dim() == 0:
         return [strength] * count
     if strength.shape[0] != count or strength.shape[1:] not in ((), (n_heads,)):
