@@ -14,9 +14,10 @@ from tiny import tiny_model
 from torch import Tensor
 
 from emoprobe.errors import InputError
+from emoprobe.interventions import AttentionBias, Forward
 from emoprobe.models import LiveModel
 from emoprobe.valattn import Valuation, inject, learn_valuation, learning_history
-from emoprobe.valattn.learn import _apart, _digest, _loss
+from emoprobe.valattn.learn import _apart, _digest, _loss, _recording
 
 TEXTS = ["The dog was happy and calm.", "Sad", "I am so glad that you came! The music was good."]
 NAMES = ("valence", "arousal")
@@ -86,6 +87,20 @@ def test_the_gradient_of_the_loss_is_its_slope() -> None:
         assert leaf.grad is not None
         slope = float((leaf.grad * way).sum())
         assert (up - down) / 2e-3 == pytest.approx(slope, rel=0.03) and abs(slope) > 1e-3
+
+
+def test_what_a_model_computes_at_padding_is_not_learned_from() -> None:
+    draw = torch.Generator().manual_seed(0)
+    stream, weight = torch.randn(2, 5, 32, generator=draw), torch.randn(2, 32, generator=draw)
+    forward = Forward(torch.tensor([[False, False, True, True, True], [True] * 5]))
+    found = []
+    for value in (0.0, torch.nan):
+        leaf, seen = weight.clone().requires_grad_(), list[Tensor]()
+        bias = AttentionBias(0, lambda x, _, leaf=leaf: torch.tanh(x @ leaf.T), 1.0)
+        _recording(bias, seen).valuation(stream.where(forward.real[..., None], value), forward)
+        mean = (seen[0] * forward.real[..., None]).sum()
+        found.append((mean.detach(), *torch.autograd.grad(mean, leaf)))
+    assert all(torch.equal(one, other) and one.any() for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("patience", [None, 3])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from small_study import small_corpus, small_model
+from torch import Tensor
 
 import emoprobe as ep
+from emoprobe.activations import capture
+from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
+from emoprobe.models import LiveModel
 from emoprobe.study.texts import METHOD, divide
 from emoprobe.valattn import Valuation
-from emoprobe.valattn.recovery import Recovery, _annotated_directions, recovery
+from emoprobe.valattn.learn import annotated_targets
+from emoprobe.valattn.recovery import Recovery, _annotated_directions, _readings, recovery
 from emoprobe.valattn.subspaces import overlaps
 
 
@@ -53,6 +60,44 @@ def test_what_learns_nothing_finds_nothing() -> None:
     assert isinstance(found, Recovery)
     with pytest.raises(InputError, match="seeds=1"):
         recovery(small_model(), corpus, corpus, probed, seeds=1)
+
+
+def test_random_spaces_are_other_draws_than_the_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, list[int]] = {"valuation": [], "subspaces": []}
+    for module, seeds in drawn.items():
+
+        def spied(rows: Tensor, seed: int, seeds: list[int] = seeds) -> Tensor:
+            seeds.append(seed)
+            return turned_at_random(rows, seed)
+
+        monkeypatch.setattr(f"emoprobe.valattn.{module}.turned_at_random", spied)
+    monkeypatch.setattr("emoprobe.valattn.recovery.STARTS", 10)
+    probed = Valuation(torch.ones(1, 1, 32), torch.zeros(1, 1), ("valence",), (0,))
+    corpus = small_corpus()
+    recovery(small_model(), corpus, corpus, probed, seeds=2, steps=0, draws=9, shuffles=1, progress=False)
+    assert drawn["valuation"] == [10, 11] and len(set(drawn["subspaces"])) == 18
+    assert not set(drawn["valuation"]) & set(drawn["subspaces"])
+
+
+def test_what_a_model_computes_at_padding_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, corpus = small_model(), small_corpus()
+    valuation = Valuation(
+        torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(1, 1),
+        ("valence",),
+        (1,),
+    )
+    part = corpus, annotated_targets(corpus, valuation).double().numpy()
+
+    def spoiled(model: LiveModel, texts: list[str], layers: list[int], reduce: Any) -> Tensor:
+        return capture(
+            model, texts, layers, lambda x, counted: reduce(x.where(counted[..., None], torch.nan), counted)
+        )
+
+    expected = _readings(model, valuation.with_tensors({"strength": torch.zeros(())}), part, part, 0)
+    monkeypatch.setattr("emoprobe.valattn.recovery.capture", spoiled)
+    found = _readings(model, valuation.with_tensors({"strength": torch.zeros(())}), part, part, 0)
+    assert len(found) == 1 and found == expected
 
 
 def test_directions_of_annotations_are_covariances_and_shuffles_hold_none() -> None:

@@ -28,7 +28,7 @@ from emoprobe.valattn.subspaces import overlaps, overlaps_by_chance
 from emoprobe.valattn.valuation import Valuation
 
 STARTS = 1000
-"""Seed of the first random start: none that anything else is drawn with."""
+"""Seed of the first random start; random spaces are drawn with those that follow the last one."""
 OBJECTIVES = {
     "next_token": "the next token",
     "annotations": "annotations",
@@ -122,7 +122,7 @@ def recovery(
         )
         own = stream_rows(learned, layers, d_model)
         found.append(own)
-        chance.append(overlaps_by_chance(own, space, draws, seed * draws))
+        chance.append(overlaps_by_chance(own, space, draws, STARTS + seeds + seed * draws))
         record = learned.metadata
         assert learned.strength is not None, "a learned valuation has its λ"
         rows.append(
@@ -177,7 +177,7 @@ def _readings(
 
     def mean_valuations(stream: Tensor, counted: Tensor) -> Tensor:
         values = [learned.values(part, layer) for part, layer in zip(stream, learned.layers, strict=True)]
-        return (torch.stack(values) * counted[..., None]).sum(-2) / counted.sum(-1)[:, None]
+        return torch.stack(values).where(counted[..., None], 0.0).sum(-2) / counted.sum(-1)[:, None]
 
     with inject(model, learned):
         known, new = (
