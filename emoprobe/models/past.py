@@ -11,7 +11,7 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import Forward
 
 
-class _Past(DynamicLayer):
+class _Past(DynamicLayer):  # type: ignore[misc]
     """A layer that grows as it is used, in a cache that may be static.
 
     A cache is one to compile for only if all of its layers are. For others transformers leaves the mask out where it thinks
