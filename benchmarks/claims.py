@@ -104,10 +104,11 @@ def page(record: dict[str, Any]) -> str:
         injected in all blocks."""
     rules = f"""λ was chosen in advance: {", ".join(map(plain, STRENGTHS))}. A claim is judged by one number, the mean of the
         effect over λ = {", ".join(map(plain, POSITIVE))}, so that no λ is picked. **Supported**: that mean has the claimed
-        sign (95 % interval over groups of texts, or over cues), lies beyond that of random valuations of equal norm (exact
-        test, 20 of them, p < 0.05) and beyond the mean over −λ. **Not supported**: it is shown to have the other sign. **Not
-        shown**: anything else. Nothing is corrected for the number of claims and models: where nothing is true, about one in
-        twenty passes the test against random valuations."""
+        sign (95 % interval over groups of texts, or over cues), lies beyond that of random valuations of equal norm
+        (exact test, 20 of them: p < 0.05 means beyond all 20; one that could not be measured counts as reaching it) and
+        beyond the mean over −λ. **Not supported**: it is shown to have the other sign. **Not shown**: anything else,
+        also where the effect cannot be had at one of these λ. Nothing is corrected for the number of claims and models:
+        where nothing is true, about one in twenty passes the test against random valuations."""
     lines = [
         "# What the source of valuation attention claims, and what shows",
         "",

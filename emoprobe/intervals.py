@@ -55,8 +55,12 @@ def jackknife(value: Floats, without: Floats) -> tuple[Floats, Floats]:
 
 
 def exceedance(value: float | Floats, null: Floats) -> Any:
-    """Return how often a null (draws, …) reaches a value (…), the value itself counted among them; NaN for NaN."""
-    p = (1 + (null >= value - 1e-12).sum(0)) / (1 + len(null))
+    """Return how often a null (draws, …) reaches a value (…), the value itself counted among them; NaN for NaN.
+
+    A draw that is not finite counts as reaching it: what could not be measured is no evidence that the value is rare.
+    """
+    reached = (null >= value - 1e-12) | ~np.isfinite(null)
+    p = (1 + reached.sum(0)) / (1 + len(null))
     return np.where(np.isfinite(value), p, np.nan)[()]
 
 

@@ -1,13 +1,28 @@
 """The cost of valuations: the verdict on times made up for it, the arithmetic, and that timing runs what it says."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from emoprobe.models import LiveModel, wrap
 from emoprobe.study.claims import cost as module
-from emoprobe.study.claims.cost import LENGTHS, PARTS, arithmetic, exponent, judged, share, timed, weighed
+from emoprobe.study.claims.cost import (
+    LENGTHS,
+    PARTS,
+    Heads,
+    arithmetic,
+    exponent,
+    heads_of,
+    judged,
+    share,
+    timed,
+    weighed,
+)
 from emoprobe.study.claims.judging import NOT_SHOWN, NOT_SUPPORTED, SUPPORTED
 from emoprobe.valattn import Valuation
 
@@ -42,7 +57,7 @@ def times(
 def test_the_cost_is_small_only_where_it_grows_slowly_and_takes_little(
     given: dict[str, float], verdict: str
 ) -> None:
-    result = judged(times(**given), d_model=64, n_heads=4, m=3)  # type: ignore[arg-type]
+    result = judged(times(**given), d_model=64, heads=Heads(4, 2, 16), m=3)  # type: ignore[arg-type]
     assert f"insignificant beside attention: {verdict}." in result.verdict
     assert result.table.part.tolist()[: len(PARTS)] == list(PARTS)
 
@@ -66,7 +81,7 @@ def test_operations_are_counted() -> None:
     """n = 100, width 32 in 4 heads, m = 2: 100²/2 pairs of positions, 2 operations for each product and sum."""
     pairs, n, d, heads, m = 100**2 / 2, 100, 32, 4, 2
     attention = pairs * (2 * d + 2 * d)
-    found = arithmetic(n, d, heads, m)
+    found = arithmetic(n, d, Heads(heads, heads, d // heads), m)
     assert found["valuations"] == pytest.approx(2 * n * m * d / attention)
     assert (
         found["bias"]
@@ -90,3 +105,43 @@ def test_timing_runs_every_part_as_often_as_asked_and_leaves_the_model_alone(
     assert np.isnan(found.loc[2:, ["pass", "injected"]]).all(axis=None)  # beyond the context of 512
     assert (found.loc[:1, ["pass", "injected"]] > 0).all(axis=None) and strengths
     assert torch.equal(model.logits("The sun came up."), before)
+
+
+def grouped_model() -> LiveModel:
+    """Eight heads of queries that share two of keys and values, of a width that is no part of the model's."""
+    config = LlamaConfig(
+        vocab_size=330,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    return wrap(LlamaForCausalLM(config).eval(), tiny_tokenizer())
+
+
+def test_attention_is_timed_with_the_heads_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = grouped_model()
+    assert heads_of(model) == Heads(8, 2, 16) and heads_of(tiny_model("gpt2")) == Heads(4, 4, 8)
+    shapes = []
+    real = module.scaled_dot_product_attention
+
+    def noting(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        shapes.append((tuple(q.shape), tuple(k.shape), tuple(v.shape)))
+        return real(q, k, v, **options)
+
+    monkeypatch.setattr(module, "scaled_dot_product_attention", noting)
+    valuation = Valuation(torch.ones(1, 2, model.d_model), torch.zeros(1, 2), ("a", "b"), (1,))
+    timed(model, valuation, lengths=(8,), repeats=1)
+    assert set(shapes) == {
+        ((1, 8, 8, 16), (1, 2, 8, 16), (1, 2, 8, 16)),
+        ((1, 8, 8, 24), (1, 2, 8, 24), (1, 2, 8, 24)),
+    }
+
+
+def test_heads_and_their_width_are_said() -> None:
+    result = judged(times(), d_model=64, heads=Heads(8, 2, 16), m=3)
+    assert "8 heads of 16, 2 of keys and values" in result.method
+    # 128 numbers in all heads, not the model's 64.
+    assert arithmetic(100, 64, Heads(8, 2, 16), 3)["bias"] == pytest.approx(3 / (2 * 16))

@@ -109,13 +109,54 @@ def test_what_cannot_be_measured_is_not_shown_and_says_so() -> None:
     assert kept.clusters == 2 and kept.mean[0] == 1
 
 
-def test_strengths_that_cannot_be_had_are_left_out_of_the_mean() -> None:
-    def statistic(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([-1.0, -1, -1, 1, 3, np.nan]) * weights.mean(), np.full((CONTROLS, 3), np.nan)
+def growing(missing: tuple[int, ...] = (), random: np.ndarray | None = None) -> Effect:
+    """An effect of λ itself that differs little between clusters, NaN at the strengths at `missing`."""
+    chance = np.zeros((CONTROLS, len(POSITIVE))) if random is None else random
 
-    found = effect("it does", "%", 1, statistic, 5)
-    assert found.mean[0] == 2 and found.beyond_negative[0] == 3
-    assert found.rows().strength.tolist()[:6] == list(STRENGTHS)
+    def statistic(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = np.array(STRENGTHS) * (1 + 0.01 * weights @ np.arange(len(weights)) / weights.sum())
+        found[list(missing)] = np.nan
+        return found, chance
+
+    return effect("it does", "%", 1, statistic, 5)
+
+
+@pytest.mark.parametrize("missing", [3, 5])
+def test_there_is_no_mean_where_a_strength_cannot_be_had(missing: int) -> None:
+    """A mean over the λ that are left would be held against others over all of them."""
+    assert growing().verdict == SUPPORTED
+    found = growing((missing,))
+    assert found.verdict == NOT_SHOWN and found.lacking == ["it could not be measured"]
+    assert np.isnan([found.mean[0], found.p, found.p_differs, found.beyond_negative[0]]).all()
+    each = found.rows().iloc[:6]
+    assert each.strength.tolist() == list(STRENGTHS) and each.value.isna().sum() == 1
+
+
+def test_a_negative_strength_that_cannot_be_had_leaves_nothing_to_compare_with() -> None:
+    found = growing((0,))
+    assert found.mean[0] == pytest.approx(growing().mean[0]) and np.isnan(found.beyond_negative).all()
+    assert found.verdict == NOT_SHOWN and found.lacking == ["negative λ could not be measured"]
+
+
+@pytest.mark.parametrize("lost", [1, CONTROLS])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_random_valuations_that_cannot_be_measured_count_as_reaching_the_probed_one(
+    lost: int, bad: float
+) -> None:
+    random = np.zeros((CONTROLS, len(POSITIVE)))
+    random[:lost] = bad
+    found = growing(random=random)
+    assert found.p == pytest.approx((1 + lost) / (1 + CONTROLS)) == pytest.approx(found.p_differs)
+    assert found.verdict == NOT_SHOWN
+    assert found.lacking == ["random valuations do as much or could not be measured"]
+    assert f"{lost} of {CONTROLS} not measured" in found.said()
+    assert found.rows().p.iloc[-1] == found.p
+
+
+def test_a_random_valuation_is_not_judged_by_the_strengths_that_are_left() -> None:
+    random = np.zeros((CONTROLS, len(POSITIVE)))
+    random[0, -1] = np.nan
+    assert growing(random=random).p == pytest.approx(2 / 21)
 
 
 def test_one_cluster_has_no_interval_and_shows_nothing() -> None:

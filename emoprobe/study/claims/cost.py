@@ -1,16 +1,18 @@
 """The fourth claim: the valuations cost O(n·d), and little beside attention.
 
 Three things are timed at growing length n, in processor time and turn by turn: the valuations v = tanh(W·x + b), attention
-with the bias λ·V_Q·V_Kᵀ, and the same attention without it, all in the shapes of the model; and, up to the model's context,
-its whole pass with and without injection. Beside that stands the arithmetic. The bias is no part of the source's O(n·d): it is
-quadratic in n, as attention is, and its share of attention does not shrink with n.
+with the bias λ·V_Q·V_Kᵀ, and the same attention without it, all in the shapes of the model (its heads of queries, of keys and
+values, and their width); and, up to the model's context, its whole pass with and without injection. Beside that stands the
+arithmetic. The bias is no part of the source's O(n·d): it is quadratic in n, as attention is, and its share of attention does
+not shrink with n.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,7 +45,30 @@ def cost(
     model: LiveModel, valuation: Valuation, lengths: Sequence[int] = LENGTHS, repeats: int = REPEATS
 ) -> Result:
     """Time valuations and their bias beside attention and beside the whole pass, and judge the claim."""
-    return judged(timed(model, valuation, lengths, repeats), model.d_model, model.n_heads, valuation.m)
+    return judged(timed(model, valuation, lengths, repeats), model.d_model, heads_of(model), valuation.m)
+
+
+class Heads(NamedTuple):
+    """The heads of a block's attention: how many of queries, how many of keys and values, and the width of each."""
+
+    queries: int
+    keys: int
+    width: int
+
+
+def heads_of(model: LiveModel) -> Heads:
+    """Return a model's heads by its settings; what they do not tell is as many for keys as for queries, and d_model in all."""
+    settings: Any = getattr(model.underlying, "cfg", None) or getattr(model.underlying, "config", None)
+    settings = settings.get_text_config() if hasattr(settings, "get_text_config") else settings
+
+    def told(names: Sequence[str], otherwise: int) -> int:
+        return next(
+            (found for name in names if isinstance(found := getattr(settings, name, None), int)), otherwise
+        )
+
+    keys = told(("num_key_value_heads", "n_key_value_heads"), model.n_heads)
+    width = told(("head_dim", "d_head"), model.d_model // model.n_heads)
+    return Heads(model.n_heads, keys, width)
 
 
 # Timing --------------------------------------------------------------------------------------------------------------
@@ -76,21 +101,21 @@ WIDTHS = ("own width", "width of the bias")
 
 def _of_block(model: LiveModel, valuation: Valuation, length: int) -> dict[str, Callable[[], object]]:
     generator = torch.Generator().manual_seed(length)
-    width = model.d_model // model.n_heads
-    q, k, v = torch.randn(3, 1, model.n_heads, length, width, generator=generator).to(
-        model.device, model.dtype
+    heads = heads_of(model)
+    q, k, v = (
+        torch.randn(1, count, length, heads.width, generator=generator).to(model.device, model.dtype)
+        for count in (heads.queries, heads.keys, heads.keys)
     )
+    attention = partial(scaled_dot_product_attention, is_causal=True, enable_gqa=heads.keys < heads.queries)
     stream = torch.randn(1, length, model.d_model, generator=generator).to(model.device, model.dtype)
     layer = valuation.layers[0]
     values = valuation.values(stream, layer).to(model.dtype)
-    wide = fold_key(k, values).shape[-1] - width
+    wide = fold_key(k, values).shape[-1] - heads.width
     wide_q, wide_k, wide_v = (pad(part, (0, wide)) for part in (q, k, v))
     return {
         "valuations": lambda: valuation.values(stream, layer),
-        "own width": lambda: scaled_dot_product_attention(q, k, v, is_causal=True),
-        "width of the bias": lambda: scaled_dot_product_attention(
-            wide_q, wide_k, wide_v, is_causal=True, scale=width**-0.5
-        ),
+        "own width": lambda: attention(q, k, v),
+        "width of the bias": lambda: attention(wide_q, wide_k, wide_v, scale=heads.width**-0.5),
         "with bias": lambda: val_attention(q, k, v, values, values, 1.0),
     }
 
@@ -126,7 +151,7 @@ def _seconds(run: Callable[[], object], device: str) -> float:
 # Judging -------------------------------------------------------------------------------------------------------------
 
 
-def judged(times: pd.DataFrame, d_model: int, n_heads: int, m: int) -> Result:
+def judged(times: pd.DataFrame, d_model: int, heads: Heads, m: int) -> Result:
     """Judge the claim by times as `timed` returns them, from a model of this width and these heads, with m dimensions.
 
     It is supported if the time of valuations grows with an exponent below 1.5, and valuations and bias together take at most a
@@ -138,7 +163,7 @@ def judged(times: pd.DataFrame, d_model: int, n_heads: int, m: int) -> Result:
     of_attention = share(times, longest)
     alone = _ratio(times, longest, lambda row: row["valuations"] / row["attention"])
     of_pass = _ratio(times, context, lambda row: row["injected"] / row["pass"] - 1)
-    flops = arithmetic(longest, d_model, n_heads, m)
+    flops = arithmetic(longest, d_model, heads, m)
     verdict = weighed(grows["valuations"], of_attention)
     return Result(
         name="cost",
@@ -146,9 +171,9 @@ def judged(times: pd.DataFrame, d_model: int, n_heads: int, m: int) -> Result:
         question="How does the cost of valuations grow with length, and how much is it beside attention and the whole pass?",
         method=(
             f"Processor time, {times.repeat.nunique()} repeats, n from {times.tokens.min()} to {longest}; one block's "
-            f"valuations (m = {m}), attention with and without the bias folded in ({n_heads} heads of "
-            f"{d_model // n_heads}), the whole pass up to n = {context}. Exponents from n = {FITTED_FROM} on; insignificant: "
-            f"at most {LITTLE:.0%} of attention. Intervals over repeats."
+            f"valuations (m = {m}), attention with and without the bias folded in ({heads.queries} heads of "
+            f"{heads.width}, {heads.keys} of keys and values), the whole pass up to n = {context}. Exponents from "
+            f"n = {FITTED_FROM} on; insignificant: at most {LITTLE:.0%} of attention. Intervals over repeats."
         ),
         table=_table(times),
         finding=(
@@ -194,14 +219,14 @@ def share(times: pd.DataFrame, length: int) -> Interval:
     )
 
 
-def arithmetic(n: int, d_model: int, n_heads: int, m: int) -> dict[str, float]:
+def arithmetic(n: int, d_model: int, heads: Heads, m: int) -> dict[str, float]:
     """Return the operations of valuations and of the bias as shares of attention's, for causal attention in one block.
 
-    Scores and their sums take 2·n²·d together (half of 4·n²·d, the future being masked), valuations 2·n·m·d, and a bias folded
-    into each head's scores n²·m·heads.
+    Scores and their sums take 2·n²·heads·width together (half of 4·n²·heads·width, the future being masked), valuations
+    2·n·m·d_model, and a bias folded into each head's scores n²·m·heads, whatever the number of key-value heads.
     """
-    attention = 2 * n**2 * d_model
-    return {"valuations": 2 * n * m * d_model / attention, "bias": n**2 * m * n_heads / attention}
+    attention = 2 * n**2 * heads.queries * heads.width
+    return {"valuations": 2 * n * m * d_model / attention, "bias": n**2 * m * heads.queries / attention}
 
 
 def _ratio(times: pd.DataFrame, length: int, ratio: Callable[[pd.DataFrame], Any]) -> Interval:

@@ -39,7 +39,7 @@ from emoprobe.study.claims.judging import (
 from emoprobe.study.claims.magnitudes import told
 from emoprobe.study.feelings import POLES
 from emoprobe.study.result import Result
-from emoprobe.study.wording import number, ranged, span
+from emoprobe.study.wording import number, span
 from emoprobe.valattn import Valuation, inject
 
 FURTHEST = 400
@@ -117,9 +117,9 @@ def distance(
         finding=(
             f"slope of the read-out's share changes by {span(*main.mean, 3, True)} per doubling of the distance"
             if np.isfinite(main.mean[0])
-            else "near the cue the read-out does not differ: no decay to be judged"
+            else "near the cue the read-out does not differ, or not at every λ: no decay to be judged"
         ),
-        controls=f"random valuations {ranged(main.random, 3, True)}",
+        controls=f"random valuations {main.by_chance(3)}",
         verdict=" ".join(
             [f"Of {len(judged)} claims {overall(judged)}.", *said, *(told(found) for found in judged)]
         ),
@@ -236,7 +236,8 @@ def _binned(values: Floats, begin: int, ends: Floats) -> Floats:
 def effects(name: str, carried: Carried) -> list[Effect]:
     """Return how injection changes the decay of a difference, and the difference far from the cue.
 
-    Where the untouched model shows no difference near the cue there is nothing to decay, and both are NaN.
+    Where the untouched model shows no difference near the cue there is nothing to decay, and both are NaN. The decay is NaN
+    also where an injection leaves less than a quarter of that difference.
     """
     _, low, _ = near_effect(carried)
     pairs, control = len(carried.standard), carried.random.shape[:2]

@@ -1,15 +1,17 @@
 """An effect of injection at several λ, beside random valuations and the other sign of λ, and what it comes to.
 
 The λ are chosen in advance. A claim is judged by one number, the mean of the effect over the positive ones, so that no λ is
-picked and nothing has to be corrected for it; single λ are reported, and judge nothing. A claim is
+picked and nothing has to be corrected for it; single λ are reported, and judge nothing. Where the effect cannot be had at one
+of them there is no mean: one over fewer λ would be compared with others over more. A claim is
 
-- "supported" where that mean has the claimed sign (95 % interval over clusters), lies beyond all but 5 % of the same mean of
-  random valuations, and lies beyond the mean over the negative λ (interval of the difference);
+- "supported" where that mean has the claimed sign (95 % interval over clusters), lies beyond the same mean of random
+  valuations (p < 0.05), and lies beyond the mean over the negative λ (interval of the difference);
 - "not supported" where it is shown to have the other sign;
 - "not shown" in all other cases.
 
-The test against random valuations is exact: were the probed one of their kind, each of all ranks would be as likely. Nothing
-here knows models.
+The test against random valuations is exact: were the probed one of their kind, each of all ranks would be as likely. With 20 of
+them, p < 0.05 means beyond all 20 (p = 1/21). One that could not be measured counts as reaching the probed one, so that it can
+only keep a claim from being supported. Nothing here knows models.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Effect:
     `sign` is the sign that the claim gives it. `probed` is (strengths, 3): value and 95 % interval at each of STRENGTHS;
     `random` (controls,) the means of random valuations over POSITIVE and `random_each` (controls, positive) what they are means
     of. `mean` and `beyond_negative` are value and interval of the mean over POSITIVE, and of that less the mean over the
-    negative λ.
+    negative λ. A mean is NaN where one of its λ is.
     """
 
     claim: str
@@ -60,14 +62,19 @@ class Effect:
 
     @property
     def p(self) -> float:
-        """How often one of the valuations, random or probed, lies as far on the claimed side as the probed one."""
+        """How often one of the valuations, random or probed, lies as far on the claimed side as the probed one.
+
+        A random one that is NaN counts as doing so.
+        """
         return float(exceedance(self.sign * self.mean[0], self.sign * self.random))
 
     @property
     def p_differs(self) -> float:
         """The same on either side: how often one lies as far from the mean of all as the probed one."""
+        if not np.isfinite(self.mean[0]):
+            return np.nan
         everything = np.append(self.random, self.mean[0])
-        apart = np.abs(everything - everything.mean())
+        apart = np.abs(everything - everything[np.isfinite(everything)].mean())
         return float(exceedance(apart[-1], apart[:-1]))
 
     @property
@@ -85,19 +92,28 @@ class Effect:
             return ["it could not be measured"]
         if self.verdict == NOT_SUPPORTED:
             return ["the effect has the other sign"]
+        chance = "do as much" if np.isfinite(self.random).all() else "do as much or could not be measured"
+        negative = "do as much" if np.isfinite(self.beyond_negative[0]) else "could not be measured"
         lacks = {
             "no effect of this sign is shown": not _side(self.mean, self.sign),
-            "random valuations do as much": not self.p < SURE,
-            "negative λ do as much": not _side(self.beyond_negative, self.sign),
+            f"random valuations {chance}": not self.p < SURE,
+            f"negative λ {negative}": not _side(self.beyond_negative, self.sign),
         }
         return [why for why, holds in lacks.items() if holds]
 
     def said(self) -> str:
         """Write the mean effect with its interval, random valuations', and the difference from negative λ."""
         return (
-            f"{span(*self.mean, 2, True)} {self.measure} (random valuations {ranged(self.random, 2, True)}, p = {self.p:.2g}; "
+            f"{span(*self.mean, 2, True)} {self.measure} (random valuations {self.by_chance()}, p = {self.p:.2g}; "
             f"less that at negative λ {span(*self.beyond_negative, 2, True)})"
         )
+
+    def by_chance(self, digits: int = 2) -> str:
+        """Write where the means of random valuations lie, and how many of these could not be measured."""
+        known = self.random[np.isfinite(self.random)]
+        missing = len(self.random) - len(known)
+        said = [ranged(known, digits, True)] if len(known) else []
+        return ", ".join([*said, *([f"{missing} of {len(self.random)} not measured"] if missing else [])])
 
     def judged(self) -> str:
         """Write the verdict, what it lacks to be "supported", and what it rests on."""
@@ -142,7 +158,7 @@ def effect(claim: str, measure: str, sign: int, statistic: Statistic, clusters: 
         measure,
         sign,
         spans[:-2],
-        _mean(random),
+        random.mean(-1),
         random,
         _three(spans[-2]),
         _three(spans[-1]),
@@ -196,15 +212,8 @@ def _side(interval: tuple[float, float, float], sign: int) -> bool:
 
 def _summary(probed: Floats) -> Floats:
     """Return the effects (strengths,), their mean over the positive λ, and that less the mean over the negative ones."""
-    mean = _mean(probed[_CLAIMED])
-    return np.concatenate([probed, [mean, mean - _mean(probed[~_CLAIMED])]])
-
-
-def _mean(values: Floats) -> Floats:
-    """Return the mean over the last axis of what is finite; NaN where nothing is."""
-    known = np.isfinite(values)
-    result: Floats = np.where(known, values, 0).sum(-1) / np.where(known.any(-1), known.sum(-1), np.nan)
-    return result
+    mean = probed[_CLAIMED].mean()
+    return np.concatenate([probed, [mean, mean - probed[~_CLAIMED].mean()]])
 
 
 def _three(values: Floats) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from emoprobe.intervals import mean_interval
 from emoprobe.study.claims.judging import SURE, Effect, effect_of_mean, stated
 from emoprobe.study.claims.word_readings import WordReadings
 from emoprobe.study.result import Result
-from emoprobe.study.wording import ranged, span
+from emoprobe.study.wording import span
 
 CLAIM = "word magnitudes vary more"
 PUBLISHED = "J. Marín 2024: heat maps of two sentences, from which this is read by eye; no model, number or control is given."
@@ -34,7 +34,7 @@ def magnitudes(read: WordReadings) -> Result:
         table=found.rows(),
         finding=f"variation changes by {span(*found.mean, 2, True)} % of itself",
         controls=(
-            f"random valuations {ranged(found.random, 2, True)} %; untouched it is {span(*mean_interval(read.coefficients))}"
+            f"random valuations {found.by_chance()} %; untouched it is {span(*mean_interval(read.coefficients))}"
         ),
         verdict=told(found),
         checks={"λ = 0 leaves every magnitude as it was, to the last bit": read.untouched},

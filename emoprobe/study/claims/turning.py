@@ -16,7 +16,7 @@ from emoprobe.study.claims.magnitudes import picture, told
 from emoprobe.study.claims.word_classes import emotional, turning
 from emoprobe.study.claims.word_readings import WordReadings
 from emoprobe.study.result import Result
-from emoprobe.study.wording import ranged, span
+from emoprobe.study.wording import span
 
 MATCHES = 3
 LEAST = 20
@@ -68,7 +68,7 @@ def turning_and_emotional(
         ),
         table=pd.concat([found.rows() for found in effects], ignore_index=True),
         finding="; ".join(f"{found.claim}: {span(*found.mean, 2, True)}" for found in judged),
-        controls=("random valuations " + "; ".join(ranged(found.random, 2, True) for found in judged)),
+        controls=("random valuations " + "; ".join(found.by_chance() for found in judged)),
         verdict=" ".join(
             [
                 f"Of {len(judged)} claims {overall(judged)}.",
