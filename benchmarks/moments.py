@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,18 @@ class Synthetic:
             return torch.empty(shape).transpose(0, 1)
         return torch.from_numpy(np.memmap(self.path, np.float32, mode, shape=shape)).transpose(0, 1)
 
+    @cached_property
+    def _mapped(self) -> Tensor:
+        """Map the file once: the pages of a second mapping would count as extra memory."""
+        return self.mapped("c")
+
     def stored(self) -> Tensor:
         """Return all activations, drawn anew where there is no file of them."""
-        everything = self.mapped("w+" if self.path is None else "c")
-        if self.path is None:
-            for rows, vectors in self.drawn():
-                everything[rows] = vectors
+        if self.path is not None:
+            return self._mapped
+        everything = self.mapped("w+")
+        for rows, vectors in self.drawn():
+            everything[rows] = vectors
         return everything
 
     def batches(self) -> Iterator[tuple[slice, Tensor]]:
@@ -417,6 +424,7 @@ def as_markdown(found: dict[str, Any]) -> str:
         "Extra memory is the most that was resident beyond Python, the libraries and the stored activations "
         f"({mega(ridge['stored_bytes'])} in float32, memory-mapped).",
         "",
+        *([found["corrected"], ""] if "corrected" in found else []),
         f"## Ridge: {len(PENALTIES)} penalties, {FOLDS} grouped folds",
         "",
         "| | CPU | wall | extra memory | faster | share of memory |",
