@@ -71,7 +71,9 @@ def test_every_public_name_can_be_had() -> None:
 
 
 def test_continuous_integration_runs_what_the_readme_says() -> None:
-    command = "python3 -m venv .venv && .venv/bin/pip install '.[test]' && .venv/bin/pytest -n auto --dist loadfile"
+    command = (
+        "python3 -m venv .venv && .venv/bin/pip install '.[test]' && .venv/bin/pytest -n auto --dist loadfile"
+    )
     for file in ("README.md", ".ci/run"):
         assert (
             command in (ROOT / file).read_text().splitlines() or f"    {command}" in (ROOT / file).read_text()
