@@ -1,5 +1,6 @@
 """Tensors with their record in one `.safetensors` file: written whole or not at all, never pickled."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -26,6 +27,18 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:  # a checkout that is not installed
             found[package] = "not installed"
     return found
+
+
+def digest(parts: Mapping[str, Any]) -> str:
+    """Return a short hash of what is named: of tensors their shape and numbers, of all else how it shows itself."""
+    whole = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        if isinstance(part, Tensor):
+            whole.update(f"{name} {tuple(part.shape)} ".encode())
+            whole.update(part.detach().cpu().double().numpy().tobytes())
+        else:
+            whole.update(f"{name} {part!r} ".encode())
+    return whole.hexdigest()[:16]
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:

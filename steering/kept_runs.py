@@ -6,7 +6,6 @@ functions and cannot be compared; what they say of the untouched model can, and 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor
 
 from emoprobe.artefacts import write_bytes
 from emoprobe.errors import InputError
@@ -69,23 +67,6 @@ class KeptRuns:
         pd.concat(parts).to_parquet(content, index=False)
         write_bytes(path, content.getvalue())
         return values
-
-
-def digest(item: Any) -> str | None:
-    """Return a hash of a direction, a valuation or a bare tensor; None for None."""
-    if item is None:
-        return None
-    parts = {"": item} if isinstance(item, Tensor) else vars(item)
-    whole = hashlib.sha256()
-    for name, part in sorted(parts.items()):
-        whole.update(name.encode())
-        held = (
-            part.detach().cpu().double().numpy().tobytes()
-            if isinstance(part, Tensor)
-            else repr(part).encode()
-        )
-        whole.update(held)
-    return whole.hexdigest()[:16]
 
 
 def _agree(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:

@@ -21,13 +21,14 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from emoprobe.artefacts import digest
 from emoprobe.errors import InputError
 from emoprobe.interventions import Intervention, Positions
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel
 from emoprobe.steering.dose_response import NEGATED, RANDOM, STEERED, UNRELATED, Floats, Sweep
 from emoprobe.steering.edits import add
-from emoprobe.steering.kept_runs import KeptRuns, digest
+from emoprobe.steering.kept_runs import KeptRuns
 from emoprobe.steering.measures import Measure
 from emoprobe.steering.vectors import Vector, random_like
 from emoprobe.valattn import Valuation, biases
@@ -95,8 +96,8 @@ def sweep(
     untouched = _measured(model, prompts, measures)
     asked = {
         "model": model.fingerprint(),
-        "intervention": digest(intervention),
-        "unrelated": digest(unrelated),
+        "intervention": _content(intervention),
+        "unrelated": unrelated if unrelated is None else _content(unrelated),
         "edit": getattr(edit, "__qualname__", repr(edit)),
         "layers": repr(layers),
         "positions": repr(positions),
@@ -179,6 +180,10 @@ def _checked(strengths: Sequence[float]) -> list[float]:
     if not given or not all(map(math.isfinite, given)):
         raise InputError(f"strengths={list(strengths)} is not a list of finite numbers")
     return sorted({0.0, *given})
+
+
+def _content(intervention: Vector | Valuation) -> str:
+    return digest({"": intervention} if isinstance(intervention, Tensor) else vars(intervention))
 
 
 def _subject(intervention: Vector | Valuation) -> str:

@@ -13,11 +13,12 @@ from small_study import small_corpus, small_model
 from tiny import tiny_model
 from torch import Tensor
 
+from emoprobe.artefacts import digest
 from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Forward
 from emoprobe.models import LiveModel
 from emoprobe.valattn import Valuation, inject, learn_valuation, learning_history
-from emoprobe.valattn.learn import _apart, _digest, _loss, _recording
+from emoprobe.valattn.learn import _apart, _loss, _recording
 
 TEXTS = ["The dog was happy and calm.", "Sad", "I am so glad that you came! The music was good."]
 NAMES = ("valence", "arousal")
@@ -150,8 +151,8 @@ def test_the_checkpoint_of_another_valuation_is_refused(
 
 def test_tensors_are_told_apart_by_name_and_shape() -> None:
     same = torch.arange(6.0)
-    assert _digest({"bias": same}) == _digest({"bias": same.clone()})
-    assert len({_digest({"bias": same}), _digest({"weight": same}), _digest({"bias": same.view(2, 3)})}) == 3
+    assert digest({"bias": same}) == digest({"bias": same.clone()})
+    assert len({digest({"bias": same}), digest({"weight": same}), digest({"bias": same.view(2, 3)})}) == 3
 
 
 @pytest.mark.parametrize(

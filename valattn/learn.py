@@ -13,7 +13,6 @@ Method: the learnable λ and V of J. Marín's ValAttention (2024). The source na
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +25,7 @@ import torch
 from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
+from emoprobe.artefacts import digest
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Forward
@@ -117,7 +117,7 @@ def learn_valuation(
         **{name: value for name, value in valuation_of(init).record.items() if name != "metadata"},
     }
     if checkpoint is not None:
-        settings |= {"model": model.fingerprint(), "corpus": corpus.fingerprint, "start": _digest(parameters)}
+        settings |= {"model": model.fingerprint(), "corpus": corpus.fingerprint, "start": digest(parameters)}
     with frozen(model):
         history = train(
             parameters,
@@ -198,14 +198,6 @@ def _apart(rows: np.ndarray[Any, Any], corpus: Corpus, share: float, seed: int) 
         )
     most, others = next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(rows, groups=groups))
     return rows[most], rows[others]
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _loss(
