@@ -79,6 +79,10 @@ def val_attention(
         setting = Setting(scale, causal, _seen_keys(mask, k), window, softcap)
         return flash_val_attention(q, k, v, vq, vk, lam.expand(q.shape[1]), setting)
     if implementation == "flex":
+        if trained and not q.is_cuda:
+            raise InputError(
+                'implementation="flex" cannot compute this: FlexAttention has no gradients on a CPU; take "folded"'
+            )
         return _flex(q, k, v, vq, vk, lam.expand(q.shape[1]), causal, mask, scale, window, softcap)
     if implementation == "folded" and hopper.why_not(q, vq, mask, window, trained=trained) is None:
         seen = _seen_keys(mask, k)
@@ -263,10 +267,6 @@ def _flex(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    if not q.is_cuda and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, vq, vk, lam)):
-        raise InputError(
-            'implementation="flex" cannot compute this: FlexAttention has no gradients on a CPU; take "folded"'
-        )
     # A tensor that wants a gradient may be looked up only once, so that every dimension is one of its own.
     of_queries = [t.contiguous() for t in (vq.float()).unbind(-1)]
     of_keys = [t.contiguous() for t in (vk.float()).unbind(-1)]

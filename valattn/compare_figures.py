@@ -52,18 +52,7 @@ def annotation(found: Comparison) -> Figure:
     for axis, dimension in zip(axes, names, strict=False):
         part = table[table.dimension == dimension]
         _chance(axis, part.groupby("layer").random_high.max())
-        for condition, rows in part.groupby("condition", sort=False):
-            mean = rows.groupby("layer")[["r", "low", "high"]].mean()
-            drawing.line(
-                axis,
-                list(mean.index),
-                mean.r,
-                mean.low,
-                mean.high,
-                label=str(condition),
-                colour=COLOURS[str(condition)],
-            )
-        drawing.zero(axis)
+        _conditions(axis, part.groupby(["condition", "layer"], sort=False)[["r", "low", "high"]].mean(), "r")
         axis.set(title=dimension, ylim=(-1.05, 1.05))
         _blocks(axis)
     axes[0].set_ylabel("r with annotation")
@@ -116,17 +105,7 @@ def attention(found: Comparison) -> Figure:
             high=grey.random_high,
             label="one more random valuation",
         )
-        for condition, rows in part.groupby("condition", sort=False):
-            drawing.line(
-                axis,
-                rows.layer,
-                rows.change,
-                rows.low,
-                rows.high,
-                label=str(condition),
-                colour=COLOURS[str(condition)],
-            )
-        drawing.zero(axis)
+        _conditions(axis, part.set_index(["condition", "layer"]), "change")
         axis.set_title(quantity if quantity.startswith("on ") else f"change of {quantity}")
         _blocks(axis)
     drawing.legend_below(figure, axes[0])
@@ -162,6 +141,16 @@ def _by_layer(axis: Axes, table: pd.DataFrame, quantity: str) -> None:
     limits = (-3, 93) if quantity == "principal angle" else (-1.05 if quantity in SIGNED else -0.25, 1.05)
     axis.set(title=quantity, ylim=limits)
     _blocks(axis)
+
+
+def _conditions(axis: Axes, table: pd.DataFrame, value: str) -> None:
+    """Draw a value with its interval by layer, a line for each condition; `table` is indexed by condition and layer."""
+    for condition, rows in table.groupby(level="condition", sort=False):
+        name, rows = str(condition), rows.droplevel("condition").sort_index()
+        drawing.line(
+            axis, list(rows.index), rows[value], rows.low, rows.high, label=name, colour=COLOURS[name]
+        )
+    drawing.zero(axis)
 
 
 def _blocks(axis: Axes) -> None:
