@@ -131,6 +131,9 @@ def test_norms_are_read_and_told_apart(given: dict[str, Any], tmp_path: Path) ->
     assert given["turning_and_emotional"][0][2].loc["happy", "valence"] == 9
     with pytest.raises(InputError, match="holds another study"):
         run_claims(small_model(), small_corpus(), tmp_path / "run", progress=False)
+    norms.write_text("word,valence\nhappy,8\nsad,1\n")  # the same file, with other ratings
+    with pytest.raises(InputError, match="holds another study"):
+        run_claims(small_model(), small_corpus(), tmp_path / "run", norms=norms, progress=False)
 
 
 def test_the_command_asks_for_the_same(given: dict[str, Any], tmp_path: Path, capsys: Any) -> None:

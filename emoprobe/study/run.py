@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from emoprobe.corpora import Corpus, load_corpus
 from emoprobe.corpora.tables import SUFFIXES
 from emoprobe.models import LiveModel, load_model
@@ -172,6 +174,11 @@ def folder_name(model: LiveModel, corpus: Corpus) -> Path:
     return Path("runs") / "-".join(
         re.sub(r"[^\w.-]+", "-", Path(part).name).strip("-.") or "model" for part in parts
     )
+
+
+def content_of(norms: pd.DataFrame | None) -> str | None:
+    """Return a hash of people's ratings of words, by which a study's folder knows whether they are the same again."""
+    return None if norms is None else str(pd.util.hash_pandas_object(norms).sum())
 
 
 def written_call(name: str, model: object, corpus: object, out: object, limit: int | None, seed: int) -> str:

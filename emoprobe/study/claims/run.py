@@ -28,7 +28,7 @@ from emoprobe.study.claims.word_classes import turning, word_places
 from emoprobe.study.claims.word_readings import WordReadings, read_words
 from emoprobe.study.conduct import Step, Study
 from emoprobe.study.folder import RunFolder
-from emoprobe.study.run import GROUND_TRUTH, PROBES, begun, probing_step, written_call
+from emoprobe.study.run import GROUND_TRUTH, PROBES, begun, content_of, probing_step, written_call
 from emoprobe.study.texts import readable_part, valuation_dimensions
 from emoprobe.valattn import Valuation
 
@@ -60,15 +60,16 @@ def run_claims(
     `emoprobe.corpora.emotion_words`), by which emotional words are told; without it they are those of a list. Where neither
     valence nor joy is annotated, the claim about long distances is left out. Raises `InputError` as `run_study` does.
     """
+    ratings = None if norms is None else load_word_norms(norms)
     return begun(
         model,
         corpus,
         out,
-        partial(_steps, texts, None if norms is None else load_word_norms(norms)),
+        partial(_steps, texts, ratings),
         {
             "experiments": "claims",
             "texts": texts and texts.fingerprint,
-            "norms": norms and Path(norms).name,
+            "norms": content_of(ratings),
         },
         limit=limit,
         seed=seed,

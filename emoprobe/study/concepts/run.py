@@ -43,7 +43,7 @@ from emoprobe.study.concepts.tuning import tuning
 from emoprobe.study.conduct import Step, Study
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.result import Result
-from emoprobe.study.run import GROUND_TRUTH, PROBES, begun, probing_step, written_call
+from emoprobe.study.run import GROUND_TRUTH, PROBES, begun, content_of, probing_step, written_call
 from emoprobe.study.texts import targets
 
 FELT = ("joy", "pride", "relief", "sadness", "anger", "fear")
@@ -98,7 +98,7 @@ def run_concepts(
         "experiments": "concepts",
         "beside": [other.fingerprint for other in beside],
         "base": None if untuned is None else untuned.fingerprint(),
-        "norms": None if ratings is None else str(pd.util.hash_pandas_object(ratings).sum()),
+        "norms": content_of(ratings),
     }
     return begun(
         model,
