@@ -123,6 +123,20 @@ def test_a_mask_in_another_precision_is_that_mask() -> None:
         assert found.dtype == torch.bfloat16 and torch.equal(found, same)
 
 
+def test_kernels_are_given_masks_in_the_precision_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of GPUs misread others, which none on a CPU does."""
+    given: list[torch.dtype] = []
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **options: object) -> Tensor:
+        given.append(mask.dtype)
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", kernel)
+    inputs = draw(2, 1, 6, 6, 16, 3, torch.bfloat16, batch=1)
+    val_attention(*inputs, mask=torch.zeros(6, 6), implementation="folded")
+    assert given == [torch.bfloat16]
+
+
 def test_queries_far_from_every_key_get_zeros() -> None:
     """More queries than keys, and whole chunks of them outside of the window."""
     inputs = draw(2, 1, 2500, 900, 8, 2, batch=1)

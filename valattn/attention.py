@@ -57,8 +57,6 @@ def val_attention(
     trained = torch.is_grad_enabled() and any(
         isinstance(t, Tensor) and t.requires_grad for t in (q, k, v, vq, vk, strength)
     )
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(q.dtype)  # as the kernels of torch want it
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if implementation is None:
         implementation = choose_implementation(
@@ -191,6 +189,8 @@ def _folded(
     wide_q = fold_queries(q, vq, scale)
     wide_k, wide_v = fold_keys(k, v, vk)
     grouped = q.shape[1] != k.shape[1]
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)  # some kernels of torch misread another
     # The kernels' own causal flag aligns the first query with the first key, so it serves square attention only.
     square = causal and queries == length
     if mask is None and window is None and (square or not causal or queries == 1):
