@@ -321,3 +321,21 @@ def test_each_question_has_its_picture_and_a_notebook_shows_them(
 def test_no_learned_valuation_is_said() -> None:
     with pytest.raises(InputError, match="no learned valuation"):
         compare_valuations(small_model(), make(), [], small_corpus())
+
+
+def test_lines_are_what_the_tables_say(compared: tuple[LiveModel, Comparison]) -> None:
+    _, found = compared
+    texts = found.annotation[found.annotation["of"] == "text"]
+    for question, table, panel, value in (
+        ("attention", found.attention, "quantity", "change"),
+        ("annotation", texts, "dimension", "r"),
+    ):
+        axes = found.plot(question).axes
+        for axis, name in zip(axes, table[panel].unique(), strict=False):
+            drawn = {str(line.get_label()): line.get_xydata().tolist() for line in axis.get_lines()}
+            for condition, rows in table[table[panel] == name].groupby("condition"):
+                means = rows.groupby("layer")[value].mean()
+                assert drawn[str(condition)] == pytest.approx(means.reset_index().to_numpy()), (
+                    name,
+                    condition,
+                )
