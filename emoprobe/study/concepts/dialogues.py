@@ -99,11 +99,6 @@ def targets() -> tuple[str, ...]:
     return tuple(_bank()["deflections"])
 
 
-def displays() -> tuple[str, ...]:
-    """Return what is shown in place of a hidden emotion."""
-    return tuple(_bank()["deflections"][targets()[0]])
-
-
 def turns(emotion: str, topic: str) -> tuple[str, str]:
     """Return the two turns of an emotion on a topic, in the order in which one speaker would say them.
 
