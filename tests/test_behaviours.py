@@ -77,6 +77,8 @@ def test_an_endless_loop_is_ended_and_what_came_before_it_counts() -> None:
     assert not ran.in_time and ran.returned == ([7], [], [])
     asleep = run_code("import time", ["time.sleep(600)"], seconds=0.5)
     assert not asleep.in_time and asleep.returned == ([],)
+    deaf = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    assert not run_code(deaf, ["1"], seconds=1).in_time
     assert time.perf_counter() - begun < 30
 
 

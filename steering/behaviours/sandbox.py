@@ -34,7 +34,7 @@ except (OSError, AttributeError):
     pass
 returned = open(job["returned"], "a")
 for name, most in job["limits"].items():
-    resource.setrlimit(getattr(resource, name), (most, most))
+    resource.setrlimit(getattr(resource, name), most)
 space = {"__name__": "solution"}
 exec(compile(job["code"], "solution", "exec"), space)
 for call in job["calls"]:
@@ -49,7 +49,10 @@ for call in job["calls"]:
 
 @dataclass(frozen=True)
 class Ran:
-    """What calls returned: a list of one value each, empty for a call that failed; `in_time` is False where time ran out."""
+    """What calls returned: a list of one value each, empty for a call that failed; `in_time` is False where time ran out.
+
+    A process that something else killed (the system, when memory runs out) counts as one whose time ran out.
+    """
 
     returned: tuple[list[Any], ...]
     in_time: bool
@@ -71,12 +74,13 @@ def run_code(
     """
     if importlib.util.find_spec("resource") is None:
         raise InputError("this system has no limits for processes, so that code of a model is not run on it")
-    limits = {
-        "RLIMIT_CPU": int(-(-seconds // 1)),
-        "RLIMIT_AS": memory,
-        "RLIMIT_FSIZE": file_size,
-        "RLIMIT_NPROC": 0,
-        "RLIMIT_CORE": 0,
+    whole = int(-(-seconds // 1))
+    limits = {  # soft and hard; one second of CPU lies between, for where both are reached at once the hard one's SIGKILL comes
+        "RLIMIT_CPU": (whole, whole + 1),
+        "RLIMIT_AS": (memory, memory),
+        "RLIMIT_FSIZE": (file_size, file_size),
+        "RLIMIT_NPROC": (0, 0),
+        "RLIMIT_CORE": (0, 0),
     }
     job = json.dumps({"code": code, "calls": list(calls), "limits": limits, "returned": RETURNED})
     with tempfile.TemporaryDirectory(prefix="emoprobe-", ignore_cleanup_errors=True) as folder:
@@ -100,7 +104,10 @@ def run_code(
             process.wait()
         returned = _read(Path(folder) / RETURNED)
     missing: list[list[Any]] = [[]] * (len(calls) - len(returned))
-    return Ran((*returned[: len(calls)], *missing), not running and process.returncode != -signal.SIGXCPU)
+    return Ran(
+        (*returned[: len(calls)], *missing),
+        not running and process.returncode not in (-signal.SIGXCPU, -signal.SIGKILL),
+    )
 
 
 def _read(path: Path) -> list[list[Any]]:
