@@ -1,0 +1,192 @@
+"""Interventions and what they do: steer, inject, sweep, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emoprobe.cli.options import (
+    Columns,
+    Data,
+    Device,
+    DType,
+    LayersOption,
+    Model,
+    NewTokens,
+    Probes,
+    Prompt,
+    Ranges,
+    Seed,
+)
+from emoprobe.errors import InputError
+
+
+def steer(
+    model: Model,
+    probes: Probes,
+    concept: Annotated[str, typer.Argument(help="A concept of the probe set.", show_default=False)],
+    prompt: Prompt,
+    strength: Annotated[
+        float, typer.Option(help="Fraction of the mean residual norm; below 0, away from it.")
+    ] = 0.05,
+    layers: LayersOption = "0.66",
+    positions: Annotated[str, typer.Option(help="all, prompt, generated or last.")] = "all",
+    max_new_tokens: NewTokens = 40,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Continue a prompt with and without a concept's direction, each time with the likeliest token."""
+    from emoprobe import typed
+    from emoprobe.probes import load_probes
+    from emoprobe.steering import steer as steered
+
+    prompt = typed.words(prompt)
+    loaded = load_probes(probes)
+    direction = loaded[concept]
+    live = typed.model(model, device, dtype)
+    loaded.check_model(live)
+    with steered(live, direction, strength, typed.layers(layers), positions):
+        after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    _side_by_side(prompt, before, f"{concept} {strength:+g}", after)
+
+
+def inject(
+    model: Model,
+    probes: Annotated[Path, typer.Argument(help="A probe set or a valuation.", show_default=False)],
+    prompt: Prompt,
+    strength: Annotated[float | None, typer.Option(help="λ.", show_default="learned, else 0.5")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Attention blocks to inject into, from 0.", show_default="all")
+    ] = None,
+    concepts: Annotated[str | None, typer.Option(help="Dimensions to value by.", show_default="all")] = None,
+    max_new_tokens: NewTokens = 40,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Continue a prompt with and without a valuation in attention, each time with the likeliest token."""
+    from emoprobe import typed
+    from emoprobe.valattn import inject as injected
+
+    prompt = typed.words(prompt)
+    valuation, loaded = typed.valuation(probes, typed.split(concepts))
+    lam = 0.5 if strength is None and valuation.strength is None else strength
+    live = typed.model(model, device, dtype)
+    if loaded is not None:
+        loaded.check_model(live)
+    with injected(live, valuation, lam, None if layers is None else typed.layers(layers)):
+        after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    _side_by_side(prompt, before, "λ learned" if lam is None else f"λ = {lam:g}", after)
+
+
+def sweep(
+    model: Model,
+    probes: Annotated[
+        Path, typer.Argument(help="A probe set, or a valuation without CONCEPT.", show_default=False)
+    ],
+    concept: Annotated[
+        str | None, typer.Argument(help="Steer with this concept; without it, inject.", show_default=False)
+    ] = None,
+    strengths: Annotated[
+        str | None, typer.Option(help="A list of s or λ.", show_default="−0.1 … 0.1 for s, −1 … 1 for λ")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Residual streams for s, blocks for λ.", show_default="0.66 for s, all for λ"),
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Texts to measure on, one a line.", show_default="built-in passages")
+    ] = None,
+    controls: Annotated[int, typer.Option(min=0, help="Random directions beside it.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write every number to a CSV file.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write the picture to an SVG or PNG file.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Measure the effect of growing strength, beside random controls."""
+    from emoprobe import drawing, typed
+    from emoprobe.artefacts import write_bytes
+    from emoprobe.probes import load_probes
+    from emoprobe.steering import kl, nll, read_out
+    from emoprobe.steering import sweep as swept
+
+    for path in (output, figure):
+        if path is not None:
+            typed.writable(path)
+    if figure is not None and figure.suffix.lower() not in (".svg", ".png"):
+        raise InputError(
+            f'"{figure}" is neither an SVG nor a PNG file: give a name that ends in .svg or .png'
+        )
+    subject: Any
+    loaded: Any
+    if concept is None:
+        subject, loaded = typed.valuation(probes, None)
+    else:
+        loaded = load_probes(probes)
+        subject = loaded[concept]
+    doses = typed.numbers(strengths or ("-1,-0.5,0,0.5,1" if concept is None else "-0.1,-0.05,0,0.05,0.1"))
+    lines = typed.lines(texts)
+    live = typed.model(model, device, dtype)
+    measures = [nll(lines), kl(lines)]
+    if loaded is not None:
+        loaded.check_model(live)
+    if loaded is not None and live.n_layers in loaded.layers:
+        names = list(loaded.concepts[:3]) if concept is None else [concept]
+        measures += [read_out(loaded, name, live.n_layers) for name in names]
+    where = None if layers is None else typed.layers(layers)
+    found = swept(live, subject, doses, lines, measures, layers=where, controls=controls, seed=seed)
+    typer.echo(repr(found))
+    if output is not None:
+        write_bytes(output, found.frame.to_csv(index=False).encode())
+    if figure is not None:
+        picture = found.plot()
+        write_bytes(
+            figure, drawing.png(picture) if figure.suffix.lower() == ".png" else drawing.svg(picture).encode()
+        )
+    for path in (output, figure):
+        if path is not None:
+            typer.echo(f"written: {path}")
+
+
+def compare(
+    model: Model,
+    probed: Annotated[
+        Path, typer.Argument(help="A valuation, or a probe set to make one of.", show_default=False)
+    ],
+    learned: Annotated[Path, typer.Argument(help="A learned valuation, with its λ.", show_default=False)],
+    corpus: Annotated[
+        str, typer.Option(help="Texts to compare on; best ones that neither was fitted on.")
+    ] = "bundled",
+    folder: Data = None,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most so many texts.")] = 200,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Compare a probed with a learned valuation."""
+    from emoprobe import typed
+    from emoprobe.valattn import compare_valuations
+
+    second, _ = typed.valuation(learned, None)
+    first, _ = typed.valuation(probed, list(second.dimensions))
+    texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
+    typer.echo(
+        repr(
+            compare_valuations(
+                typed.model(model, device, dtype), first, second, texts, limit=limit, seed=seed
+            )
+        )
+    )
+
+
+def _side_by_side(prompt: str, before: object, name: str, after: object) -> None:
+    same = " (no difference)" if after == before else ""
+    typer.echo(f"untouched\n  {prompt}{before}\n\n{name}{same}\n  {prompt}{after}")

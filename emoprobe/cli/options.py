@@ -1,0 +1,49 @@
+"""The arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".', show_default=False)]
+Probes = Annotated[Path, typer.Argument(help="A probe set, as `emoprobe fit` writes it.", show_default=False)]
+Prompt = Annotated[str, typer.Argument(help="The text to go on from.", show_default=False)]
+Device = Annotated[
+    str | None, typer.Option(help="Where the model runs, for example cuda.", show_default="cpu")
+]
+DType = Annotated[
+    str | None, typer.Option(help="Type of the weights, for example bfloat16.", show_default="the model's")
+]
+Seed = Annotated[int, typer.Option(help="Everything that is drawn is drawn with it.")]
+LayersOption = Annotated[
+    str,
+    typer.Option(
+        help='Residual streams (0 is the embedding): an index, a fraction, a list 2,4, a slice 2:5, or "all".'
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        help="Which column is what: text=sentence,labels=emotion,valence=V,group=document.",
+        show_default=False,
+    ),
+]
+Ranges = Annotated[
+    str | None,
+    typer.Option(help="Lowest and highest annotation: valence=1:9,arousal=1:9.", show_default=False),
+]
+Data = Annotated[
+    Path | None, typer.Option(help="The folder that holds a published corpus.", show_default="download it")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many texts.", show_default=False)]
+StudyModel = Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".')]
+StudyCorpus = Annotated[
+    str, typer.Option(help='The texts to fit probes on: a corpus by name, a file, or "bundled".')
+]
+StudyLimit = Annotated[
+    int | None, typer.Option(min=1, help="Use at most so many texts.", show_default="3000")
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Do again what is done already.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to write.")]

@@ -1,0 +1,182 @@
+"""Whole experiments: study, concepts, claims; and their report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emoprobe.cli.options import (
+    Columns,
+    Data,
+    Device,
+    DType,
+    Ranges,
+    Restart,
+    Seed,
+    StudyCorpus,
+    StudyLimit,
+    StudyModel,
+)
+
+if TYPE_CHECKING:
+    from emoprobe.corpora import Corpus
+    from emoprobe.study import Study
+
+FAILED = 1
+"""The exit status of a study whose checks failed."""
+
+
+def study(
+    context: typer.Context,
+    model: StudyModel = "bundled",
+    corpus: StudyCorpus = "bundled",
+    folder: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS")
+    ] = None,
+    limit: StudyLimit = None,
+    seed: Seed = 0,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    device: Device = None,
+    dtype: DType = None,
+    restart: Restart = False,
+) -> None:
+    """Run every experiment and write a report.
+
+    Probes are fitted and validated, made into a valuation, injected, steered with, learned anew and compared. Without arguments
+    it runs on the bundled model and corpus, in some minutes and without a network.
+    """
+    from emoprobe.study import run_study
+
+    texts = _texts(corpus, folder, columns, ranges, seed)
+    _reported(_asked(run_study, context, model, texts, out, limit, seed, restart, device, dtype))
+
+
+def concepts(
+    context: typer.Context,
+    model: StudyModel = "bundled",
+    corpus: StudyCorpus = "bundled",
+    folder: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS-concepts")
+    ] = None,
+    limit: StudyLimit = None,
+    seed: Seed = 0,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    base: Annotated[
+        str | None, typer.Option(help="The model that MODEL was tuned from.", show_default="not compared")
+    ] = None,
+    norms: Annotated[
+        Path | None,
+        typer.Option(help="People's ratings of words, a file.", show_default="those of the texts"),
+    ] = None,
+    device: Device = None,
+    dtype: DType = None,
+    restart: Restart = False,
+) -> None:
+    """Run the representation experiments of "Emotion Concepts" and write a report.
+
+    How emotions lie to each other, implicit scenarios, numeric intensity, user against reply, persistence, negation, persons
+    and speakers, hidden emotions, states, where a read-out comes from, what tuning shifts: each beside its controls and what
+    was published of it (Sofroniew et al. 2026, arXiv 2604.07729).
+    """
+    from functools import partial
+
+    from emoprobe import typed
+    from emoprobe.study import run_concepts
+
+    texts = _texts(corpus, folder, columns, ranges, seed)
+    run = partial(run_concepts, base=None if base is None else typed.model(base, device, dtype), norms=norms)
+    _reported(_asked(run, context, model, texts, out, limit, seed, restart, device, dtype))
+
+
+def claims(
+    context: typer.Context,
+    model: StudyModel = "bundled",
+    corpus: StudyCorpus = "bundled",
+    folder: Data = None,
+    norms: Annotated[
+        Path | None,
+        typer.Option(help="A file of human word norms.", show_default="a list of emotion words"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS-claims")
+    ] = None,
+    limit: StudyLimit = None,
+    seed: Seed = 0,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    device: Device = None,
+    dtype: DType = None,
+    restart: Restart = False,
+) -> None:
+    """Put the claims of valuation attention's source to the test and write a report.
+
+    Word magnitudes vary more; turning words gain and emotional ones lose; emotional context is carried far; the cost is small:
+    each beside random valuations and the other sign of λ, with a verdict (J. Marín 2024).
+    """
+    from functools import partial
+
+    from emoprobe.study import run_claims
+
+    texts = _texts(corpus, folder, columns, ranges, seed)
+    run = partial(run_claims, norms=norms)
+    _reported(_asked(run, context, model, texts, out, limit, seed, restart, device, dtype))
+
+
+def report(run: Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)]) -> None:
+    """Write a study's report.html anew."""
+    from emoprobe.study import load_study
+
+    typer.echo(f"report: {load_study(run).write_report()}")
+
+
+def _texts(
+    corpus: str, folder: Path | None, columns: str | None, ranges: str | None, seed: int
+) -> str | Corpus:
+    """Return a corpus, or its name where nothing more is said of it."""
+    from emoprobe import typed
+
+    plain = folder is None and columns is None and ranges is None
+    return corpus if plain else typed.corpus(corpus, folder, columns, ranges, None, seed)
+
+
+def _asked(
+    run: Callable[..., Study],
+    context: typer.Context,
+    model: str,
+    texts: str | Corpus,
+    out: Path | None,
+    limit: int | None,
+    seed: int,
+    restart: bool,
+    device: str | None,
+    dtype: str | None,
+) -> Study:
+    """Run all experiments of a kind as they were asked for."""
+    from emoprobe import typed
+
+    return run(
+        typed.model(model, device, dtype),
+        texts,
+        out,
+        limit=limit,
+        seed=seed,
+        resume=not restart,
+        command=shlex.join(["emoprobe", *context.obj]),
+    )
+
+
+def _reported(found: Study) -> None:
+    """Say where the report is, and end with a status of its own where a check failed."""
+    typer.echo(f"report: {found.folder / 'report.html'}")
+    if not found.passed:
+        failed = [f"{r.name}: {name}" for r in found.results for name, held in r.checks.items() if not held]
+        typer.echo(f"emoprobe: {len(failed)} checks failed ({'; '.join(failed)})", err=True)
+        raise typer.Exit(FAILED)
