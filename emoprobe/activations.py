@@ -110,13 +110,13 @@ def capture(
     for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
         pooled = pooled_by(part.stream.float(), part.counted(start)).to("cpu", torch.float32)
         if vectors is None:
-            vectors = _room(len(texts), len(pooled), *pooled.shape[2:])
+            vectors = room(len(texts), len(pooled), *pooled.shape[2:])
         vectors.index_copy_(0, torch.tensor(part.indices), pooled.transpose(0, 1))
     assert vectors is not None
     return vectors
 
 
-def _room(*shape: int) -> Tensor:
+def room(*shape: int) -> Tensor:
     """Return a float32 tensor to fill: in memory, or in a file if it takes more than `IN_MEMORY` bytes."""
     size = torch.Size(shape).numel()
     if 4 * size <= IN_MEMORY:

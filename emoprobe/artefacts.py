@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,10 @@ def write_artefact(
     return write_bytes(path, save(content, metadata))
 
 
-def read_artefact(path: str | Path, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the record of an artefact of this kind.
+def read_artefact(
+    path: str | Path, kind: str, version: int, names: Sequence[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors, or those of these names only, and the record of an artefact of this kind.
 
     Raises `InputError` for a file that is missing, damaged, of another kind or written by a later version.
     """
@@ -79,7 +81,7 @@ def read_artefact(path: str | Path, kind: str, version: int) -> tuple[dict[str, 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # it is no dict
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
         record = json.loads(metadata[KEY])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(

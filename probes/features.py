@@ -6,6 +6,7 @@ among the layers: it is a control, asked for or not.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 from torch import Tensor, isfinite
 
+from emoprobe.activation_store import store_activations
 from emoprobe.activations import Pool
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
@@ -72,10 +74,13 @@ def read_features(
     batch_size: int = 32,
     seed: int = 0,
     level: str = "text",
+    keep: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Features:
     """Read a corpus once, at layer 0 and `layers`; options are as in `fit_probes`, and so is what is refused."""
     check_estimator(estimator)
+    if keep is not None and level != "text":
+        raise InputError(f'keep="{keep}" is for whole texts, not for level="{level}": leave one of both out')
     concepts = [concepts] if isinstance(concepts, str) else concepts
     chosen = tuple(sorted(resolve_layers(layers, model.n_layers)))
     captured = tuple(sorted({0, *chosen}))
@@ -86,7 +91,9 @@ def read_features(
     rows, groups = (corpus, None) if units is None else (units.corpus, units.groups)
     tasks = plan(rows, concepts, folds, seed, groups)
     estimators = estimators_for(estimator, tasks)
-    if units is None:
+    if keep is not None:
+        vectors = store_activations(model, corpus.texts, keep, captured, pool, **read).vectors()
+    elif units is None:
         vectors = model.capture(corpus.texts, captured, pool, **read)
     else:
         vectors = capture_units(model, corpus.texts, units, captured, pool, **read)

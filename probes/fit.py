@@ -6,6 +6,7 @@ tokens spread along each direction. Everything is seeded: the same call gives th
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -72,6 +73,7 @@ def fit_probes(
     batch_size: int = 32,
     seed: int = 0,
     confounds: Mapping[str, Sequence[object]] | None = None,
+    keep: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ProbeSet:
     """Fit a linear probe for each concept at each layer, with cross-validated scores and their controls.
@@ -89,6 +91,9 @@ def fit_probes(
     number of tokens). A `ConfoundWarning` tells of annotations that are the same all over each group, which no folds can tell
     from it.
 
+    With `keep`, a folder, the texts' vectors are kept there shard by shard while they are read, so that the same fit, broken
+    off and called again, goes on behind the last shard, to the same end; see `emoprobe.activation_store`.
+
     Raises `InputError` for an unknown concept, for "logistic" without labels, and for fewer groups than folds.
     """
     _check_options(permutations, bootstrap)
@@ -105,6 +110,7 @@ def fit_probes(
         folds=folds,
         batch_size=batch_size,
         seed=seed,
+        keep=keep,
         progress=progress,
     )
     tasks, texts, chosen, units = read.tasks, read.texts, read.chosen, read.units

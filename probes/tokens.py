@@ -5,7 +5,7 @@ Which tokens count is said by `emoprobe.models.live.Batch.counted`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -35,6 +35,14 @@ class TokenMeans:
         self._norms = self._norms + vectors.norm(dim=-1).sum((1, 2)).double().cpu()
         self._count += int(counted.sum())
         return self._pool(stream, counted)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what was added up so far, for `restore`."""
+        return {"vectors": self._vectors, "norms": self._norms, "count": torch.tensor(self._count)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what was added up before."""
+        self._vectors, self._norms, self._count = state["vectors"], state["norms"], int(state["count"])
 
     @property
     def mean(self) -> Tensor:

@@ -1,0 +1,268 @@
+"""Pooled activations on disk: shards with checksums and an index, written one after another and read back lazily.
+
+    index.json            what was asked, how many bytes that takes, and which texts lie in which shard
+    000000.safetensors …  for each layer `layer.L` (texts, d_model), and the sums of the pool, where it keeps some
+
+Every file is written whole or not at all, so that what was broken off goes on behind the last shard that is there, to the same
+end. Nothing here holds more than one shard in memory, but for `vectors` and `layer`, which say what they return.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.filesize import decimal
+from rich.progress import track
+from torch import Tensor
+
+from emoprobe.activations import Pool, pooling, room, stream_residuals
+from emoprobe.artefacts import read_artefact, write_artefact, write_bytes
+from emoprobe.errors import InputError
+from emoprobe.layers import Layers, resolve_layers
+
+if TYPE_CHECKING:
+    from emoprobe.models.live import LiveModel
+
+KIND, VERSION = "shard of activations", 1
+INDEX = "index.json"
+SHARD = 1024
+"""Texts of a shard: few enough to lose little, many enough to sort by length."""
+
+
+@dataclass(frozen=True)
+class ActivationStore:
+    """Vectors of texts at some layers, in a folder. `store_activations` writes one, `load_activations` opens one.
+
+    `texts` is their number, `layers` says which residual streams, `dtype` how numbers lie on disk, `shard` how many texts a
+    shard holds, and `size` how many bytes all vectors take there.
+    """
+
+    folder: Path
+    texts: int
+    layers: tuple[int, ...]
+    d_model: int
+    dtype: torch.dtype
+    shard: int
+    asked: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all vectors."""
+        return self.texts * len(self.layers) * self.d_model * self.dtype.itemsize
+
+    @property
+    def rows(self) -> list[slice]:
+        """Which texts each shard holds."""
+        return [
+            slice(first, min(first + self.shard, self.texts)) for first in range(0, self.texts, self.shard)
+        ]
+
+    @property
+    def done(self) -> int:
+        """Shards that are there, from the first on without a gap."""
+        there = (self._path(number).is_file() for number in range(len(self.rows)))
+        return next((number for number, found in enumerate(there) if not found), len(self.rows))
+
+    def shards(self, layers: Sequence[int] | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield which texts and their vectors, float32 (texts, layers, d_model), reading these layers only (default: all).
+
+        Raises `InputError` for a layer that is not kept, and for a shard that is missing, damaged or of another store.
+        """
+        for number, rows in enumerate(self.rows):
+            found = self._read(number, [self._name(layer) for layer in layers or self.layers])
+            yield rows, torch.stack([part.float() for part in found.values()], 1)
+
+    def layer(self, layer: int) -> Tensor:
+        """Return the vectors at one layer, float32 (texts, d_model)."""
+        return torch.cat([vectors[:, 0] for _, vectors in self.shards([layer])])
+
+    def vectors(self) -> Tensor:
+        """Return all vectors, float32 (texts, layers, d_model), as `emoprobe.activations.capture` does."""
+        filled = room(self.texts, len(self.layers), self.d_model)
+        for rows, vectors in self.shards():
+            filled[rows] = vectors
+        return filled
+
+    def sums(self, number: int) -> dict[str, Tensor]:
+        """Return what the pool had added up when a shard was written."""
+        kept = read_artefact(self._path(number), KIND, VERSION, ())[1]["sha256"]
+        names = [name for name in kept if not name.startswith("layer.")]
+        return self._read(number, names)
+
+    def write(self, number: int, vectors: Tensor, sums: dict[str, Tensor]) -> None:
+        """Keep a shard: vectors (texts, layers, d_model) and the sums of the pool."""
+        by_layer = vectors.to(self.dtype).unbind(1)
+        tensors = {self._name(layer): part for layer, part in zip(self.layers, by_layer, strict=True)} | sums
+        record = {"asked": self.asked, "sha256": {name: _sha256(part) for name, part in tensors.items()}}
+        try:
+            write_artefact(self._path(number), KIND, VERSION, tensors, record)
+        except OSError as error:
+            raise InputError(
+                f'cannot write to "{self.folder}" ({error.strerror}): {number} of {len(self.rows)} shards are kept there, and '
+                "the same call goes on behind them once there is room"
+            ) from error
+
+    def _read(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
+        path = self._path(number)
+        found, record = read_artefact(path, KIND, VERSION, names)
+        sound = all(_sha256(part) == record["sha256"].get(name) for name, part in found.items())
+        if record.get("asked") != self.asked or not sound:
+            raise InputError(
+                f'"{path}" is damaged or of other activations: delete it, and those behind it, and make them again'
+            )
+        return found
+
+    def _name(self, layer: int) -> str:
+        if layer not in self.layers:
+            raise InputError(f'layer {layer} is not kept in "{self.folder}": there are {list(self.layers)}')
+        return f"layer.{layer}"
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06}.safetensors"
+
+
+def store_activations(
+    model: LiveModel,
+    texts: Sequence[str],
+    folder: str | os.PathLike[str],
+    layers: Layers = "all",
+    pool: Pool = "mean",
+    *,
+    start: int = 1,
+    dtype: torch.dtype = torch.float32,
+    shard: int | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> ActivationStore:
+    """Write one vector per text and layer to a folder, `shard` texts (default: SHARD) at a time; return the store of them.
+
+    `pool`, `start` and `batch_size` are as in `emoprobe.activations.capture`; a pool that adds up more on the way has `state()`
+    and `restore()`, and its sums are kept with each shard. `dtype` is float32 or bfloat16. The same call goes on where an
+    earlier one was broken off, and both give the same bytes. The space that is needed is looked for first.
+
+    Raises `InputError` for a folder that holds something else, another dtype, no texts, and a disk without room.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise InputError(f"dtype={dtype}: activations are kept as torch.float32 or torch.bfloat16")
+    shard = SHARD if shard is None else shard
+    if not texts or shard < 1:
+        raise InputError(f"{len(texts)} texts in shards of {shard}: give at least one of both")
+    chosen = tuple(resolve_layers(layers, model.n_layers))
+    asked = {
+        "model": model.fingerprint(),
+        "model_dtype": str(model.dtype),
+        "texts": len(texts),
+        "sha256": _sha256_of(texts),
+        "layers": list(chosen),
+        "d_model": model.d_model,
+        "pool": _named(pool),
+        "start": start,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shard": shard,
+        "batch_size": batch_size,
+    }
+    store = _opened(Path(folder), asked)
+    done = store.done
+    _check_room(store, done)
+    restore: Callable[[dict[str, Tensor]], None] | None = getattr(pool, "restore", None)
+    if done and restore is not None:
+        restore(store.sums(done - 1))
+    pooled_by = pooling(pool)
+    numbers = range(done, len(store.rows))
+    title = f"reading {model.name}, {decimal(store.size)} to {store.folder}"
+    for number in track(
+        numbers, title, total=len(store.rows), completed=done, disable=not progress, transient=True
+    ):
+        part = texts[store.rows[number]]
+        vectors = torch.empty(len(part), len(chosen), model.d_model)
+        for read in stream_residuals(model, part, chosen, batch_size=batch_size):
+            pooled = pooled_by(read.stream.float(), read.counted(start)).to("cpu", torch.float32)
+            vectors.index_copy_(0, torch.tensor(read.indices), pooled.transpose(0, 1))
+        store.write(number, vectors, pool.state() if hasattr(pool, "state") else {})
+    return store
+
+
+def load_activations(folder: str | os.PathLike[str]) -> ActivationStore:
+    """Open activations that `store_activations` wrote. Raises `InputError` where there are none, or not all of them."""
+    store = _store(Path(folder), _index(Path(folder)))
+    if store.done < len(store.rows):
+        raise InputError(
+            f'"{folder}" holds {store.done} of {len(store.rows)} shards: call store_activations once more, it goes on there'
+        )
+    return store
+
+
+def _opened(folder: Path, asked: dict[str, Any]) -> ActivationStore:
+    """Return the store in a folder, where it is the one that is asked for, or begin it there."""
+    if not (folder / INDEX).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f'"{folder}" holds something else: give a folder that is new or empty')
+        try:
+            write_bytes(folder / INDEX, (json.dumps(asked, indent=1) + "\n").encode())
+        except OSError as error:
+            raise InputError(f'cannot write to "{folder}" ({error.strerror}): give another folder') from error
+    found = _index(folder)
+    other = [name for name in asked if found.get(name) != asked[name]]
+    if other:
+        raise InputError(
+            f'"{folder}" holds other activations ({", ".join(other)} differ): give another folder, or delete it'
+        )
+    return _store(folder, found)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        _store(folder, found)
+    except FileNotFoundError:
+        raise InputError(f'"{folder}" holds no activations: there is no {INDEX} in it') from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f'"{folder / INDEX}" is damaged ({type(error).__name__}): delete the folder'
+        ) from error
+    return dict(found)
+
+
+def _store(folder: Path, asked: dict[str, Any]) -> ActivationStore:
+    layers = tuple(int(layer) for layer in asked["layers"])
+    texts, d_model, shard = (int(asked[name]) for name in ("texts", "d_model", "shard"))
+    dtype: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked["dtype"]]
+    if min(texts, d_model, shard) < 1:
+        raise ValueError("numbers below one")
+    identity = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return ActivationStore(folder, texts, layers, d_model, dtype, shard, identity)
+
+
+def _check_room(store: ActivationStore, done: int) -> None:
+    rest = store.size * (len(store.rows) - done) // len(store.rows)
+    free = shutil.disk_usage(store.folder).free
+    if rest > free:
+        raise InputError(
+            f'{decimal(rest)} of activations do not fit into "{store.folder}", which has {decimal(free)} left: capture fewer '
+            "layers or texts, give dtype=torch.bfloat16, or a folder with more room"
+        )
+
+
+def _named(pool: Pool) -> str:
+    inner = getattr(pool, "pool", pool)
+    return inner if isinstance(inner, str) else str(getattr(inner, "__qualname__", type(inner).__name__))
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+
+
+def _sha256_of(texts: Sequence[str]) -> str:
+    whole = hashlib.sha256()
+    for text in texts:
+        content = text.encode("utf-8", "surrogatepass")
+        whole.update(len(content).to_bytes(8, "big") + content)
+    return whole.hexdigest()

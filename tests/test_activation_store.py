@@ -1,0 +1,198 @@
+"""Activations on disk are those in memory, to the bit the same after any interruption, and damage to them is seen."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model
+
+from emoprobe import activation_store
+from emoprobe.activation_store import load_activations, store_activations
+from emoprobe.activations import capture
+from emoprobe.corpora import Corpus
+from emoprobe.errors import InputError
+from emoprobe.models.live import LiveModel
+from emoprobe.probes import fit_probes
+from emoprobe.probes.tokens import TokenMeans
+
+TEXTS = [f"{'very ' * (7 * number % 11)}happy was the dog number {number}" for number in range(26)]
+OPTIONS = {"layers": [0, 2], "shard": 6, "batch_size": 4}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+class BrokenOffError(Exception):
+    """What ends a run early."""
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let models die once they have read as many batches as the list's one number says."""
+    left = [10**6]
+    streams = type(tiny_model("gpt2")).streams
+
+    def mortal(self: LiveModel, *given: object, **options: object) -> torch.Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise BrokenOffError
+        return streams(self, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(tiny_model("gpt2")), "streams", mortal)
+    return left
+
+
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_what_is_stored_is_what_is_captured(tmp_path: Path, pool: str) -> None:
+    model = tiny_model("gpt2")
+    store = store_activations(model, TEXTS, tmp_path, pool=pool, **OPTIONS)
+    wanted = capture(model, TEXTS, OPTIONS["layers"], pool)
+    assert torch.allclose(store.vectors(), wanted, atol=1e-6)
+    again = load_activations(tmp_path)
+    assert again == store and torch.equal(again.layer(2), store.vectors()[:, 1])
+    parts = list(again.shards([2]))
+    assert [rows.stop - rows.start for rows, _ in parts] == [6, 6, 6, 6, 2]
+    assert torch.equal(torch.cat([vectors for _, vectors in parts]), store.vectors()[:, 1:])
+
+
+def test_half_precision_halves_the_size_that_is_stated(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    whole = store_activations(model, TEXTS, tmp_path / "32", **OPTIONS)
+    half = store_activations(model, TEXTS, tmp_path / "16", dtype=torch.bfloat16, **OPTIONS)
+    assert whole.size == 26 * 2 * model.d_model * 4 == 2 * half.size
+    on_disk = sum(
+        part.numel() * part.element_size()
+        for f in sorted((tmp_path / "16").glob("*.safetensors"))
+        for part in load_file(f).values()
+    )
+    assert on_disk == half.size
+    assert torch.equal(half.vectors(), whole.vectors().bfloat16().float())
+    with pytest.raises(InputError, match="float32 or"):
+        store_activations(model, TEXTS, tmp_path / "64", dtype=torch.float64)
+
+
+@pytest.mark.parametrize("batches", range(8))
+def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
+    tmp_path: Path, dying: list[int], batches: int
+) -> None:
+    model, pool = tiny_model("gpt2"), TokenMeans("mean")
+    store_activations(model, TEXTS, tmp_path / "whole", pool=pool, **OPTIONS)
+    dying[0] = batches
+    with pytest.raises(BrokenOffError):
+        store_activations(model, TEXTS, tmp_path / "broken", pool=TokenMeans("mean"), **OPTIONS)
+    kept = contents(tmp_path / "broken")
+    assert len(kept) == 1 + batches // 2  # the index, and a shard for each two batches
+    with pytest.raises(InputError, match=rf"holds {batches // 2} of 5 shards"):
+        load_activations(tmp_path / "broken")
+    dying[0], resumed = 9 - batches // 2 * 2, TokenMeans("mean")  # no finished shard is read again
+    store_activations(model, TEXTS, tmp_path / "broken", pool=resumed, **OPTIONS)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    assert torch.equal(resumed.mean, pool.mean) and torch.equal(resumed.norm, pool.norm)
+
+
+def test_a_fit_that_was_broken_off_gives_the_same_probes(
+    tmp_path: Path, dying: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activation_store, "SHARD", 6)
+    model = tiny_model("gpt2")
+    rows = {
+        "text": TEXTS,
+        "labels": [["joy", "fear"][n % 2] for n in range(26)],
+        "group": [f"group {n // 4}" for n in range(26)],
+    }
+    corpus = Corpus.from_columns(rows, name="texts")
+    options = {"layers": [1, 2], "permutations": 0, "bootstrap": 0, "batch_size": 4, "progress": False}
+    whole = fit_probes(model, corpus, keep=tmp_path / "whole", **options)
+    dying[0] = 3
+    with pytest.raises(BrokenOffError):
+        fit_probes(model, corpus, keep=tmp_path / "broken", **options)
+    dying[0] = 10**6
+    resumed = fit_probes(model, corpus, keep=tmp_path / "broken", **options)
+    assert resumed.save(tmp_path / "a").read_bytes() == whole.save(tmp_path / "b").read_bytes()
+    plain = fit_probes(model, corpus, **options)
+    assert torch.allclose(plain.directions, whole.directions, atol=1e-4)
+    assert torch.allclose(plain.reference_mean, whole.reference_mean, atol=1e-5)
+    with pytest.raises(InputError, match="whole texts"):
+        fit_probes(model, corpus, keep=tmp_path / "c", level="sentence", **options)
+
+
+@pytest.mark.parametrize("change", ["number", "checksum", "truncated", "other", "missing"])
+def test_a_damaged_shard_is_seen(tmp_path: Path, change: str) -> None:
+    model = tiny_model("gpt2")
+    store = store_activations(model, TEXTS, tmp_path / "a", **OPTIONS)
+    path = tmp_path / "a" / "000001.safetensors"
+    if change == "number":
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    elif change == "checksum":
+        save_file(
+            load_file(path),
+            path,
+            {
+                "emoprobe": json.dumps(
+                    {"kind": "shard of activations", "version": 1, "asked": store.asked, "sha256": {}}
+                )
+            },
+        )
+    elif change == "truncated":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif change == "other":
+        store_activations(model, TEXTS[::-1], tmp_path / "b", **OPTIONS)
+        shutil.copy(tmp_path / "b" / path.name, path)
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"000001|no file"):
+        store.vectors()
+
+
+def test_what_is_asked_for_has_to_be_what_lies_there(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    store = store_activations(model, TEXTS, tmp_path / "a", **OPTIONS)
+    for other in (
+        {"start": 2},
+        {"layers": [0, 1]},
+        {"pool": "last"},
+        {"dtype": torch.bfloat16},
+        {"shard": 7},
+    ):
+        with pytest.raises(InputError, match="other activations"):
+            store_activations(model, TEXTS, tmp_path / "a", **{**OPTIONS, **other})
+    with pytest.raises(InputError, match=r"\(sha256 differ"):
+        store_activations(model, [*TEXTS[:-1], "another"], tmp_path / "a", **OPTIONS)
+    with pytest.raises(InputError, match=r"other activations \(model"):
+        store_activations(tiny_model("gpt2", seed=1), TEXTS, tmp_path / "a", **OPTIONS)
+    with pytest.raises(InputError, match="layer 1 is not kept"):
+        store.layer(1)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "letter.txt").write_text("dear")
+    for call in (
+        lambda: store_activations(model, TEXTS, tmp_path / "b", **OPTIONS),
+        lambda: load_activations(tmp_path / "b"),
+    ):
+        with pytest.raises(InputError, match=r"something else|no activations"):
+            call()
+    for broken in (
+        "{",
+        "[]",
+        '{"layers": 3}',
+        json.dumps({**json.loads((tmp_path / "a" / "index.json").read_text()), "shard": 0}),
+    ):
+        (tmp_path / "a" / "index.json").write_text(broken)
+        with pytest.raises(InputError, match="damaged"):
+            load_activations(tmp_path / "a")
+
+
+def test_a_disk_without_room_is_said_to_be_full_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dying: list[int]
+) -> None:
+    model, usage = tiny_model("gpt2"), namedtuple("usage", "free")
+    dying[0] = 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(26 * 2 * model.d_model * 4 - 1))
+    with pytest.raises(InputError, match="do not fit"):
+        store_activations(model, TEXTS, tmp_path, **OPTIONS)
