@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from small_study import small_corpus, small_model
 
-from emoprobe import cli
+from emoprobe import activation_store, cli
 from emoprobe.errors import InputError
 from emoprobe.study import run
 
@@ -152,6 +152,32 @@ def test_a_trace_that_goes_to_a_file_is_whole(call: Call, files: Path) -> None:
     assert written.token.tolist() == found.token.tolist() and written.value.tolist() == pytest.approx(
         found.value.tolist()
     )
+
+
+def test_a_fit_that_was_broken_off_goes_on(call: Call, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["fit", "model", "days.csv", "--columns", "text=sentence,valence=V,arousal=arousal,group=group"]
+    monkeypatch.setattr(activation_store, "SHARD", 20)
+    assert call(*wanted, "-o", "whole.safetensors")[0] == 0
+    write, kept = activation_store.ActivationStore.write, files / "broken.safetensors.activations"
+
+    def interrupted(self: activation_store.ActivationStore, number: int, *given: object) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+        write(self, number, *given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(activation_store.ActivationStore, "write", interrupted)
+        assert call(*wanted, "-o", "broken.safetensors")[0] == 130
+    assert len(list(kept.glob("*.safetensors"))) == 2 and not (files / "broken.safetensors").exists()
+    before = {file: file.stat().st_mtime_ns for file in kept.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda folder: None)
+        assert call(*wanted, "-o", "broken.safetensors")[0] == 0
+    assert before == {
+        file: file.stat().st_mtime_ns for file in before
+    }  # finished shards are not written again
+    assert (files / "broken.safetensors").read_bytes() == (files / "whole.safetensors").read_bytes()
+    assert not (files / "whole.safetensors.activations").exists()
 
 
 @pytest.mark.parametrize("width", [30, 60, 200])

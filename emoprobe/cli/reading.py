@@ -47,7 +47,13 @@ def fit(
     device: Device = None,
     dtype: DType = None,
 ) -> None:
-    """Fit probes for the labels and dimensions of a corpus."""
+    """Fit probes for the labels and dimensions of a corpus.
+
+    While the texts are read, their vectors lie in a folder beside the output, OUTPUT.activations; the same command, broken off
+    and given again, goes on there. The folder goes when the probes are written.
+    """
+    import shutil
+
     from emoprobe import typed
     from emoprobe.probes import fit_probes
 
@@ -59,8 +65,12 @@ def fit(
         )
     typed.writable(output)
     live = typed.model(model, device, dtype)
-    probes = fit_probes(live, texts, typed.layers(layers), estimator=estimator, folds=folds, seed=seed)
+    kept = output.with_name(f"{output.name}.activations")
+    probes = fit_probes(
+        live, texts, typed.layers(layers), estimator=estimator, folds=folds, seed=seed, keep=kept
+    )
     probes.save(output)
+    shutil.rmtree(kept)
     typer.echo(probes.report())
     typer.echo(f"written: {output}")
 
