@@ -15,11 +15,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
+from emoprobe.progress import track
 
 if TYPE_CHECKING:
     from emoprobe.models.live import Batch, LiveModel
@@ -67,8 +67,7 @@ def stream_residuals(
         batches,
         f"reading {model.name}",
         total=total and -(-total // batch_size),
-        disable=not progress,
-        transient=True,
+        wanted=progress,
     )
     for indexed in shown:
         indices, chunk = zip(*indexed, strict=True)

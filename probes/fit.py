@@ -49,6 +49,7 @@ from emoprobe.probes.validation import (
     times,
     validate,
 )
+from emoprobe.progress import bars
 
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
 SPLITS = 3
@@ -121,7 +122,7 @@ def fit_probes(
     if units is not None:
         further = {name: [values[row] for row in units.text_of] for name, values in further.items()}
     suspects = candidates(texts, further) if permutations and bootstrap else {}
-    with Progress(transient=True, disable=not progress) as bar, few_threads(read.vectors):
+    with bars(progress) as bar, few_threads(read.vectors):
         found = [
             probe_layers(
                 task,

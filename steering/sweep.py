@@ -18,7 +18,6 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from emoprobe.artefacts import digest
@@ -26,6 +25,7 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import Intervention, Positions
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel
+from emoprobe.progress import track
 from emoprobe.steering.dose_response import NEGATED, RANDOM, STEERED, UNRELATED, Floats, Sweep
 from emoprobe.steering.edits import add
 from emoprobe.steering.kept_runs import KeptRuns
@@ -109,7 +109,7 @@ def sweep(
     # −0.3 and 0.1 × 3 are opposite, though not to the last bit.
     runs += [(OPPOSITE, dose) for dose in doses if not any(math.isclose(-dose, other) for other in doses)]
     rows = [row for arm in dict.fromkeys(arm for arm, _ in runs) for row in _rows(untouched, 0.0, arm)]
-    for arm, dose in track(runs, "sweeping", disable=not progress, transient=True):
+    for arm, dose in track(runs, "sweeping", wanted=progress):
         if dose:
             interventions = placers[STEERED, None](-dose) if arm == OPPOSITE else placers[arm](dose)
             name = "-".join(str(part) for part in (*arm, dose) if part is not None)

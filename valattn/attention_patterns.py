@@ -11,13 +11,13 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from emoprobe.corpora.emotion_words import emotion_words
 from emoprobe.intervals import Floats
 from emoprobe.interventions import Span, overlapping
 from emoprobe.models.live import Batch, LiveModel
+from emoprobe.progress import track
 from emoprobe.scoring import batches
 
 NEGATING = frozenset(
@@ -66,8 +66,7 @@ def attention_patterns(
         batches(model, texts, batch_size),
         "reading attention",
         total=-(-len(texts) // batch_size),
-        disable=not progress,
-        transient=True,
+        wanted=progress,
     )
     with torch.no_grad():
         for rows, batch in parts:

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env, reduce
-from rich.progress import Progress
 from torch import Tensor
 
 from emoprobe.artefacts import read_artefact, write_artefact
 from emoprobe.errors import InputError
+from emoprobe.progress import bars
 
 CHECKPOINT, VERSION = "training checkpoint", 1
 WARM_UP = 0.1
@@ -98,7 +98,7 @@ def train(
         run.restore(checkpoint, settings)
         resumed = run.step
     every = max(1, steps // MEASUREMENTS)
-    with Progress(disable=not (progress and state.is_main_process), transient=True) as bar:
+    with bars(progress and state.is_main_process) as bar:
         task = bar.add_task("learning", total=steps)
         while True:
             if (run.step % every == 0 or run.step == steps) and run.step != resumed:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.progress import track
 
 from emoprobe.artefacts import write_bytes
 from emoprobe.corpora.loaders import load_corpus
@@ -28,6 +27,7 @@ from emoprobe.corpora.stories.leaks import leaks, names_any
 from emoprobe.corpora.stories.prompts import Request, requests, topics
 from emoprobe.corpora.stories.writers import Writer
 from emoprobe.errors import InputError
+from emoprobe.progress import track
 
 KEPT = "kept"
 SHORTEST = {asked.STORIES: 30, asked.NEUTRAL: 20, asked.DIALOGUES: 20, asked.DEFLECTION: 20}
@@ -111,7 +111,7 @@ def write_stories(
     missing = iter([request for request in wanted if request.key not in done])
     batches = list(iter(lambda: list(islice(missing, batch_size)), []))
     try:
-        for batch in track(batches, f"{writer.name} writes", disable=not progress, transient=True):
+        for batch in track(batches, f"{writer.name} writes", wanted=progress):
             _append(log, writer, batch, seed)
     finally:  # what was written so far is made use of, whatever stopped it
         written = Written(out, clean(_entries(log), {request.key for request in wanted}))

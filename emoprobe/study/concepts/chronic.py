@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.progress import track
 from threadpoolctl import threadpool_limits
 
 from emoprobe import drawing
@@ -31,6 +30,7 @@ from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut, fit_for
 from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import fit_words, out_of_fold, words_out_of_fold
+from emoprobe.progress import track
 from emoprobe.study.concepts import effects
 from emoprobe.study.concepts.dialogues import CONDITIONS, NEUTRAL_TOPIC, Hidden, by_condition
 from emoprobe.study.concepts.dialogues import targets as hidden_emotions
@@ -151,7 +151,7 @@ def by_topic(turns: Turns, shuffles: int, seed: int = 0, progress: bool = False)
     layer0 = right(turns.embedding, task.targets)
     generator = np.random.default_rng(seed)
     null = []
-    for _ in track(range(shuffles), "shuffling emotions", disable=not progress, transient=True):
+    for _ in track(range(shuffles), "shuffling emotions", wanted=progress):
         dealt = shuffled_within(task, generator)
         null.append(right(turns.features, dealt).mean(1))
     by_chance = np.array(null)

@@ -18,13 +18,13 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich.progress import track
 
 from emoprobe import drawing
 from emoprobe.errors import InputError
 from emoprobe.intervals import correlation
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
+from emoprobe.progress import track
 from emoprobe.study.concepts.evidence import Evidence, of_mean, p_two_sided, sign_test
 from emoprobe.study.concepts.places import CONTROLS, Prompt, chosen_layer, read_beside_random, turn
 from emoprobe.study.concepts.stimuli import load, matched, without
@@ -305,7 +305,7 @@ def continued(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         starts = range(0, len(prompts), batch_size)
-        for start in track(starts, "writing replies", disable=not progress, transient=True):
+        for start in track(starts, "writing replies", wanted=progress):
             found = model.generate([prompt.text for prompt in prompts[start : start + batch_size]], **how)
             flat = [found] if isinstance(found, str) else found
             written += [flat[place : place + each] for place in range(0, len(flat), each)]

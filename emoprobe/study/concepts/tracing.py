@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from emoprobe.controls import turned_at_random
@@ -19,6 +18,7 @@ from emoprobe.interventions import ResidualEdit
 from emoprobe.models.live import Batch, LiveModel
 from emoprobe.models.transformers_parts import Parts, patched, read_parts
 from emoprobe.probes import ProbeSet
+from emoprobe.progress import track
 from emoprobe.study.concepts.effects import Floats
 from emoprobe.study.concepts.source_pairs import Aligned, by_length, partners
 
@@ -64,7 +64,7 @@ def traced(
     heads: dict[int, Floats] = {}
     generator, partner = np.random.default_rng(seed), partners(known)
     groups = list(by_length(known, batch_size))
-    for group in track(groups, "tracing", disable=not progress, transient=True):
+    for group in track(groups, "tracing", wanted=progress):
         pairs, others = (
             [known[index] for index in rows] for rows in (group, [partner[index] for index in group])
         )

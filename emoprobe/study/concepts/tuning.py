@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.progress import track
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
@@ -28,6 +27,7 @@ from emoprobe.intervals import distance_of_one_more, jackknife, mean_interval, p
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.geometry import permutation_test
+from emoprobe.progress import track
 from emoprobe.study.concepts.effects import Floats, row_of
 from emoprobe.study.concepts.places import CONTROLS, chosen_layer, read_beside_random, turn
 from emoprobe.study.concepts.tuning_prompts import CHALLENGING, NEUTRAL, WORDS
@@ -100,8 +100,7 @@ def tuning(
         perturbations(base, tuned, perturbed, seed),
         "reading random changes",
         total=perturbed,
-        disable=not progress,
-        transient=True,
+        wanted=progress,
     )
     by_chance = [read(other)[0] - before[0] for other in others]
     table = tabulated(
