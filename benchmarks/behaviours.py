@@ -55,8 +55,8 @@ def preferring(model: LiveModel, probes: ProbeSet) -> dict[str, Any]:
     shift = steer_preferences(
         model, {CONCEPT: probes[CONCEPT]}, found, SPAN_STRENGTH, controls=CONTROLS, progress=False
     )
-    own, random = shift.table.iloc[0], shift.table.iloc[1:]
-    categories = found.table.groupby("category").score.mean().sort_values()
+    own, random = shift.frame.iloc[0], shift.frame.iloc[1:]
+    categories = found.frame.groupby("category").score.mean().sort_values()
     return {
         "activities": len(found.activities),
         **{"rho": rho, "p": p, "measurable": found.measurable, **found.position},

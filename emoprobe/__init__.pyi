@@ -13,6 +13,7 @@ from .interventions import ResidualEdit as ResidualEdit
 from .models import LiveModel as LiveModel
 from .models import load_model as load_model
 from .models import wrap as wrap
+from .notebook import export as export
 from .probes import (
     Direction as Direction,
 )

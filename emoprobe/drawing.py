@@ -9,8 +9,10 @@ open behind anybody's back. This file knows nothing of what is drawn.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 import matplotlib
@@ -182,6 +184,14 @@ def svg(figure: Figure) -> str:
     with styled():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+def inline(drawn: str, what: str) -> str:
+    """Return an SVG as part of an HTML page, no wider than its place; `what` is read to those who cannot see it."""
+    # A style sheet inside a figure would hold for all of the page.
+    drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawn, flags=re.DOTALL)
+    shape = f'<svg role="img" aria-label="{escape(what)}" style="max-width:100%;height:auto"'
+    return drawn[drawn.find("<svg") :].replace("<svg", shape, 1)
 
 
 def png(figure: Figure, dpi: int = 160) -> bytes:

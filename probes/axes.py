@@ -19,6 +19,7 @@ from torch import Tensor
 
 from emoprobe import drawing
 from emoprobe.intervals import correlation, exceedance
+from emoprobe.notebook import shown
 from emoprobe.probes.estimators import Floats
 from emoprobe.probes.geometry import (
     COMPARED,
@@ -59,6 +60,9 @@ class Axes:
 
     def __repr__(self) -> str:
         return f"<Axes at {len(self.shares)} layers: {self.report()}>"
+
+    def _repr_html_(self) -> str:
+        return shown(self.report(), self.plot(), self.frame)
 
     def report(self) -> str:
         """Say for each norm whether it is found among the leading components, on which, and how it stands to the controls."""

@@ -16,6 +16,7 @@ import pandas as pd
 from emoprobe import drawing
 from emoprobe.errors import InputError
 from emoprobe.intervals import exceedance
+from emoprobe.notebook import shown
 from emoprobe.probes.estimators import Floats
 from emoprobe.probes.geometry import PERMUTATIONS, Geometry, Norms, pearson, ratings_of
 
@@ -47,6 +48,9 @@ class Circumplex:
     def __repr__(self) -> str:
         fit = f"; fit to ratings {self.fit:.2f}, p = {self.p:.3g}" if np.isfinite(self.fit) else ""
         return f"<Circumplex of {len(self.frame)} concepts: {self.axes[0]} × {self.axes[1]}{fit}>"
+
+    def _repr_html_(self) -> str:
+        return shown(repr(self), self.plot(), self.frame)
 
     def plot(self) -> Figure:
         """Draw the concepts with their names; names that would cover another are left out, their points are not."""

@@ -18,13 +18,17 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
+from emoprobe import drawing
 from emoprobe.corpora.emotion_words import emotion_clusters
 from emoprobe.errors import InputError
 from emoprobe.intervals import exceedance
+from emoprobe.notebook import shown
 from emoprobe.probes.axes import FEWEST_SETS, too_few
 from emoprobe.probes.estimators import Floats, Integers
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from emoprobe.probes.probe_set import ProbeSet
 
 K = 10
@@ -55,6 +59,31 @@ class Clusters:
 
     def __repr__(self) -> str:
         return f"<Clusters: {self.report()}>"
+
+    def _repr_html_(self) -> str:
+        return shown(self.report(), self.plot(), self.frame)
+
+    def plot(self) -> Figure:
+        """Draw the agreement with the given clusters, beside that of random directions, shuffled labels and the embedding."""
+        controls = {
+            "random directions": self.random,
+            "shuffled labels": self.shuffled,
+            "embedding": (self.embedding,),
+        }
+        known = {name: values for name, values in controls.items() if np.isfinite(values).any()}
+        with drawing.styled():
+            figure, axes = drawing.panels(height=0.9 + 0.3 * len(known))
+            axis = axes[0, 0]
+            for row, values in enumerate(known.values()):
+                axis.plot(values, [row] * len(values), "|", color=drawing.CONTROL, markersize=10)
+            axis.plot([self.agreement], [len(known)], "o", color=drawing.BLUE)
+            axis.set_yticks(range(len(known) + 1), [*known, "directions"])
+            axis.set(
+                xlabel="adjusted Rand index with the given clusters",
+                title=f"{self.k} clusters, layer {self.layer}",
+            )
+            drawing.zero(axis, vertical=True)
+        return figure
 
     @property
     def more_than_chance(self) -> bool:

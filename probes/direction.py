@@ -7,11 +7,16 @@ control that every claim about a direction needs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import pandas as pd
 from torch import Tensor
 
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +93,32 @@ class Direction:
 
     def _with(self, concept: str, vectors: Tensor) -> Direction:
         return replace(self, concept=concept, vectors=vectors)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """Cosine between the vectors of each two layers, layers × layers."""
+        unit = self.vectors.double() / self.vectors.double().norm(dim=-1, keepdim=True)
+        layers = pd.Index(self.layers, name="layer")
+        return pd.DataFrame((unit @ unit.T).cpu().numpy(), index=layers, columns=layers)
+
+    def plot(self) -> Figure:
+        """Draw the cosines between layers."""
+        from emoprobe import drawing
+
+        names = [str(layer) for layer in self.layers]
+        with drawing.styled():
+            figure, axes = drawing.panels(height=1.2 + min(5.0, 0.24 * len(names)))
+            numbers = "+.2f" if len(names) <= 14 else None
+            mesh = drawing.heat(axes[0, 0], self.frame.to_numpy(), names, names, limit=1.0, numbers=numbers)
+            figure.colorbar(mesh, ax=axes[0, 0], label="cosine")
+            axes[0, 0].set(xlabel="layer", ylabel="layer")
+            axes[0, 0].set_title(self.concept, parse_math=False)
+        return figure
+
+    def _repr_html_(self) -> str:
+        from emoprobe.notebook import shown
+
+        return shown(repr(self), self.plot())
 
     def __repr__(self) -> str:
         return f"<Direction {self.concept}: layers {list(self.layers)}, width {self.vectors.shape[1]}>"

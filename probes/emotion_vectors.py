@@ -15,20 +15,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
+from emoprobe import drawing
 from emoprobe.activations import stream_residuals
 from emoprobe.artefacts import versions
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
+from emoprobe.notebook import shown
 from emoprobe.probes.closed_form import Components, principal_components, without_components
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut
 from emoprobe.probes.features import check_finite, few_threads
@@ -38,6 +39,10 @@ from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.tasks import LABELS, plan
 from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
 from emoprobe.probes.validation import shuffle
+from emoprobe.progress import bars
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RECIPE = "Sofroniew et al. 2026, arXiv 2604.07729"
 START = 50
@@ -62,6 +67,29 @@ class EmotionVectors:
     cosine between the two), kept_by_chance (what a random vector would keep, √(1 - k/d_model))."""
     shuffled: dict[str, Tensor]
     """"raw" and "denoised": vectors of shuffled labels, float32 (shuffles, layers, concepts, d_model), of any length."""
+
+    def _repr_html_(self) -> str:
+        return shown(repr(self), self.plot(), self.frame)
+
+    def plot(self) -> Figure:
+        """Draw the vectors' lengths by layer, and what of them is left when neutral text is projected out, beside chance."""
+        by_layer = (
+            self.frame.groupby("layer")[["relative", "kept", "kept_by_chance"]]
+            .quantile(np.array([0, 0.5, 1]))
+            .unstack()
+        )
+        layers = by_layer.index.to_series()
+        with drawing.styled():
+            figure, axes = drawing.panels(columns=2)
+            labels = {"relative": "norm ÷ residual norm", "kept": "norm kept"}
+            for axis, (name, label) in zip(axes[0], labels.items(), strict=True):
+                low, median, high = (by_layer[name, share] for share in (0, 0.5, 1))
+                drawing.line(axis, layers, median, low, high, label="median and range over emotions")
+                axis.set(xlabel="layer", ylabel=label, ylim=(0, None))
+                axis.xaxis.get_major_locator().set_params(integer=True)
+            drawing.control(axes[0, 1], layers, by_layer["kept_by_chance", 0.5], label="of a random vector")
+            drawing.legend_below(figure, axes[0, 1])
+        return figure
 
     def __repr__(self) -> str:
         about, recipe = self.raw.metadata, self.raw.metadata["recipe"]
@@ -348,7 +376,7 @@ def _scores(
     both = torch.cat([read.features, denoised], 1)[task.rows]
     texts = [read.scored.texts[row] for row in task.rows]
     numbers = range(2 * len(captured))
-    with Progress(transient=True, disable=not progress) as bar, few_threads(both):
+    with bars(progress) as bar, few_threads(both):
         scores = probe_layers(task, nearest_vectors(centre), both, texts, numbers, options, bar).scores
     found = {}
     for version, first in (("raw", 0), ("denoised", len(captured))):

@@ -20,6 +20,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from emoprobe import drawing
 from emoprobe.errors import InputError
 from emoprobe.intervals import correlation, exceedance
+from emoprobe.notebook import shown
 from emoprobe.probes.estimators import Floats
 
 if TYPE_CHECKING:
@@ -60,6 +61,14 @@ class Geometry:
             f"<Geometry of {len(self.cosines)} concepts at layer {self.layer}: {shares} of the variance of {self.vectors} "
             f"vectors on the first components; r of PC1 with their lengths {self.length_r.iloc[0]:.2f}>"
         )
+
+    def _repr_html_(self) -> str:
+        return shown(repr(self), self.plot(), self.frame)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The cosines, concepts × concepts."""
+        return self.cosines
 
     @property
     def order(self) -> list[str]:

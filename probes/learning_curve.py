@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -26,12 +25,14 @@ from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
+from emoprobe.notebook import shown
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Floats, Integers
 from emoprobe.probes.features import Features, few_threads, read_features
 from emoprobe.probes.summary import METRICS, draw_scores, two
 from emoprobe.probes.tasks import LABELS, Task
 from emoprobe.probes.validation import expected_range, fit_words, shuffle, subset
+from emoprobe.progress import bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def learning_curve(
         seed=seed,
         progress=progress,
     )
-    with Progress(transient=True, disable=not progress) as bar, few_threads(read.vectors):
+    with bars(progress) as bar, few_threads(read.vectors):
         parts = [_curves(read, task, sizes, repeats, bootstrap, seed, bar) for task in read.tasks]
     frame = pd.concat(parts)
     frame = frame[frame.concept.isin([LABELS, *read.concepts])]
@@ -346,8 +347,7 @@ class LearningCurve:
         return f"<LearningCurve of {self.model} on {self.corpus}: {', '.join(map(str, sorted(set(self.frame['size']))))} texts>"
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<p>{escape(line)}</p>" for line in self.report().splitlines())
-        return f"{lines}{self.frame.round(3).to_html(index=False, border=0, escape=True, max_rows=24)}"
+        return shown(self.report(), self.plot(), self.frame)
 
 
 def _sentence(row: Mapping[Any, Any], curve: pd.DataFrame, margin: float) -> str:

@@ -210,6 +210,11 @@ class ProbeSet:
 
     # Showing ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The scores, one row per layer, concept and metric."""
+        return self.scores
+
     def report(self) -> str:
         """Say in words what each probe was found worth, beside its controls."""
         from emoprobe.probes.summary import report

@@ -14,13 +14,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from emoprobe import drawing
 from emoprobe.activations import Residuals, stream_residuals
 from emoprobe.errors import InputError
 from emoprobe.intervals import prediction_interval
@@ -39,6 +40,9 @@ from emoprobe.probes.readout import (
 from emoprobe.probes.reference_corpus import Reference
 from emoprobe.probes.snippets import Best, Snippet, cut_out, marked
 from emoprobe.probes.tally import Tally
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIDES = {"top": 1, "bottom": -1}
 BY = ("token", "text")
@@ -132,6 +136,30 @@ class CorpusScores:
                 rows.append((concept, layer, side, tail, mean, *prediction_interval(chance), p))
         columns = ["concept", "layer", "side", "tail", "random", "random_low", "random_high", "p"]
         return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The controls: how far concepts' tails reach beside those of random directions."""
+        return self.controls
+
+    def plot(self) -> Figure:
+        """Draw each concept's upper and lower tail beside where one more random direction's lies, 95 %."""
+        with drawing.styled():
+            figure, axes = drawing.panels(
+                columns=len(SIDES), height=1.0 + 0.24 * len(self.layers), sharey=True
+            )
+            for axis, side in zip(axes[0], SIDES, strict=True):
+                rows = self.controls[self.controls.side == side].reset_index(drop=True)
+                axis.hlines(
+                    rows.index, rows.random_low, rows.random_high, color=drawing.CONTROL, linewidth=5, alpha=0.5,
+                    label="one more random direction, 95 %",
+                )  # fmt: skip
+                axis.plot(rows["tail"], rows.index, "o", label="concept")
+                axis.set(xlabel="standard deviations from the mean", title=f"{side}: the {TAIL:.1%} tail")
+            axes[0, 0].set_yticks(rows.index, rows.concept, parse_math=False)
+            axes[0, 0].invert_yaxis()
+            drawing.legend_below(figure, axes[0, 0])
+        return figure
 
     def report(self) -> str:
         """Say how far each concept's tail stands out against those of random directions."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -28,8 +27,10 @@ from emoprobe.errors import InputError
 from emoprobe.intervals import fisher_z, jackknife
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
+from emoprobe.notebook import shown
 from emoprobe.probes.alignment import LEAST, aligned, cka, criterion, kernels, own_criterion, permuted
 from emoprobe.probes.estimators import Floats
+from emoprobe.progress import track
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,6 +63,9 @@ class Similarity:
 
     def __repr__(self) -> str:
         return f"<Similarity of {self.names[0]} and {self.names[1]}: {self.report()}>"
+
+    def _repr_html_(self) -> str:
+        return shown(self.report(), self.plot(self.frame.measure.iloc[0]), self.frame)
 
     def matrix(self, measure: str = "rsa") -> pd.DataFrame:
         """Return a measure's values, layers of the first × layers of the second. Raises `InputError` for an unknown one."""
@@ -317,7 +321,7 @@ def activation_similarity(
     ]
     sums: list[tuple[Floats, Floats, Floats]] = []
     chance = np.zeros((permutations, len(chosen[0]), len(chosen[1])))
-    for part in track(parts, "comparing activations", disable=not progress, transient=True):
+    for part in track(parts, "comparing activations", wanted=progress):
         both = []
         for model, wanted in zip((first, second), chosen, strict=True):
             vectors = model.capture(part, wanted, pool, start=start, batch_size=batch_size).double().numpy()

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
 
 from emoprobe import drawing
 from emoprobe.activations import Pool
@@ -24,11 +22,13 @@ from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
+from emoprobe.notebook import shown
 from emoprobe.probes.estimators import Fit, Floats, Integers
 from emoprobe.probes.features import few_threads, read_features
 from emoprobe.probes.summary import two
 from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import expected_range, shuffle
+from emoprobe.progress import track
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ def stability(
     work = [(task, layer) for task in read.tasks for layer in read.chosen]
     parts = []
     with few_threads(read.vectors):
-        for task, layer in track(work, "comparing directions", disable=not progress, transient=True):
+        for task, layer in track(work, "comparing directions", wanted=progress):
             features = read.at(layer, task)
             for name, draw in ((HALVES, halves), (RESAMPLES, resamples)):
                 found = agreement(read.fit(task), features, task, draw, draws, seed)
@@ -256,8 +256,7 @@ class Stability:
         return f"<Stability of {self.frame.concept.nunique()} directions of {self.model} on {self.corpus}>"
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<p>{escape(line)}</p>" for line in self.report().splitlines())
-        return f"{lines}{self.frame.round(3).to_html(index=False, border=0, escape=True, max_rows=24)}"
+        return shown(self.report(), self.plot(), self.frame)
 
 
 def _said(row: Any) -> str:

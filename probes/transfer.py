@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from emoprobe.errors import InputError
 from emoprobe.intervals import distance_of_one_more, fisher_z
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
+from emoprobe.notebook import shown
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Fit, Floats, LinearReadOut
 from emoprobe.probes.features import Features, few_threads, read_features
@@ -38,6 +38,7 @@ from emoprobe.probes.shared import fresh_texts, shared_concepts
 from emoprobe.probes.summary import CONTROLS, METRICS, joined, two
 from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import SHUFFLE_TEXTS, expected_range, fit_words, shuffle, subset
+from emoprobe.progress import bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +106,7 @@ def transfer(
     ]
     fresh = fresh_texts(corpora)
     parts = []
-    with Progress(transient=True, disable=not progress) as bar:
+    with bars(progress) as bar:
         for here, source in enumerate(corpora):
             for task in reads[here].tasks:
                 with few_threads(reads[here].vectors):
@@ -345,9 +346,7 @@ class Transfer:
         return f"<Transfer of {self.model} between {', '.join(self.corpora)}: {self.frame.concept.nunique()} concepts>"
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<p>{escape(line)}</p>" for line in self.report().splitlines())
-        shown = self.pairs().drop(columns="fails").round(3)
-        return f"{lines}{shown.to_html(index=False, border=0, escape=True, max_rows=40)}"
+        return shown(self.report(), self.plot(), self.pairs().drop(columns="fails").reset_index(drop=True))
 
 
 def _fails(row: Mapping[Any, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from emoprobe.errors import InputError
 from emoprobe.intervals import exceedance, prediction_interval
 from emoprobe.interventions import overlapping
 from emoprobe.models.live import LiveModel
+from emoprobe.notebook import shown
 from emoprobe.probes.estimators import Floats
 from emoprobe.probes.geometry import permuted
 
@@ -67,6 +68,9 @@ class WordNorms:
 
     def __repr__(self) -> str:
         return f"<WordNorms of {len(self.words)} words: {self.report()}>"
+
+    def _repr_html_(self) -> str:
+        return shown(self.report(), self.plot(), self.frame)
 
     def report(self) -> str:
         """Say for each concept how well its best layer goes with people's ratings, beside the controls."""

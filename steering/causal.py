@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.progress import track
 
 from emoprobe.errors import InputError
 from emoprobe.intervals import exceedance, jackknife, mean_interval, prediction_interval
 from emoprobe.interventions import Positions
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel
+from emoprobe.progress import track
 from emoprobe.steering.edits import add
 from emoprobe.steering.measures import continuation
 from emoprobe.steering.sweep import Edit
@@ -74,7 +74,7 @@ def specificity(
     untouched = measured()
     turned = [random_like(directions[concepts[0]], number) for number in range(seed, seed + controls)]
     changes = []
-    for direction in track([*directions.values(), *turned], "steering", disable=not progress, transient=True):
+    for direction in track([*directions.values(), *turned], "steering", wanted=progress):
         with model.intervene(*edit(model, direction, strength, layers, positions)):
             changes.append(measured() - untouched)
     return Specificity(tuple(concepts), np.stack(changes), strength, model.name, seed)
@@ -157,6 +157,11 @@ class Specificity:
             axes[0, 0].set_ylabel("steered with")
             axes[0, 0].set_xlabel(f"change of log P at s = {self.strength:g}, nats")
         return figure
+
+    def _repr_html_(self) -> str:
+        from emoprobe.notebook import shown
+
+        return shown(repr(self), self.plot(), self.table)
 
     def __repr__(self) -> str:
         found = self.index

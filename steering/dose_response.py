@@ -7,12 +7,10 @@ or few of each, since texts of one document go alike and intervals would come ou
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from html import escape
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -163,12 +161,9 @@ class Sweep:
         return said + (f", random {random.min():.4g} to {random.max():.4g}" if len(random) else "")
 
     def _repr_html_(self) -> str:
-        from emoprobe import drawing
+        from emoprobe.notebook import shown
 
-        image = base64.b64encode(drawing.png(self.plot())).decode()
-        title = escape(f"Sweep of {self.subject} in {self.model}")
-        table = self.summary().to_html(index=False, float_format="{:.3g}".format)
-        return f'<p>{title}</p>{table}<img alt="{title}" src="data:image/png;base64,{image}">'
+        return shown(f"Sweep of {self.subject} in {self.model}", self.plot(), self.summary())
 
 
 # Judging -------------------------------------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ class EqualCost:
             drawing.legend_below(figure, axis)
         return figure
 
+    def _repr_html_(self) -> str:
+        from emoprobe.notebook import shown
+
+        return shown(repr(self), self.plot(), self.frame)
+
     def __repr__(self) -> str:
         said = [
             "  at {:.3g}: {} − {} {:+.3g} [{:+.3g}, {:+.3g}]".format(*row)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ from emoprobe.models import LiveModel
 from emoprobe.steering.edits import add
 from emoprobe.steering.generations import generations, overlap
 from emoprobe.steering.vectors import Vector, random_like
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FITTED, FRESH, EXCESS = "fitted texts", "fresh texts", "excess of fitted"
 
@@ -100,6 +104,35 @@ class ContentLeak:
         """Whether the excess rises: by its interval, and by more than one more random direction may be expected to."""
         excess = self.frame.set_index("overlap").loc[EXCESS]
         return bool(excess.low > 0 and excess.change > excess.random_high)
+
+    def plot(self) -> Figure:
+        """Draw the change of each overlap with its interval, beside where one more random direction's would lie."""
+        from emoprobe import drawing
+
+        rows = self.frame.reset_index(drop=True)
+        with drawing.styled():
+            figure, axes = drawing.panels(height=2.2)
+            axis = axes[0, 0]
+            axis.hlines(
+                rows.index, rows.random_low, rows.random_high, color=drawing.CONTROL, linewidth=6, alpha=0.5,
+                label="one more random direction, 95 %",
+            )  # fmt: skip
+            axis.hlines(rows.index, rows.low, rows.high, color=drawing.BLUE, linewidth=1)
+            axis.plot(rows.change, rows.index, "o", label="direction, 95 % interval")
+            axis.set_yticks(rows.index, rows.overlap)
+            axis.margins(y=0.2)
+            axis.invert_yaxis()
+            axis.set_xlabel(
+                f"change of the share of repeated runs of {self.n} words at s = {self.strength:g}"
+            )
+            drawing.zero(axis, vertical=True)
+            drawing.legend_below(figure, axis)
+        return figure
+
+    def _repr_html_(self) -> str:
+        from emoprobe.notebook import shown
+
+        return shown(repr(self), self.plot(), self.frame)
 
     def __repr__(self) -> str:
         said = [

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.progress import track
 from scipy.special import expit
 
 from emoprobe.errors import InputError
@@ -26,6 +25,7 @@ from emoprobe.intervals import correlation, jackknife, prediction_interval
 from emoprobe.interventions import Intervention, Span
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel
+from emoprobe.progress import track
 from emoprobe.steering.edits import add
 from emoprobe.steering.pairwise import ELO_PER_NAT, bradley_terry
 from emoprobe.steering.preferences import Preferences, answers, question
@@ -78,9 +78,7 @@ def steer_preferences(
     turned = {f"random {number}": random_like(first, number) for number in range(seed, seed + controls)}
     rows, columns = np.transpose(pairs)
     found = []
-    for direction in track(
-        [*directions.values(), *turned.values()], "steering", disable=not progress, transient=True
-    ):
+    for direction in track([*directions.values(), *turned.values()], "steering", wanted=progress):
 
         def place(where: list[list[Span]], direction: Vector = direction) -> Sequence[Intervention]:
             return edit(model, direction, strength, layers, where)
@@ -108,7 +106,7 @@ class PreferenceShift:
     strength: float
 
     @cached_property
-    def table(self) -> pd.DataFrame:
+    def frame(self) -> pd.DataFrame:
         """One row per direction: name, condition, its scores and a verdict.
 
         Against the fixed reference: `shift` in nats, by how much likelier steered activities become where neither was preferred
@@ -141,7 +139,7 @@ class PreferenceShift:
         `correlations` is what `probe_correlation` returned. The source reports r = 0.85 over 35 concepts, between correlations
         and changes of Elo. Raises `InputError` for fewer than three shared concepts.
         """
-        shared = self.table.merge(correlations[["concept", "r"]], left_on="name", right_on="concept")
+        shared = self.frame.merge(correlations[["concept", "r"]], left_on="name", right_on="concept")
         if len(shared) < 3:
             raise InputError(
                 f"{len(shared)} concepts were both steered and correlated: at least three are needed"
@@ -152,8 +150,8 @@ class PreferenceShift:
         """Draw the shift by each direction beside the published score, with random directions' range in grey."""
         from emoprobe import drawing
 
-        table = self.table[self.table.condition == STEERED].sort_values("shift", ignore_index=True)
-        random = self.table[self.table.condition == RANDOM]
+        table = self.frame[self.frame.condition == STEERED].sort_values("shift", ignore_index=True)
+        random = self.frame[self.frame.condition == RANDOM]
         with drawing.styled():
             figure, axes = drawing.panels(columns=2, height=1.0 + 0.22 * len(table), sharey=True)
             panels = (
@@ -174,8 +172,13 @@ class PreferenceShift:
             axes[0, 0].set_yticks(range(len(table)), table.name)
         return figure
 
+    def _repr_html_(self) -> str:
+        from emoprobe.notebook import shown
+
+        return shown(repr(self), self.plot(), self.frame)
+
     def __repr__(self) -> str:
-        own = self.table[self.table.condition == STEERED]
+        own = self.frame[self.frame.condition == STEERED]
         warned = (
             ""
             if self.untouched.measurable
@@ -235,7 +238,7 @@ def _preference(log_odds: Floats) -> Floats:
 
 
 def _shift_and_gain(before: Floats, after: Floats) -> Floats:
-    """Return the shift and the gain of preferences (steered, reference), see `PreferenceShift.table`.
+    """Return the shift and the gain of preferences (steered, reference), see `PreferenceShift.frame`.
 
     What blurring does is odd: it treats liking and disliking alike. So new preferences are fitted by a constant, the shift, and
     an odd function of the old ones, which may be straight (all log-odds shrink by a factor) or saturate (all probabilities do);

@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from scipy.special import expit
 from scipy.stats import false_discovery_control, spearmanr
 
@@ -31,6 +30,7 @@ from emoprobe.intervals import correlation, exceedance, prediction_interval
 from emoprobe.interventions import Intervention, Span, overlapping
 from emoprobe.layers import nearest_to_depth
 from emoprobe.models import LiveModel
+from emoprobe.progress import track
 from emoprobe.steering.asking import Asked, asked
 from emoprobe.steering.measures import log_probabilities
 from emoprobe.steering.pairwise import bradley_terry, elo
@@ -96,7 +96,7 @@ class Preferences:
     seed: int = 0
 
     @cached_property
-    def table(self) -> pd.DataFrame:
+    def frame(self) -> pd.DataFrame:
         """One row per activity, the best liked first: activity, category and its scores.
 
         `score` is Bradley–Terry's from probabilities, in nats with the mean 0, `low` and `high` its 95 % interval over
@@ -162,7 +162,7 @@ class Preferences:
         """Draw scores with their intervals, the best liked on top, each category in its own colour."""
         from emoprobe import drawing
 
-        table = self.table[::-1].reset_index(drop=True)
+        table = self.frame[::-1].reset_index(drop=True)
         with drawing.styled():
             figure, axes = drawing.panels(height=0.8 + 0.17 * len(table))
             axis = axes[0, 0]
@@ -176,6 +176,11 @@ class Preferences:
             drawing.zero(axis, vertical=True)
             drawing.legend_below(figure, axis)
         return figure
+
+    def _repr_html_(self) -> str:
+        from emoprobe.notebook import shown
+
+        return shown(repr(self), self.plot(), self.frame)
 
     def __repr__(self) -> str:
         rho, p = self.consistency
@@ -292,7 +297,7 @@ def answers(
     """
     parts = []
     starts = range(0, len(questions), batch_size)
-    for start in track(starts, "asking", disable=not progress, transient=True):
+    for start in track(starts, "asking", wanted=progress):
         texts = [one.text for one in questions[start : start + batch_size]]
         pairs = [(text, answer) for text in texts for answer in _data()["answers"]]
         edits = () if place is None else place([*spans[start : start + batch_size]])

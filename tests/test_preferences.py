@@ -65,7 +65,7 @@ def steered_by(untouched: Preferences, change, controls: int = 5) -> PreferenceS
 def test_planted_preferences_are_recovered_whatever_the_lean() -> None:
     for lean in (0.0, 3.0):
         found, liking = planted(lean=lean)
-        table = found.table.set_index("activity").loc[found.activities.activity]
+        table = found.frame.set_index("activity").loc[found.activities.activity]
         for score in ("score", "hard_score", "elo", "hard_elo", "chosen", "wins"):
             if lean == 0 or score in (
                 "score",
@@ -148,11 +148,11 @@ def test_a_planted_blur_is_flagged_and_shifts_nothing() -> None:
     shrunk = steered_by(untouched, lambda odds, side: 0.4 * odds)
     flattened = steered_by(untouched, lambda odds, side: logit(0.5 + 0.3 * (expit(odds) - 0.5)))
     for shift in (shrunk, flattened):
-        row = shift.table.iloc[0]
+        row = shift.frame.iloc[0]
         assert row.compressed and not row.moved and "compression only" in row.verdict
         assert row.within < 0.6 and row.from_baseline < -0.9 and row.gain < 0.6
         assert abs(row["shift"]) < 0.1
-        assert not shift.table.compressed[1:].any()
+        assert not shift.frame.compressed[1:].any()
         assert "1 compress them" in repr(shift)
 
 
@@ -161,21 +161,21 @@ def test_a_blur_of_what_was_liked_best_looks_like_an_effect_on_elo_alone() -> No
     lifted = half_of(untouched.activities.category, 0) * 1.5
     untouched = Preferences(untouched.activities, untouched.log_odds + lifted[:, None] - lifted)
     for blur in (lambda odds, side: 0.4 * odds, lambda odds, side: logit(0.5 + 0.8 * (expit(odds) - 0.5))):
-        row = steered_by(untouched, blur).table.iloc[0]
+        row = steered_by(untouched, blur).frame.iloc[0]
         assert row.elo_change < -30 and abs(row["shift"]) < 0.05 and not row.moved
     far = half_of(untouched.activities.category, 0) * 9.0
     untouched = Preferences(untouched.activities, untouched.log_odds + far[:, None] - far)
-    row = steered_by(untouched, lambda odds, side: 0.8 * odds + 0.8 * side).table.iloc[0]
+    row = steered_by(untouched, lambda odds, side: 0.8 * odds + 0.8 * side).frame.iloc[0]
     assert row.straddling < 0.1 and not row.moved and row.verdict.startswith("cannot be told")
 
 
 def test_a_planted_shift_is_found_with_and_without_a_blur() -> None:
     untouched, _ = planted(spread=1.5, noise=0.1)
-    plain = steered_by(untouched, lambda odds, side: odds + 0.8 * side).table.iloc[0]
+    plain = steered_by(untouched, lambda odds, side: odds + 0.8 * side).frame.iloc[0]
     assert plain.moved and not plain.compressed and plain["shift"] == pytest.approx(0.8, abs=0.05)
     assert plain.low < 0.8 < plain.high and plain.shift_elo == pytest.approx(0.8 * ELO_PER_NAT, rel=0.1)
     assert plain.verdict == "choices shift" and plain.elo_change > 50
-    both = steered_by(untouched, lambda odds, side: 0.4 * odds + 0.8 * side).table.iloc[0]
+    both = steered_by(untouched, lambda odds, side: 0.4 * odds + 0.8 * side).frame.iloc[0]
     assert both.moved and both.compressed and both["shift"] == pytest.approx(0.8, abs=0.05)
 
 
@@ -241,7 +241,7 @@ def test_only_the_words_of_steered_activities_are_steered() -> None:
         model, {"it": direction}, untouched, 0.0, layers=1, controls=2, progress=False
     )
     np.testing.assert_allclose(unsteered.log_odds, np.broadcast_to(untouched.log_odds, (3, 5, 5)), atol=1e-9)
-    assert not unsteered.table[["moved", "compressed"]].any(axis=None)
+    assert not unsteered.frame[["moved", "compressed"]].any(axis=None)
 
 
 def preferences_of_text(model, text: str) -> float:
@@ -292,7 +292,7 @@ def test_shifts_are_set_against_correlations_over_concepts() -> None:
     correlations = pd.DataFrame({"concept": [*names[::-1], "f"], "r": [*shifts[::-1] / 2, 0.0]})
     r, low, _ = shift.coupling(correlations)
     assert r == pytest.approx(1) and low > 0.9
-    assert not shift.table.moved.any()  # nothing random stands beside them
+    assert not shift.frame.moved.any()  # nothing random stands beside them
     with pytest.raises(InputError, match="at least three"):
         shift.coupling(correlations.head(2))
 

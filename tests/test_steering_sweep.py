@@ -456,7 +456,7 @@ def test_it_shows_itself_and_nothing_that_a_name_smuggles_in() -> None:
         model, direction, [0, 0.5], PROMPTS, [continuation({evil: [" happy"]})], controls=1, progress=False
     )
     page = result._repr_html_()
-    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page and "data:image/png;base64," in page
+    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page and "<svg" in page
     assert evil in repr(result)
     assert isinstance(result.plot(), Figure) and len(result.plot().axes) == 1
     assert plt.get_fignums() == []  # no figure is left in global state

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.models.live import LiveModel
+from emoprobe.notebook import shown
 from emoprobe.valattn import compare_figures
 from emoprobe.valattn.attention_patterns import WORDS
 from emoprobe.valattn.compare_behaviour import (
@@ -109,6 +108,11 @@ class Comparison:
         columns = ["value", *CONTROLS]
         return self.alignment.groupby(["quantity", "dimension"], sort=False)[columns].mean().reset_index()
 
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The summary of how alike both are; the tables of the other questions are beside it."""
+        return self.summary()
+
     def plot(self, question: str = "summary") -> Figure:
         """Draw the answer to one question: a table's name, or "summary". Raises `InputError` for what there is none of."""
         if question not in compare_figures.FIGURES:
@@ -126,15 +130,11 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        tables = (self.summary().round(3).to_html(index=False), self.nll.round(4).to_html(index=False))
         drawn = [
             name for name in compare_figures.FIGURES if name == "summary" or not getattr(self, name).empty
         ]
-        pictures = (drawing.svg(self.plot(name)) for name in drawn)
-        inline = (svg[svg.find("<svg") :] for svg in pictures)
-        return f"<p>Probed against learned valuations on {escape(self.name)}</p>" + "".join(
-            (*inline, *tables)
-        )
+        title = f"Probed against learned valuations on {self.name}"
+        return shown(title, *map(self.plot, drawn), self.frame, self.nll)
 
 
 def compare_valuations(

@@ -10,22 +10,28 @@ of the true ones, both made by the same rule (the covariance with a text's mean 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from emoprobe import drawing
 from emoprobe.activations import capture
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.intervals import Floats, correlation, exceedance, mean_interval
 from emoprobe.models.live import LiveModel
+from emoprobe.notebook import shown
 from emoprobe.valattn.compare_directions import stream_rows
 from emoprobe.valattn.inject import inject
 from emoprobe.valattn.learn import Objective, annotated_targets, learn_valuation
 from emoprobe.valattn.subspaces import overlaps, overlaps_by_chance
 from emoprobe.valattn.valuation import Valuation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STARTS = 1000
 """Seed of the first random start; random spaces are drawn with those that follow the last one."""
@@ -58,6 +64,33 @@ class Recovery:
     readings: pd.DataFrame
     p: float
     p_shuffled: float
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table of seeds."""
+        return self.seeds
+
+    def plot(self) -> Figure:
+        """Draw the share of the probed space that learned valuations and their starts hold, seed by seed and by layer."""
+        with drawing.styled():
+            figure, axes = drawing.panels(columns=2, sharey=True)
+            seeds, layers = self.seeds, self.layers
+            drawing.control(axes[0, 0], seeds.seed, seeds.chance, label="random spaces")
+            drawing.control(axes[0, 0], seeds.seed, seeds.start, label="starts", style=":")
+            axes[0, 0].plot(seeds.seed, seeds.learned, "o", label="learned")
+            axes[0, 0].set(xlabel="seed", ylabel="share of the probed space")
+            drawing.control(
+                axes[0, 1], layers.layer, layers.chance, low=layers.chance, high=layers.chance_high
+            )
+            drawing.line(axes[0, 1], layers.layer, layers.overlap)
+            axes[0, 1].set(xlabel="block", ylim=(0, None))
+            for axis in axes[0]:
+                axis.xaxis.get_major_locator().set_params(integer=True)
+            drawing.legend_below(figure, axes[0, 0])
+        return figure
+
+    def _repr_html_(self) -> str:
+        return shown(self.report(), self.plot(), self.frame)
 
     def report(self) -> str:
         """Say what was found, and whether it is more than chance."""

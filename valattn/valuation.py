@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -25,6 +28,8 @@ from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from emoprobe.probes import ProbeSet
 
 VERSION = 1
@@ -287,6 +292,48 @@ class Valuation:
         if layer not in self.layers:
             raise InputError(f"this valuation has no layer {layer}: it has {list(self.layers)}")
         return self.layers.index(layer)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per block and dimension: layer, dimension, norm (of the row of W), bias, strength (the block's mean |λ|)."""
+        size = (len(self.layers), self.m)
+        lam = torch.tensor(torch.nan) if self.strength is None else self.strength.detach().abs().cpu()
+        by_block = lam.reshape(len(lam), -1).mean(-1, keepdim=True) if lam.dim() else lam
+        columns = {"norm": self.weight.norm(dim=-1), "bias": self.bias, "strength": by_block.expand(size)}
+        return pd.DataFrame(
+            {
+                "layer": np.repeat(self.layers, self.m),
+                "dimension": self.dimensions * len(self.layers),
+                **{name: tensor.detach().cpu().flatten().numpy() for name, tensor in columns.items()},
+            }
+        )
+
+    def plot(self) -> Figure:
+        """Draw the norm of each dimension's row by block, and λ where it was learned."""
+        from emoprobe import drawing
+
+        learned = self.strength is not None
+        with drawing.styled():
+            figure, axes = drawing.panels(columns=1 + learned)
+            for (name, rows), colour in zip(
+                self.frame.groupby("dimension", sort=False), cycle(drawing.PALETTE), strict=False
+            ):
+                drawing.line(axes[0, 0], rows.layer, rows.norm, label=str(name), colour=colour)
+            axes[0, 0].set(ylabel="norm of the row of W")
+            if learned:
+                blocks = self.frame.drop_duplicates("layer")
+                drawing.line(axes[0, 1], blocks.layer, blocks.strength)
+                axes[0, 1].set(ylabel="mean |λ| over heads")
+            for axis in axes[0]:
+                axis.set(xlabel="block", ylim=(0, None))
+                axis.xaxis.get_major_locator().set_params(integer=True)
+            drawing.legend_below(figure, axes[0, 0])
+        return figure
+
+    def _repr_html_(self) -> str:
+        from emoprobe.notebook import shown
+
+        return shown(repr(self), self.plot(), self.frame)
 
     def __repr__(self) -> str:
         source = self.metadata.get("source", "tensors")

@@ -13,22 +13,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 from threadpoolctl import threadpool_limits
 
 import emoprobe
+from emoprobe import drawing
 from emoprobe.artefacts import versions, write_bytes
 from emoprobe.corpora import Corpus
 from emoprobe.models import LiveModel
+from emoprobe.notebook import shown
+from emoprobe.progress import bars
 from emoprobe.report import render
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.result import Result
@@ -36,6 +40,8 @@ from emoprobe.study.result import Result
 SMALL = 20_000_000
 """Parameters up to which one thread is best."""
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "scipy", "pandas", "matplotlib")
+
+SIGNS = {-1: "the opposite is shown", 0: "not shown", 1: "shown, beyond all controls"}
 
 Step = Callable[[], Result]
 
@@ -109,16 +115,32 @@ class Study:
         state = "all checks held" if self.passed else "SOME CHECKS FAILED"
         return "\n".join([f"<Study of {self.manifest.get('title')}, {state}, in {self.folder}>", *lines])
 
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per experiment: name, title, finding, controls, verdict, passed, sign (see `Result`)."""
+        columns = ["name", "title", "finding", "controls", "verdict", "passed", "sign"]
+        rows = [[getattr(result, column) for column in columns] for result in self.results]
+        return pd.DataFrame(rows, columns=columns).astype({"sign": "Int64"})
+
+    def plot(self) -> Figure:
+        """Draw for each experiment whether what was asked is shown, its opposite or neither; nothing where not asked."""
+        with drawing.styled():
+            figure, axes = drawing.panels(height=0.9 + 0.25 * len(self.results))
+            axis = axes[0, 0]
+            for (sign, what), colour in zip(
+                SIGNS.items(), (drawing.RED, drawing.CONTROL, drawing.BLUE), strict=True
+            ):
+                rows = self.frame.index[(self.frame["sign"] == sign).fillna(False)]
+                axis.plot([sign] * len(rows), rows, "o", color=colour, label=what)
+            axis.set_xticks(list(SIGNS), list(SIGNS.values()))
+            axis.set_yticks(self.frame.index, self.frame.title, parse_math=False)
+            axis.set(xlim=(-1.5, 1.5), ylim=(len(self.results) - 0.5, -0.5))
+            axis.grid(axis="y", color=drawing.INK, alpha=0.2)
+        return figure
+
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(r.title)}</td><td>{escape(r.finding)}</td><td>{escape(r.controls)}</td>"
-            f"<td>{'✓' if r.passed else '✗'}</td></tr>"
-            for r in self.results
-        )
-        return (
-            f"<p>Study of {escape(str(self.manifest.get('title')))}; report: <code>{escape(str(self.folder / 'report.html'))}"
-            f"</code></p><table><tr><th>experiment</th><th>finding</th><th>controls</th><th>checks</th></tr>{rows}</table>"
-        )
+        where = f"Study of {self.manifest.get('title')}; report: {self.folder / 'report.html'}"
+        return shown(where, self.plot(), self.frame.drop(columns=["name", "verdict"]))
 
 
 def load_study(path: str | Path) -> Study:
@@ -197,7 +219,7 @@ class Display:
     def __init__(self, wanted: bool) -> None:
         self._console = Console(stderr=True, quiet=not wanted, highlight=False)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._progress = bars(wanted, *columns, console=self._console)
         self._task = self._progress.add_task("")
         self._name, self._begun = "", 0.0
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from emoprobe import drawing
+from emoprobe.errors import InputError
+from emoprobe.notebook import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,26 +59,28 @@ class Result:
         """Whether all checks held."""
         return all(self.checks.values())
 
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+    def plot(self) -> Figure:
+        """Return the figure. Raises `InputError` where there is none, or where its SVG alone was kept in a run folder."""
+        if self.figure is None:
+            kept = "its figure is kept as .svg" if self.svg else "nothing was drawn"
+            raise InputError(f'the result "{self.name}" cannot be drawn: {kept}')
+        return self.figure
+
     def __repr__(self) -> str:
         failed = [name for name, held in self.checks.items() if not held]
         return f"<Result {self.name}: {self.finding}" + (f"; FAILED: {'; '.join(failed)}>" if failed else ">")
 
     def _repr_html_(self) -> str:
-        checks = "".join(
-            f"<li>{'✓' if held else '✗'} {escape(name)}</li>" for name, held in self.checks.items()
-        )
-        table = self.table.head(12).round(4).to_html(index=False, border=0)
-        more = (
-            f"<p>… {len(self.table) - 12} more rows in <code>.table</code></p>"
-            if len(self.table) > 12
-            else ""
-        )
+        checks = [f"{'✓' if held else '✗'} {name}" for name, held in self.checks.items()]
+        published = [f"Published: {self.published}"] if self.published else []
         return (
-            f"<h3>{escape(self.title)}</h3><p><em>{escape(self.question)}</em> {escape(self.method)}</p>"
-            f"{self.svg[self.svg.find('<svg') :] if self.svg else ''}<p>{escape(self.verdict)}</p>"
-            f"{self._published_html()}<ul>{checks}</ul>"
-            f"{table}{more}"
+            f"<h3>{escape(self.title)}</h3>"
+            + shown(f"{self.question}\n{self.method}")
+            + (drawing.inline(self.svg, self.alt or self.title) if self.svg else "")
+            + shown("\n".join([self.verdict, *published, *checks]), self.table)
         )
-
-    def _published_html(self) -> str:
-        return f"<p><small>Published: {escape(self.published)}</small></p>" if self.published else ""

@@ -72,6 +72,14 @@ class SentenceComparison:
     untouched: bool
     """Whether λ = 0 gave the standard magnitudes, to the last bit."""
 
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The claims."""
+        return self.claims
+
+    def _repr_html_(self) -> str:
+        return self.result()._repr_html_()
+
     def plot(self) -> Figure:
         """Draw word magnitudes and word-to-word attention, standard against valuation, for each sentence."""
         from emoprobe.study.sentence_figure import draw
