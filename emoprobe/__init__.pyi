@@ -1,4 +1,5 @@
 from . import corpora as corpora
+from . import explorer as explorer
 from . import models as models
 from . import probes as probes
 from . import report as report
@@ -8,6 +9,7 @@ from . import valattn as valattn
 from .corpora import Corpus as Corpus
 from .corpora import load_corpus as load_corpus
 from .errors import InputError as InputError
+from .explorer import explore as explore
 from .interventions import AttentionBias as AttentionBias
 from .interventions import ResidualEdit as ResidualEdit
 from .models import LiveModel as LiveModel

@@ -94,7 +94,7 @@ class DifferenceMap:
 
     def plot(self) -> Figure:
         """Draw one panel per concept; gaps are hatched, and dots mark what lies outside 95 % of random directions."""
-        return draw_panels(self._panels(), self.unit, self.kind)
+        return draw_panels(self.panels(), self.unit, self.kind)
 
     def __repr__(self) -> str:
         layers, places = self.matrix(self.concepts[0]).shape
@@ -107,9 +107,10 @@ class DifferenceMap:
             f"{self.unit}. Orange: above, blue: below 0; empty: one text only; underlined: outside 95 % of {self.randoms} "
             f"random directions of equal norm. {self.report()}"
         )
-        return panels_html(self._panels(), caption, self.kind)
+        return panels_html(self.panels(), caption, self.kind)
 
-    def _panels(self) -> list[Panel]:
+    def panels(self) -> list[Panel]:
+        """Return the cells of each concept."""
         places = self.frame.drop_duplicates("place").sort_values("place")
         names = [_column(*pair) for pair in zip(places.relation, places.token_a, places.token_b, strict=True)]
         panels = []

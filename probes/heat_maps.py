@@ -54,7 +54,7 @@ class HeatMap:
 
     def plot(self) -> Figure:
         """Draw one panel per concept, layers from bottom to top."""
-        return draw_panels(self._panels(), self.trace.unit, self.trace.kind)
+        return draw_panels(self.panels(), self.trace.unit, self.trace.kind)
 
     def __repr__(self) -> str:
         layers, tokens = self.matrix(self.concepts[0]).shape
@@ -64,9 +64,10 @@ class HeatMap:
 
     def _repr_html_(self) -> str:
         caption = f"{self.trace.unit}. Orange: above, blue: below {self.trace.centre_in_words}."
-        return panels_html(self._panels(), caption, self.trace.kind)
+        return panels_html(self.panels(), caption, self.trace.kind)
 
-    def _panels(self) -> list[Panel]:
+    def panels(self) -> list[Panel]:
+        """Return the cells of each concept."""
         tokens = self.frame.drop_duplicates("position").sort_values("position").token.tolist()
         panels = []
         for concept in self.concepts:

@@ -7,7 +7,7 @@ file knows nothing of how probes are fitted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from emoprobe import drawing
 from emoprobe.activations import stream_residuals
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
+from emoprobe.interventions import Span
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import Batch, LiveModel
 from emoprobe.probes.lens import logit_lens as logit_lens  # where it once stood
@@ -293,16 +294,33 @@ def _frame(
 
 def _row(text: str, title: str, tokens: pd.DataFrame) -> str:
     """Return the HTML of one text under one concept: its own characters, coloured token by token."""
-    pieces, end = [], 0
-    for token in tokens.to_dict("records"):
-        start, stop, colour = token["start"], token["end"], token["colour"]
-        shown = token["token"]
-        if stop > start:  # else a special token, or a tokenizer that does not know where its tokens lie
-            pieces.append(escape(text[end:start]))
-            shown, end = text[max(end, start) : stop] or "·", max(end, stop)
-        pieces.append(f'<span style="{shade(colour)}" title="{token["value"]:.3g}">{escape(shown)}</span>')
-    pieces.append(escape(text[end:]) if tokens.end.max() >= 0 else "")
-    return f'<div style="white-space:pre-wrap"><b>{escape(title)}</b>  {"".join(pieces)}</div>'
+    written, records = [], tokens.to_dict("records")
+    for characters, number in pieces(text, [(token["start"], token["end"]) for token in records]):
+        if number is None:
+            written.append(escape(characters))
+            continue
+        token = records[number]
+        shown = characters or ("·" if token["end"] > token["start"] else token["token"])
+        written.append(
+            f'<span style="{shade(token["colour"])}" title="{token["value"]:.3g}">{escape(shown)}</span>'
+        )
+    return f'<div style="white-space:pre-wrap"><b>{escape(title)}</b>  {"".join(written)}</div>'
+
+
+def pieces(text: str, spans: Sequence[Span]) -> Iterator[tuple[str, int | None]]:
+    """Cut a text where tokens begin and end: yield characters and the token, by its number in `spans`, that holds them.
+
+    Characters in no token have None. A token without characters of its own has "": a special one, a further byte of the
+    character before, or any where the tokenizer does not say where tokens lie (all ends -1; then they are all there is).
+    """
+    end = 0
+    for number, (start, stop) in enumerate(spans):
+        if start > end:
+            yield text[end:start], None
+        yield text[max(end, start) : max(end, stop)], number
+        end = max(end, stop)
+    if any(stop >= 0 for _, stop in spans):
+        yield text[end:], None
 
 
 def shade(colour: float) -> str:

@@ -27,6 +27,7 @@ COMMANDS = (
     "sweep",
     "compare",
     "report",
+    "explore",
     "stories",
     "concepts",
     "claims",

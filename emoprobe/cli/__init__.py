@@ -71,6 +71,7 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
         "emoprobe stories stories.jsonl --emotions afraid,calm,proud --model Qwen/Qwen3-0.6B --per-topic 2",
     ),
     (studies.report, "emoprobe report runs/bundled"),
+    (reading.explore, "emoprobe explore gpt2 vad.safetensors"),
     (reading.info, "emoprobe info bundled"),
 )
 """Every command, in the order of the help, with an example."""

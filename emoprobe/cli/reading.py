@@ -1,4 +1,4 @@
-"""Probes and what they read: fit, trace; and what a model is: info."""
+"""Probes and what they read: fit, trace, explore; and what a model is: info."""
 
 from __future__ import annotations
 
@@ -118,6 +118,35 @@ def trace(
     if output is not None:
         write_bytes(output, found.frame.to_csv(index=False).encode())
     _show_trace(found, lambda: read(kind="z"))
+
+
+def explore(
+    model: Model = "bundled",
+    probes: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A probe set, as `emoprobe fit` writes it.",
+            show_default="fitted on the bundled corpus, once",
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where the page is.", show_default="a free one")
+    ] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Explore a model on a page of this machine.
+
+    Type a text and see what probes read token by token and layer by layer, standard beside valuation attention, and what the
+    model writes as λ and steering strength change. The page is for this machine alone, and nothing that is typed is logged.
+    """
+    from emoprobe import typed
+    from emoprobe.explorer import explore as explored
+    from emoprobe.explorer.launch import check_installed
+
+    check_installed()  # before a model is loaded
+    explored(typed.model(model, device, dtype), probes, port=port, browser=browser)
 
 
 def info(model: Model = "bundled", device: Device = None, dtype: DType = None) -> None:

@@ -1,0 +1,166 @@
+"""Start the explorer: load and fit what is missing, open a port on this machine alone, and say where the page is."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from emoprobe import __version__
+from emoprobe.corpora import load_corpus
+from emoprobe.errors import InputError
+from emoprobe.explorer.readings import Subject
+from emoprobe.models import LiveModel, load_model
+from emoprobe.probes import ProbeSet, fit_probes, load_probes
+from emoprobe.valattn import Valuation
+
+if TYPE_CHECKING:
+    import uvicorn
+
+HOME = "127.0.0.1"
+PATIENCE = 10.0  # seconds that a server may take to start or to end
+
+
+def explore(
+    model: LiveModel | str = "bundled",
+    probes: ProbeSet | str | Path | None = None,
+    *,
+    valuation: Valuation | None = None,
+    port: int = 0,
+    browser: bool = True,
+    wait: bool = True,
+) -> Explorer:
+    """Open a page on this machine that shows what probes read in a text, and what interventions do to the model.
+
+    `model` and `probes` are objects, or what `load_model` and `load_probes` take. Without probes, some are fitted on the
+    bundled corpus and kept for next time, in `cache_folder()`. `valuation` is injected by the page's λ, by default the probes'.
+    `port` 0 takes a free one; `browser` opens the page. With `wait` the call ends when it is interrupted, else it returns at
+    once, and `.stop()` ends the server. Raises `InputError` where FastAPI or uvicorn is missing, the port is taken, or model,
+    probes and valuation do not fit.
+    """
+    check_installed()
+    live = load_model(model) if isinstance(model, str) else model
+    if probes is None:
+        probes = bundled_probes(live)
+    elif not isinstance(probes, ProbeSet):
+        probes = load_probes(probes)
+    running = Explorer(Subject.of(live, probes, valuation), port)
+    _say(f"the explorer is at {running.address}")
+    if browser:
+        webbrowser.open(running.address)
+    if wait:
+        _say("Ctrl-C ends it")
+        with running, suppress(KeyboardInterrupt):
+            running.wait()
+    return running
+
+
+class Explorer:
+    """Hold a running explorer: `.address` is its page's, `.stop()` ends it, and so does leaving a `with` block."""
+
+    def __init__(self, subject: Subject, port: int = 0) -> None:
+        import uvicorn
+
+        from emoprobe.explorer.server import application
+
+        place = _bound(port)
+        token = secrets.token_urlsafe(24)
+        self.address = f"http://{HOME}:{place.getsockname()[1]}/{token}/"
+        # What is asked holds texts and the token: nothing of it is logged.
+        options = uvicorn.Config(
+            application(subject, token), log_level="critical", access_log=False, lifespan="off", ws="none"
+        )
+        self._server: uvicorn.Server = uvicorn.Server(options)
+        self._thread = threading.Thread(target=self._server.run, args=([place],), daemon=True)
+        self._thread.start()
+        self._await_start()
+
+    def _await_start(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while not self._server.started and self._thread.is_alive() and time.monotonic() < end:
+            time.sleep(0.01)
+        if not self._server.started:
+            raise InputError("the explorer's server did not start: give another port")
+
+    def wait(self) -> None:
+        """Wait until the server has ended, or until it is interrupted."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+
+    def stop(self) -> None:
+        """End the server."""
+        self._server.should_exit = True
+        self._thread.join(PATIENCE)
+
+    def __enter__(self) -> Explorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<Explorer at {self.address}>"
+
+
+def bundled_probes(model: LiveModel) -> ProbeSet:
+    """Return probes of a model on the bundled corpus: those that are kept, or new ones, which are then kept."""
+    corpus = load_corpus("bundled")
+    kept = cache_folder() / f"{model.fingerprint()}-{corpus.fingerprint[:16]}-{__version__}.safetensors"
+    if kept.exists():
+        try:
+            return load_probes(kept)
+        except InputError as error:
+            _say(f"the probes kept for this model cannot be read, so new ones are fitted ({error})")
+    _say(
+        f"fitting probes for {model.name} on {len(corpus)} bundled passages, this once (about a minute for a small model)"
+    )
+    probes = fit_probes(model, corpus)
+    try:
+        _say(f"kept: {probes.save(kept)}")
+    except OSError as error:  # a home that may not be written to is no reason not to explore
+        _say(f"the probes could not be kept for next time: {error}")
+    return probes
+
+
+def cache_folder() -> Path:
+    """Return where fitted probes are kept: emoprobe/probes in XDG_CACHE_HOME, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emoprobe" / "probes"
+
+
+def check_installed() -> None:
+    """Raise `InputError` where what the explorer's server needs is not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f'the explorer needs {error.name}, which is not installed: pip install "emoprobe[explore]"'
+        ) from None
+
+
+def _bound(port: int) -> socket.socket:
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((HOME, port))
+    except (OSError, OverflowError) as error:
+        place.close()
+        raise InputError(
+            f"port {port} cannot be had on this machine ({error}): give another, or 0 for a free one"
+        ) from None
+    return place
+
+
+def _say(what: str) -> None:
+    sys.stderr.write(f"emoprobe: {what}\n")
+    sys.stderr.flush()

@@ -1,0 +1,370 @@
+"""The explorer's server: whom it answers, what it answers, and that nothing is left behind, whatever was asked."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from planted_probes import planted_probes
+from tiny import tiny_model
+
+pytest.importorskip("fastapi", reason="the explorer needs emoprobe[explore]")
+from fastapi.testclient import TestClient
+
+from emoprobe import explorer
+from emoprobe.errors import InputError
+from emoprobe.explorer import launch, readings, server
+from emoprobe.explorer.readings import Subject
+from emoprobe.models import LiveModel
+from emoprobe.probes import ProbeSet, difference_map, trace
+from emoprobe.steering import steer
+from emoprobe.study.claims.word_classes import word_places
+from emoprobe.valattn import Valuation, inject
+
+TOKEN = "a-token-that-nobody-guesses"
+TEXT = "She was happy, but the dog had run away."
+HOSTILE = (
+    "<script>alert(1)</script> \"quoted\" 'it' 👩‍👧 é مرحبا بالعالم שלום \u202eturned\u202c &amp; {{7*7}}"
+)
+NAMES = ("calm", "valence", '<b>"bold"</b>')
+
+
+@pytest.fixture(scope="module")
+def model() -> LiveModel:
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def probes(model: LiveModel) -> ProbeSet:
+    return planted_probes(model, np.random.default_rng(0).normal(size=(3, model.d_model)), NAMES)
+
+
+@pytest.fixture
+def subject(model: LiveModel, probes: ProbeSet) -> Subject:
+    return Subject.of(model, probes)
+
+
+@pytest.fixture
+def client(subject: Subject) -> Iterator[TestClient]:
+    app = server.application(subject, TOKEN)
+    with TestClient(
+        app, base_url="http://127.0.0.1:8000", headers={"origin": "http://127.0.0.1:8000"}
+    ) as asked:
+        yield asked
+
+
+def question(**changed: Any) -> dict[str, Any]:
+    return {"text": TEXT, "concept": "calm", "kind": "z", **changed}
+
+
+def asked(client: TestClient, what: str, **question: Any) -> dict[str, Any]:
+    reply = client.post(f"/{TOKEN}/{what}", json=question)
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+# Whom it answers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/about", f"/{TOKEN[:-1]}/", f"/{TOKEN}x/", f"//{TOKEN}/", "/ü/"])
+def test_without_the_token_there_is_nothing(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 403
+    assert client.post(path, json=question()).status_code == 403
+    assert client.get(f"/{TOKEN}/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "0.0.0.0:8000"]
+)
+def test_a_name_that_was_bent_to_this_machine_is_refused(client: TestClient, host: str) -> None:
+    assert client.get(f"/{TOKEN}/about", headers={"host": host}).status_code == 403
+    assert client.get(f"/{TOKEN}/about", headers={"host": "localhost:9999"}).status_code == 200  # a tunnel
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:8001", "https://127.0.0.1:8000", ""]
+)
+def test_questions_come_from_the_page_alone(client: TestClient, origin: str) -> None:
+    reply = client.post(f"/{TOKEN}/read", json=question(), headers={"origin": origin})
+    assert reply.status_code == 403
+    del client.headers["origin"]
+    assert client.post(f"/{TOKEN}/read", json=question()).status_code == 403
+
+
+def test_a_form_of_another_page_cannot_ask(client: TestClient) -> None:
+    reply = client.post(f"/{TOKEN}/read", content=b"{}", headers={"content-type": "text/plain"})
+    assert reply.status_code == 415
+
+
+def test_the_page_needs_nothing_else_and_may_do_nothing_else(client: TestClient) -> None:
+    reply = client.get(f"/{TOKEN}/")
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert reply.headers["referrer-policy"] == "no-referrer" and reply.headers["cache-control"] == "no-store"
+    assert "src=" not in reply.text and "@import" not in reply.text and "url(" not in reply.text
+    for hidden in ("docs", "redoc", "openapi.json"):
+        assert client.get(f"/{TOKEN}/{hidden}").status_code == 404
+
+
+# What it takes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "changed", "status"),
+    [
+        ("read", {"text": ""}, 422),
+        ("read", {"text": "   \n"}, 400),
+        ("read", {"text": "a" * (server.CHARACTERS + 1)}, 422),
+        ("read", {"text": "a" * (server.BODY + 1)}, 413),
+        ("read", {"text": ["a"]}, 422),
+        ("read", {"concept": "envy"}, 400),
+        ("read", {"kind": "dots"}, 400),
+        ("read", {"more": 1}, 422),
+        ("compare", {}, 422),
+        ("compare", {"other": " "}, 400),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_a_sentence(
+    client: TestClient, what: str, changed: dict[str, Any], status: int
+) -> None:
+    reply = client.post(f"/{TOKEN}/{what}", json=question(**changed))
+    assert reply.status_code == status
+    sentence = reply.json()["error"]
+    assert 10 < len(sentence) < 300 and "\n" not in sentence and "Traceback" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("what", "changed"),
+    [
+        ("attend", {"layer": 1, "head": 99, "strength": 1}),
+        ("attend", {"layer": 1, "head": -1, "strength": 1}),
+        ("attend", {"layer": 1, "head": None, "strength": 1e9}),
+        ("continue", {"new_tokens": server.NEW_TOKENS + 1}),
+        ("continue", {"steering": 1e9}),
+        ("continue", {"layer": 77}),
+    ],
+)
+def test_numbers_out_of_range_are_refused(client: TestClient, what: str, changed: dict[str, Any]) -> None:
+    usual = {"concept": "calm", "layer": 1, "strength": 0.5, "steering": 0.1, "new_tokens": 3}
+    asked_for = {"text": TEXT, **(changed if what == "attend" else usual | changed)}
+    assert client.post(f"/{TOKEN}/{what}", json=asked_for).status_code in (400, 422)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"text": "\\ud800", "concept": "calm", "kind": "z"}', b"{", b"\xff", b"[]", b"null"]
+)
+def test_bodies_that_are_no_question_are_refused(client: TestClient, body: bytes) -> None:
+    reply = client.post(f"/{TOKEN}/read", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code in (400, 422)
+    assert set(reply.json()) == {"error"}
+
+
+def test_not_a_number_is_no_strength(client: TestClient) -> None:
+    body = b'{"text": "a b", "layer": 0, "head": null, "strength": NaN}'
+    reply = client.post(f"/{TOKEN}/attend", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 422
+
+
+def test_a_question_of_unknown_length_is_refused(client: TestClient) -> None:
+    reply = client.post(f"/{TOKEN}/read", content=iter([b"{}"]), headers={"content-type": "application/json"})
+    assert reply.status_code == 411
+
+
+def test_too_many_questions_have_to_wait(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readings, "read", lambda *_, **__: {})
+    clock = [1000.0]
+    monkeypatch.setattr(server.time, "monotonic", lambda: clock[0])
+    turn = server.Turn()
+    assert [turn._within_rate() for _ in range(server.BURST + 1)] == [True] * server.BURST + [False]
+    clock[0] += 2 / server.RATE
+    assert [turn._within_rate() for _ in range(3)] == [True, True, False]
+    monkeypatch.setattr(server, "BURST", 0)
+    monkeypatch.setattr(server, "RATE", 0.0)
+    monkeypatch.setattr(server.Turn, "_within_rate", lambda self: False)
+    assert client.post(f"/{TOKEN}/read", json=question()).status_code == 429
+
+
+# What it answers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["read_out", "z", "cosine"])
+def test_readings_are_those_of_a_trace(
+    client: TestClient, model: LiveModel, probes: ProbeSet, kind: str
+) -> None:
+    found = asked(client, "read", **question(kind=kind))
+    frame = trace(model, probes, TEXT, concepts=["calm"], layers="all", kind=kind).frame
+    direct = frame.pivot(index="layer", columns="position", values="value")
+    assert found["map"]["rows"] == direct.index.tolist()
+    np.testing.assert_allclose(np.array(found["map"]["values"], float), direct.to_numpy(), rtol=1e-12)
+
+
+def test_token_colours_are_those_of_a_trace(client: TestClient, model: LiveModel, probes: ProbeSet) -> None:
+    found = asked(client, "read", **question())
+    shown = trace(model, probes, TEXT, concepts=["calm"], layers=[2], kind="z")._repr_html_()
+    for piece in found["pieces"]:
+        if piece["text"]:
+            assert f'style="{found["token_styles"][2][piece["token"]]}"' in shown
+
+
+@pytest.mark.parametrize("text", [TEXT, HOSTILE, " \n a\t\n", "👍" * 30, "\u202e", "a" * 3000, HOSTILE * 40])
+def test_the_pieces_are_the_text(client: TestClient, text: str) -> None:
+    if not text.strip():
+        pytest.skip("nothing to read")
+    found = asked(client, "read", **question(text=text))
+    assert "".join(piece["text"] for piece in found["pieces"]) == text
+    tokens = len(found["map"]["columns"])
+    assert tokens <= 512 and all((p["token"] or 0) < tokens for p in found["pieces"])
+
+
+def test_a_long_text_is_read_as_far_as_the_model_reads_and_says_so(
+    client: TestClient, model: LiveModel
+) -> None:
+    text = "The sun came up and the dog had run away. " * 1500  # more than 10,000 tokens
+    found = asked(client, "read", **question(text=text))
+    assert len(found["map"]["columns"]) == model.context_length
+    assert "512 tokens" in found["notice"] and found["pieces"][-1]["token"] is None
+    assert asked(client, "compare", **question(text=text, other=text[2:]))["notice"]
+    assert asked(client, "attend", text=text, layer=1, head=None, strength=1.0)["notice"]
+    further = asked(
+        client, "continue", text=text, concept="calm", layer=1, strength=0.5, steering=0.1, new_tokens=5
+    )
+    assert text.endswith(further["prompt"]) and further["notice"]
+
+
+def test_differences_are_those_of_the_difference_map(
+    client: TestClient, model: LiveModel, probes: ProbeSet
+) -> None:
+    other = TEXT.replace("happy", "afraid and sad")
+    found = asked(client, "compare", **question(other=other))
+    direct = difference_map(model, probes, TEXT, other, "calm", kind="z")
+    np.testing.assert_allclose(
+        np.array(found["map"]["values"], float), direct.matrix("calm").to_numpy(), rtol=1e-9
+    )
+    assert found["report"] == direct.report()
+    assert any(None in row for row in found["map"]["values"])  # a gap is no number
+
+
+@pytest.mark.parametrize("head", [None, 2])
+def test_attention_and_magnitudes_are_the_models(
+    client: TestClient, model: LiveModel, subject: Subject, head: int | None
+) -> None:
+    """By hand: sums over a word's tokens, means over its own; norms in quadrature."""
+    found = asked(client, "attend", text=TEXT, layer=1, head=head, strength=0.7)
+    assert found["words"] == [TEXT[a:b] for a, b in word_places(TEXT)]
+    assert subject.valuation is not None
+    batch = model.tokenize(TEXT)
+    of_word = [
+        [t for t, (a, b) in enumerate(batch.offsets[0]) if min(b, end) - max(a, start) > 0]  # type: ignore[index]
+        for start, end in word_places(TEXT)
+    ]
+    with torch.no_grad(), inject(model, subject.valuation, 0.7):
+        outputs, weights = model.attention(batch, [1])
+    heads = weights[0, 0].mean(0) if head is None else weights[0, 0, head]
+    attention = [
+        [sum(float(heads[q, k]) for q in own for k in seen) / len(own) for seen in of_word] for own in of_word
+    ]
+    np.testing.assert_allclose(np.array(found["valued"]["values"], float), attention, atol=1e-12)
+    sizes = [float(outputs[0, 0, own].norm()) for own in of_word]
+    np.testing.assert_allclose(np.array(found["magnitudes"])[:, 1], sizes, rtol=1e-12)
+    assert not np.allclose(*np.array(found["magnitudes"]).T)  # λ does something
+    still = asked(client, "attend", text=TEXT, layer=1, head=head, strength=0)
+    assert still["standard"] == still["valued"] and set(still["gains"]) == {0.0}
+
+
+def test_continuations_are_the_models(client: TestClient, model: LiveModel, probes: ProbeSet) -> None:
+    chosen = {"concept": "valence", "layer": 2, "strength": 1.5, "steering": 0.4, "new_tokens": 12}
+    found = asked(client, "continue", text=TEXT, **chosen)
+    assert found["untouched"] == model.generate(TEXT, max_new_tokens=12, do_sample=False)
+    valuation = Valuation.from_probes(probes, ["valence"])
+    with inject(model, valuation, 1.5), steer(model, probes["valence"], 0.4, layers=2):
+        assert found["changed"] == model.generate(TEXT, max_new_tokens=12, do_sample=False)
+    assert found["changed"] != found["untouched"]
+    same = asked(client, "continue", text=TEXT, **(chosen | {"strength": 0, "steering": 0}))
+    assert same["changed"] == same["untouched"] == found["untouched"]
+
+
+def test_what_probes_are_called_is_said_as_it_is(client: TestClient) -> None:
+    found = client.get(f"/{TOKEN}/about").json()
+    assert [concept["name"] for concept in found["concepts"]] == list(NAMES)
+    assert NAMES[2] not in client.get(f"/{TOKEN}/").text
+
+
+# What stays -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_question_that_fails_leaves_the_model_as_it_was(
+    client: TestClient, model: LiveModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = model.logits(TEXT)
+    seen = []
+
+    def fails(*_: Any, **__: Any) -> Any:
+        seen.append(len(model.interventions))
+        if model.interventions:
+            raise RuntimeError(f"no room for {TEXT}")
+        return ""
+
+    monkeypatch.setattr(model, "generate", fails)
+    chosen = {"concept": "calm", "layer": 1, "strength": 0.5, "steering": 0.1, "new_tokens": 3}
+    with caplog.at_level(logging.DEBUG):
+        reply = client.post(f"/{TOKEN}/continue", json={"text": TEXT, **chosen})
+    assert reply.status_code == 500 and "RuntimeError" in reply.json()["error"]
+    assert seen[0] == 0 and seen[1] > 1
+    assert TEXT not in reply.text and TEXT not in caplog.text and "RuntimeError" in caplog.text
+    assert torch.equal(model.logits(TEXT), before) and not model.interventions
+    asked(client, "read", **question())
+
+
+def test_a_running_explorer_is_on_this_machine_alone_and_ends(
+    model: LiveModel, probes: ProbeSet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import httpx
+
+    with explorer.explore(model, probes, browser=False, wait=False) as running:
+        address = running.address
+        assert address.startswith("http://127.0.0.1:") and len(address.split("/")[3]) >= 32
+        origin = {"origin": address.rsplit("/", 2)[0]}
+        reply = httpx.post(f"{address}read", json=question(text="unmentionable"), headers=origin)
+        assert reply.status_code == 200
+        assert httpx.get(address.replace(address.split("/")[3], "x")).status_code == 403
+        port = int(address.split(":")[2].split("/")[0])
+        with pytest.raises(InputError, match="port"):
+            explorer.explore(model, probes, port=port, browser=False, wait=False)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+    written = capfd.readouterr()
+    assert "unmentionable" not in written.out + written.err and address in written.err
+
+
+def test_probes_that_are_missing_are_fitted_once_and_kept(
+    model: LiveModel, probes: ProbeSet, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fitted = []
+    monkeypatch.setattr(launch, "fit_probes", lambda *_: fitted.append(1) or probes)
+    for _ in range(2):
+        assert launch.bundled_probes(model).concepts == probes.concepts
+    assert len(fitted) == 1 and "fitting probes" in capsys.readouterr().err
+    (kept,) = (tmp_path / "emoprobe" / "probes").iterdir()
+    kept.write_bytes(b"damaged")
+    launch.bundled_probes(model)
+    assert len(fitted) == 2
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        "import emoprobe as ep\n"
+        "try: ep.explore('bundled')\n"
+        "except ep.InputError as error: print(error)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    assert "fastapi" in run.stdout and 'pip install "emoprobe[explore]"' in run.stdout
