@@ -6,6 +6,9 @@ from . import report as report
 from . import steering as steering
 from . import study as study
 from . import valattn as valattn
+from .activation_store import ActivationStore as ActivationStore
+from .activation_store import load_activations as load_activations
+from .activation_store import store_activations as store_activations
 from .corpora import Corpus as Corpus
 from .corpora import load_corpus as load_corpus
 from .errors import InputError as InputError
@@ -58,5 +61,6 @@ from .valattn import (
 from .valattn import (
     learn_valuation as learn_valuation,
 )
+from .workers import ray_workers as ray_workers
 
 __version__: str

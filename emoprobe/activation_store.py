@@ -4,7 +4,7 @@
     000000.safetensors …  for each layer `layer.L` (texts, d_model), and the sums of the pool, where it keeps some
 
 Every file is written whole or not at all, so that what was broken off goes on behind the last shard that is there, to the same
-end. Nothing here holds more than one shard in memory, but for `vectors` and `layer`, which say what they return.
+end, whichever shards are there. Nothing here holds more than one shard in memory, but for `vectors` and `layer`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from rich.filesize import decimal
@@ -30,11 +31,33 @@ from emoprobe.layers import Layers, resolve_layers
 
 if TYPE_CHECKING:
     from emoprobe.models.live import LiveModel
+    from emoprobe.workers import RayWorkers
 
 KIND, VERSION = "shard of activations", 1
 INDEX = "index.json"
 SHARD = 1024
 """Texts of a shard: few enough to lose little, many enough to sort by length."""
+
+
+@runtime_checkable
+class Adding(Protocol):
+    """A pool that adds up more on the way than it returns, and whose sums over parts of the texts add up."""
+
+    def __call__(self, stream: Tensor, counted: Tensor) -> Tensor:
+        """Pool, as any pool does."""
+        ...
+
+    def anew(self) -> Adding:
+        """Return one like it that has seen nothing."""
+        ...
+
+    def sums(self) -> dict[str, Tensor]:
+        """Return what was added up."""
+        ...
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Add what another one has added up."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,11 +88,9 @@ class ActivationStore:
             slice(first, min(first + self.shard, self.texts)) for first in range(0, self.texts, self.shard)
         ]
 
-    @property
-    def done(self) -> int:
-        """Shards that are there, from the first on without a gap."""
-        there = (self._path(number).is_file() for number in range(len(self.rows)))
-        return next((number for number, found in enumerate(there) if not found), len(self.rows))
+    def has(self, number: int) -> bool:
+        """Whether a shard is there."""
+        return self._path(number).is_file()
 
     def shards(self, layers: Sequence[int] | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Yield which texts and their vectors, float32 (texts, layers, d_model), reading these layers only (default: all).
@@ -106,8 +127,8 @@ class ActivationStore:
             write_artefact(self._path(number), KIND, VERSION, tensors, record)
         except OSError as error:
             raise InputError(
-                f'cannot write to "{self.folder}" ({error.strerror}): {number} of {len(self.rows)} shards are kept there, and '
-                "the same call goes on behind them once there is room"
+                f'cannot write to "{self.folder}" ({error.strerror}): what is there is kept, and the same call goes on behind '
+                "it once there is room"
             ) from error
 
     def _read(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
@@ -140,13 +161,14 @@ def store_activations(
     dtype: torch.dtype = torch.float32,
     shard: int | None = None,
     batch_size: int = 32,
+    workers: RayWorkers | None = None,
     progress: bool = False,
 ) -> ActivationStore:
     """Write one vector per text and layer to a folder, `shard` texts (default: SHARD) at a time; return the store of them.
 
-    `pool`, `start` and `batch_size` are as in `emoprobe.activations.capture`; a pool that adds up more on the way has `state()`
-    and `restore()`, and its sums are kept with each shard. `dtype` is float32 or bfloat16. The same call goes on where an
-    earlier one was broken off, and both give the same bytes. The space that is needed is looked for first.
+    `pool`, `start` and `batch_size` are as in `emoprobe.activations.capture`; what an `Adding` pool adds up is kept with each
+    shard. `dtype` is float32 or bfloat16. The same call goes on where an earlier one was broken off, and both give the same
+    bytes. The space that is needed is looked for first. `workers`, see `emoprobe.ray_workers`, read shards side by side.
 
     Raises `InputError` for a folder that holds something else, another dtype, no texts, and a disk without room.
     """
@@ -170,32 +192,43 @@ def store_activations(
         "batch_size": batch_size,
     }
     store = _opened(Path(folder), asked)
-    done = store.done
-    _check_room(store, done)
-    restore: Callable[[dict[str, Tensor]], None] | None = getattr(pool, "restore", None)
-    if done and restore is not None:
-        restore(store.sums(done - 1))
-    pooled_by = pooling(pool)
-    numbers = range(done, len(store.rows))
+    missing = [number for number in range(len(store.rows)) if not store.has(number)]
+    _check_room(store, len(missing))
+    read = partial(read_shard, layers=chosen, pool=pool, start=start, batch_size=batch_size)
+    pieces = (list(texts[store.rows[number]]) for number in missing)
+    found = (read(model, piece) for piece in pieces) if workers is None else workers.map(read, pieces)
     title = f"reading {model.name}, {decimal(store.size)} to {store.folder}"
+    kept = len(store.rows) - len(missing)
     for number in track(
-        numbers, title, total=len(store.rows), completed=done, disable=not progress, transient=True
+        missing, title, total=len(store.rows), completed=kept, disable=not progress, transient=True
     ):
-        part = texts[store.rows[number]]
-        vectors = torch.empty(len(part), len(chosen), model.d_model)
-        for read in stream_residuals(model, part, chosen, batch_size=batch_size):
-            pooled = pooled_by(read.stream.float(), read.counted(start)).to("cpu", torch.float32)
-            vectors.index_copy_(0, torch.tensor(read.indices), pooled.transpose(0, 1))
-        store.write(number, vectors, pool.state() if hasattr(pool, "state") else {})
+        store.write(number, *next(found))
+    if isinstance(pool, Adding):
+        for number in range(len(store.rows)):
+            pool.add(store.sums(number))
     return store
+
+
+def read_shard(
+    model: LiveModel, texts: Sequence[str], layers: Sequence[int], pool: Pool, start: int, batch_size: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the vectors of some texts, float32 (texts, layers, d_model), and what a pool of their own has added up."""
+    own = pool.anew() if isinstance(pool, Adding) else pool
+    pooled_by = pooling(own)
+    vectors = torch.empty(len(texts), len(layers), model.d_model)
+    for read in stream_residuals(model, texts, layers, batch_size=batch_size):
+        pooled = pooled_by(read.stream.float(), read.counted(start)).to("cpu", torch.float32)
+        vectors.index_copy_(0, torch.tensor(read.indices), pooled.transpose(0, 1))
+    return vectors, own.sums() if isinstance(own, Adding) else {}
 
 
 def load_activations(folder: str | os.PathLike[str]) -> ActivationStore:
     """Open activations that `store_activations` wrote. Raises `InputError` where there are none, or not all of them."""
     store = _store(Path(folder), _index(Path(folder)))
-    if store.done < len(store.rows):
+    there = sum(store.has(number) for number in range(len(store.rows)))
+    if there < len(store.rows):
         raise InputError(
-            f'"{folder}" holds {store.done} of {len(store.rows)} shards: call store_activations once more, it goes on there'
+            f'"{folder}" holds {there} of {len(store.rows)} shards: call store_activations once more, it goes on there'
         )
     return store
 
@@ -241,8 +274,8 @@ def _store(folder: Path, asked: dict[str, Any]) -> ActivationStore:
     return ActivationStore(folder, texts, layers, d_model, dtype, shard, identity)
 
 
-def _check_room(store: ActivationStore, done: int) -> None:
-    rest = store.size * (len(store.rows) - done) // len(store.rows)
+def _check_room(store: ActivationStore, missing: int) -> None:
+    rest = store.size * missing // len(store.rows)
     free = shutil.disk_usage(store.folder).free
     if rest > free:
         raise InputError(

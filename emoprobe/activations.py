@@ -59,10 +59,12 @@ def stream_residuals(
     `texts` may be a generator of any length. Texts longer than the model's context are cut, with a warning.
     """
     chosen = resolve_layers(layers, model.n_layers)
-    numbered = enumerate(texts)
     total = len(texts) if isinstance(texts, Sequence) else None
-    windows = iter(lambda: list(islice(numbered, batch_size * WINDOW)), [])
-    batches = (batch for window in windows for batch in _by_length(window, batch_size))
+    batches = (
+        batch
+        for first, window in windows(texts, batch_size)
+        for batch in _by_length(list(enumerate(window, first)), batch_size)
+    )
     shown = track(
         batches,
         f"reading {model.name}",
@@ -74,6 +76,14 @@ def stream_residuals(
         batch = model.tokenize(chunk, truncate=True)
         with torch.no_grad():
             yield Residuals(indices, model.streams(batch, chosen), batch)
+
+
+def windows(texts: Iterable[str], batch_size: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the texts that are sorted together, with the number of the first: alone, they are read in the same batches."""
+    rest, first = iter(texts), 0
+    while window := list(islice(rest, batch_size * WINDOW)):
+        yield first, window
+        first += len(window)
 
 
 def _by_length(window: list[tuple[int, str]], batch_size: int) -> Iterator[list[tuple[int, str]]]:

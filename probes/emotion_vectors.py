@@ -34,9 +34,9 @@ from emoprobe.probes.closed_form import Components, principal_components, withou
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut
 from emoprobe.probes.features import check_finite, few_threads
 from emoprobe.probes.fit import PACKAGES, probe_layers, tidied
-from emoprobe.probes.moments import text_moments
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.tasks import LABELS, plan
+from emoprobe.probes.text_moments import text_moments
 from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
 from emoprobe.probes.validation import shuffle
 from emoprobe.progress import bars

@@ -11,23 +11,15 @@ are kept, so that there may be many. Everything is float64, on the CPU or on a G
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from emoprobe.activations import Pool, pooling, stream_residuals
 from emoprobe.artefacts import read_artefact, write_artefact
-from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
-from emoprobe.layers import Layers, resolve_layers
-from emoprobe.models.live import LiveModel
-
-if TYPE_CHECKING:
-    from emoprobe.probes.tasks import Task  # which imports what estimators import
 
 ROWS = 512
 """Texts that are added at once: enough for fast products, few enough to need little memory."""
@@ -271,95 +263,6 @@ class Pooled:
     @property
     def _between(self) -> Tensor:
         return self.count.sqrt()[:, None] * (self.mean - self.grand_mean[:, None])
-
-
-# Out of a model ------------------------------------------------------------------------------------------------------
-
-
-def corpus_moments(
-    model: LiveModel,
-    corpus: Corpus,
-    tasks: Sequence[Task],
-    layers: Layers = "all",
-    pool: Pool = "mean",
-    *,
-    start: int = 1,
-    batch_size: int = 32,
-    progress: bool = False,
-    device: torch.device | str = "cpu",
-) -> list[Moments]:
-    """Return for each task the moments of its texts by fold, in one pass over the corpus and without storing activations.
-
-    Labels that exclude each other are classes; other labels, as 0 and 1, and dimensions are targets. `pool` and `start` are as
-    in `emoprobe.activations.capture`; with `pool="tokens"` every token from the `start`-th on counts as one vector.
-    `device` is where moments are kept; it needs float64.
-    """
-    chosen = resolve_layers(layers, model.n_layers)
-    gathered, place = [], []
-    for task in tasks:
-        sizes = {"n_classes": len(task.concepts)} if task.exclusive else {"n_targets": len(task.concepts)}
-        folds = int(task.fold.max()) + 1
-        gathered.append(Moments.zeros(len(chosen), model.d_model, n_folds=folds, device=device, **sizes))
-        place.append(torch.full((len(corpus.texts),), -1))
-        place[-1][torch.from_numpy(task.rows)] = torch.arange(len(task.rows))
-    streamed = _vectors(model, corpus.texts, chosen, pool, start, batch_size, progress)
-    for indices, vectors in streamed:
-        for task, moments, position in zip(tasks, gathered, place, strict=True):
-            rows = position[indices]
-            mine = rows >= 0
-            rows, fold = rows[mine], torch.from_numpy(task.fold)[rows[mine]]
-            targets = torch.from_numpy(task.targets)[rows]
-            given = {"classes": targets.argmax(1)} if task.exclusive else {"targets": targets}
-            moments.add(vectors[mine.to(vectors.device)], fold=fold, **given)
-    return gathered
-
-
-def text_moments(
-    model: LiveModel,
-    texts: Iterable[str],
-    layers: Layers = "all",
-    pool: Pool = "mean",
-    *,
-    start: int = 1,
-    batch_size: int = 32,
-    progress: bool = False,
-    device: torch.device | str = "cpu",
-) -> Moments:
-    """Return the moments of texts without annotations, such as neutral ones; options are as in `corpus_moments`."""
-    chosen = resolve_layers(layers, model.n_layers)
-    moments = Moments.zeros(len(chosen), model.d_model, device=device)
-    for _, vectors in _vectors(model, texts, chosen, pool, start, batch_size, progress):
-        moments.add(vectors)
-    return moments
-
-
-def _vectors(
-    model: LiveModel,
-    texts: Iterable[str],
-    layers: Sequence[int],
-    pool: Pool,
-    start: int,
-    batch_size: int,
-    progress: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield numbers of texts and their vectors (texts, layers, d_model), many batches at once."""
-    pooled_by = None if pool == "tokens" else pooling(pool)
-    indices: list[Tensor] = []
-    vectors: list[Tensor] = []
-    for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
-        counted, numbers = part.counted(start), torch.tensor(part.indices)
-        if pooled_by is None:
-            found = part.stream[:, counted].float()
-            numbers = numbers[counted.nonzero()[:, 0].cpu()]
-        else:
-            found = pooled_by(part.stream.float(), counted)
-        indices.append(numbers)
-        vectors.append(found.transpose(0, 1))
-        if sum(map(len, indices)) >= ROWS:
-            yield torch.cat(indices), torch.cat(vectors)
-            indices, vectors = [], []
-    if indices:
-        yield torch.cat(indices), torch.cat(vectors)
 
 
 # Upper triangles in strips -------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from emoprobe import drawing
-from emoprobe.activations import Residuals, stream_residuals
+from emoprobe.activations import Residuals, stream_residuals, windows
 from emoprobe.errors import InputError
 from emoprobe.intervals import prediction_interval
 from emoprobe.models.live import LiveModel
@@ -43,6 +45,8 @@ from emoprobe.probes.tally import Tally
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from emoprobe.workers import RayWorkers
 
 SIDES = {"top": 1, "bottom": -1}
 BY = ("token", "text")
@@ -235,6 +239,7 @@ def score_corpus(
     randoms: int = RANDOMS,
     seed: int = 0,
     batch_size: int = 32,
+    workers: RayWorkers | None = None,
     progress: bool = False,
 ) -> CorpusScores:
     """Score texts with all concepts in one pass, and keep each concept's `top` highest and lowest snippets.
@@ -245,8 +250,9 @@ def score_corpus(
     one snippet per concept and side, `window` tokens either way from the strongest. Snippets that differ only in case, digits,
     spaces or punctuation are kept once. First tokens (attention sinks) are not scored, blank texts left out. Results depend
     neither on the order of the texts nor on `batch_size`, but for rounding. `highlight` is the quantile beyond which the HTML
-    marks tokens; `randoms` directions are scored beside the concepts at each of their layers. Raises `InputError` for options
-    out of range, and as `trace` does.
+    marks tokens; `randoms` directions are scored beside the concepts at each of their layers. `workers`, see
+    `emoprobe.ray_workers`, score parts of the texts side by side. Raises `InputError` for options out of range, and as `trace`
+    does.
     """
     check_kind(kind)
     _check_options(texts, by, top, window, highlight, randoms)
@@ -261,28 +267,54 @@ def score_corpus(
         for concept, unit in zip(layers, tally.units, strict=False)
         for side, sign in SIDES.items()
     }
-    numbered = _Numbered(texts)
-    start, read, interrupted = first_counted(probes), 0, False
+    nothing = CorpusScores(layers, kind, by, highlight, 0, 0, False, tally, best, randoms, named)
+    score = partial(
+        _added,
+        scores=nothing,
+        reader=reader,
+        start=first_counted(probes),
+        window=window,
+        batch_size=batch_size,
+    )
+    if workers is None:
+        found = score(model, texts, progress=progress)
+    else:
+        found = workers.total(score, (window for _, window in windows(texts, batch_size)))
+    if found.interrupted:
+        warnings.warn(f"interrupted: these are the scores of the first {found.texts} texts", stacklevel=2)
+    if not found.texts:
+        raise InputError("no text was given")
+    return found
+
+
+def _added(
+    model: LiveModel,
+    texts: Iterable[str],
+    scores: CorpusScores,
+    reader: _Reader,
+    start: int,
+    window: int,
+    batch_size: int,
+    progress: bool = False,
+) -> CorpusScores:
+    """Return scores of nothing yet with those of texts added to their tally and their best."""
+    scores = deepcopy(scores)  # a worker is given the same object with each piece
+    numbered, read, interrupted = _Numbered(texts), 0, False
     try:
         for part in stream_residuals(
             model, numbered, reader.depths, batch_size=batch_size, progress=progress
         ):
             counted = part.counted(start).cpu()
             values = reader(part.stream)
-            tally.add(values[counted].double())
+            scores.tally.add(values[counted].double())
             numbers = [numbered.original(index) for index in part.indices]
-            _keep(best, list(layers), model, part, counted, values, numbers, by, window)
+            _keep(scores.best, list(scores.layers), model, part, counted, values, numbers, scores.by, window)
             read += len(numbers)
     except KeyboardInterrupt:
         if not read:
             raise
         interrupted = True
-        warnings.warn(f"interrupted: these are the scores of the first {read} texts", stacklevel=2)
-    if not read:
-        raise InputError("no text was given")
-    return CorpusScores(
-        layers, kind, by, highlight, read, numbered.skipped, interrupted, tally, best, randoms, named
-    )
+    return replace(scores, texts=read, skipped=numbered.skipped, interrupted=interrupted)
 
 
 def _check_options(texts: object, by: str, top: int, window: int, highlight: float, randoms: int) -> None:

@@ -36,13 +36,18 @@ class TokenMeans:
         self._count += int(counted.sum())
         return self._pool(stream, counted)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what was added up so far, for `restore`."""
+    def anew(self) -> TokenMeans:
+        """Return one that pools alike and has seen nothing."""
+        return TokenMeans(self.pool)
+
+    def sums(self) -> dict[str, Tensor]:
+        """Return what was added up so far."""
         return {"vectors": self._vectors, "norms": self._norms, "count": torch.tensor(self._count)}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what was added up before."""
-        self._vectors, self._norms, self._count = state["vectors"], state["norms"], int(state["count"])
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Add what was added up over other texts."""
+        self._vectors, self._norms = self._vectors + sums["vectors"], self._norms + sums["norms"]
+        self._count += int(sums["count"])
 
     @property
     def mean(self) -> Tensor:

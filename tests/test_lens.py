@@ -19,7 +19,7 @@ from emoprobe.models import LiveModel, load_model
 from emoprobe.probes import logit_lens
 from emoprobe.probes.closed_form import principal_components
 from emoprobe.probes.lens import vector_lens
-from emoprobe.probes.moments import text_moments
+from emoprobe.probes.text_moments import text_moments
 
 TEXT = "we were so glad that the music was not so dark"
 

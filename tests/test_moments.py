@@ -31,9 +31,10 @@ from emoprobe.probes.closed_form import (
     without_components,
 )
 from emoprobe.probes.logistic import logistic, logistic_by_layers
-from emoprobe.probes.moments import BLOCK, ROWS, Moments, corpus_moments, load_moments, text_moments
+from emoprobe.probes.moments import BLOCK, ROWS, Moments, load_moments
 from emoprobe.probes.sklearn_estimators import MeanDifference, MomentLDA, MomentRidge, NewtonLogistic
 from emoprobe.probes.tasks import plan
+from emoprobe.probes.text_moments import corpus_moments, text_moments
 
 LAYERS, WIDTH, FOLDS, CLASSES, TARGETS = 2, BLOCK + 21, 4, 3, 2  # two strips, the second one narrower
 TEXTS = ROWS + 187  # more than are added at once

@@ -1,0 +1,159 @@
+"""Ray's workers give the numbers of one process, though one of them dies in the midst of the work."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_probes import model, planted, probes, texts
+
+from emoprobe import activation_store, activations
+from emoprobe import workers as module
+from emoprobe.activation_store import store_activations
+from emoprobe.errors import InputError
+from emoprobe.models import LiveModel
+from emoprobe.probes.scorer import score_corpus
+from emoprobe.probes.tasks import plan
+from emoprobe.probes.text_moments import corpus_moments
+from emoprobe.probes.tokens import TokenMeans
+from emoprobe.workers import RayWorkers
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'emoprobe[ray]'")
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
+    """Return two workers that have loaded the small model."""
+    folder = tmp_path_factory.mktemp("ray") / "model"
+    model().underlying.save_pretrained(folder)
+    model().tokenizer.save_pretrained(folder)
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__))
+    with module.ray_workers(str(folder), 2, dtype=torch.float64) as started:
+        yield started
+    assert not ray.is_initialized()
+
+
+def slowly(live: LiveModel, seconds: float) -> tuple[int, float]:
+    """Return the process that did it, after a while."""
+    time.sleep(seconds)
+    return os.getpid(), seconds
+
+
+def deadly(live: LiveModel, mark: Path) -> str:
+    """End the worker, the first time."""
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return mark.name
+
+
+def refusing(live: LiveModel, item: int) -> int:
+    """Raise what a user is to see."""
+    raise InputError(f"item {item} is refused")
+
+
+def test_pieces_come_back_in_order_and_are_taken_only_as_they_are_needed(workers: RayWorkers) -> None:
+    taken = []
+
+    def items() -> Iterator[float]:
+        for number in range(12):
+            taken.append(number)
+            yield 0.3 if number % 4 == 0 else 0.01
+
+    found = workers.map(slowly, items())
+    first = next(found)
+    assert first[1] == 0.3 and len(taken) <= 2 * module.AHEAD + 2
+    rest = [first, *found]
+    assert [seconds for _, seconds in rest] == [0.3, 0.01, 0.01, 0.01] * 3
+    assert len({process for process, _ in rest}) == 2 and os.getpid() not in {process for process, _ in rest}
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8])
+def test_totals_are_added_in_order(workers: RayWorkers, count: int) -> None:
+    letters = list("abcdefgh"[:count])
+    assert workers.total(lambda live, letter: letter, letters) == "".join(letters)
+
+
+def test_what_a_worker_raises_is_what_the_user_sees(workers: RayWorkers) -> None:
+    with pytest.raises(InputError, match=r"^item 0 is refused$"):
+        list(workers.map(refusing, [0, 1]))
+    with pytest.raises(InputError, match=r"^item 1 is refused$"):
+        workers.total(refusing, [1])
+    with pytest.raises(InputError, match="nothing was given"):
+        workers.total(refusing, [])
+
+
+def test_moments_are_those_of_one_process(workers: RayWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "WINDOW", 8)  # 240 texts in 8 pieces
+    corpus, tasks = planted()[0], plan(planted()[0], folds=3)
+    alone = corpus_moments(model(), corpus, tasks, [0, 2], batch_size=4)
+    together = corpus_moments(model(), corpus, tasks, [0, 2], batch_size=4, workers=workers)
+    again = corpus_moments(model(), corpus, tasks, [0, 2], batch_size=4, workers=workers)
+    for one, other, same in zip(alone, together, again, strict=True):
+        assert torch.equal(one.count, other.count)
+        for part in ("mean", "scatter"):
+            wanted, found = getattr(one, part), getattr(other, part)
+            assert (found - wanted).abs().max() <= 1e-10 * wanted.abs().max()
+            assert torch.equal(found, getattr(same, part))  # whichever worker was faster
+
+
+def test_scores_are_those_of_one_process(workers: RayWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "WINDOW", 8)
+    given = [*texts(170, seed=3), " ", *texts(30, seed=4)]
+    alone = score_corpus(model(), probes(), given, top=5, randoms=3, batch_size=6)
+    together = score_corpus(model(), probes(), iter(given), top=5, randoms=3, batch_size=6, workers=workers)
+    assert (together.texts, together.skipped, together.tokens) == (alone.texts, 1, alone.tokens)
+    columns = ["concept", "side", "rank", "text", "position", "snippet"]
+    assert together.snippets[columns].equals(alone.snippets[columns])
+    for table in ("snippets", "distribution", "controls"):
+        one, other = (getattr(scores, table).select_dtypes("number") for scores in (alone, together))
+        assert np.allclose(one, other, rtol=1e-6, atol=1e-8, equal_nan=True)
+
+
+def test_a_worker_that_dies_is_replaced_and_its_piece_done_again(workers: RayWorkers, tmp_path: Path) -> None:
+    marks = [tmp_path / name for name in "abcdef"]
+    for mark in set(marks) - {marks[2]}:
+        mark.touch()
+    assert workers.total(deadly, marks) == "abcdef"
+    assert marks[2].exists()
+
+
+def test_a_store_is_the_same_though_a_worker_is_killed_in_the_midst(
+    workers: RayWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activation_store, "SHARD", 8)
+    alone, together = TokenMeans("mean"), TokenMeans("mean")
+    store_activations(model(), texts(), tmp_path / "alone", pool=alone)
+    before = {process for process, _ in workers.map(slowly, [0.2] * 4)}
+    killed: list[int] = []
+
+    def kill() -> None:
+        while len(list((tmp_path / "together").glob("0*"))) < 3:
+            time.sleep(0.005)
+        killed.append(min(before))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    store_activations(model(), texts(), tmp_path / "together", pool=together, workers=workers)
+    killer.join()
+    files = [file.name for file in (tmp_path / "alone").iterdir()]
+    assert len(files) == 31 and sorted(files) == sorted(f.name for f in (tmp_path / "together").iterdir())
+    for name in files:
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes()
+    assert torch.equal(alone.mean, together.mean) and torch.equal(alone.norm, together.norm)
+    after = {process for process, _ in workers.map(slowly, [0.2] * 4)}
+    assert killed and len(after) == 2 and killed[0] not in after
+
+
+def test_what_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="workers=0"), module.ray_workers("bundled", 0):
+        pass
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"emoprobe\[ray\]"), module.ray_workers("bundled"):
+        pass
