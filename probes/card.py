@@ -45,7 +45,8 @@ def card(probes: ProbeSet, repo: str, licence: str | None = None) -> str:
     scores = (
         " ".join(table(probes).split()) if len(probes.scores) else "None were measured: the probes are bare."
     )
-    words = [f"- {escaped(line)}" for line in sentences(probes)] if len(probes.scores) else []
+    said = [line for part in sentences(probes) for line in part] if len(probes.scores) else []
+    words = [f"- {escaped(line)}" for line in said]
     sections = [
         f"---\n{data.to_yaml()}\n---",
         f"# Probes of {escaped(probes.model)}",

@@ -108,23 +108,20 @@ def _rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
 
 
 def report(probes: ProbeSet) -> str:
-    """Say for each concept how well its best layer reads it, beside the controls, and whether the evidence holds."""
-    return "\n".join(sentences(probes))
-
-
-def sentences(probes: ProbeSet) -> list[str]:
-    """Return the lines of `report`."""
+    """Say what the evidence comes to, then how well each concept is read at its best layer, beside the controls."""
     about = probes.metadata
     estimators = " and ".join(f"{name} for {kind}s" for kind, name in about.get("estimators", {}).items())
-    lines = [
+    heading = (
         f"Probes of {probes.model} on {about.get('corpus', 'unknown texts')}: {estimators or 'unknown estimator'}; "
         f"{about.get('folds', '?')} folds that cut no group; layers {', '.join(map(str, probes.layers))}."
-    ]
-    best = _rows(best_rows(probes))
-    lines += [_sentence(row, about.get("level", "text")) for row in best]
-    lines += confound_sentences(probes)
-    lines.append(_closing(best, probes))
-    return lines
+    )
+    found, legend = sentences(probes)
+    return "\n".join([heading, *found, "", _plain_table(probes), "", *legend])
+
+
+def sentences(probes: ProbeSet) -> tuple[list[str], list[str]]:
+    """Return what was found, a sentence for each kind of evidence and each confound, and how the numbers are to be read."""
+    return _verdicts(_rows(best_rows(probes))) + confound_sentences(probes), _legend(probes)
 
 
 def judged(confounds: pd.DataFrame) -> pd.DataFrame:
@@ -194,43 +191,53 @@ def _named(concept: str) -> str:
     return "all labels" if concept == LABELS else concept
 
 
-def _closing(best: list[dict[Any, Any]], probes: ProbeSet) -> str:
-    """Say which concepts the evidence supports, and what the numbers allow for."""
+def _verdicts(best: list[dict[Any, Any]]) -> list[str]:
+    """Say which concepts the evidence supports, each with its best layer."""
     named = {"Supported": list[str](), "Readable": list[str](), "Not supported": list[str]()}
     for row in best:
         if row["concept"] != LABELS:
             named[verdict(row).partition(":")[0]].append(f"{row['concept']} (layer {row['layer']})")
     meaning = ("", ", but a control tells as much or was not run", ", not told from chance")
-    parts = [
+    return [
         f"{kind}{more}: {joined(names)}."
         for (kind, names), more in zip(named.items(), meaning, strict=True)
         if names
     ]
+
+
+def _plain_table(probes: ProbeSet) -> str:
+    """Return the best layers, their scores and their controls, with a star where a score is not shown to be above one."""
+    columns = ("shuffled", "layer0", "bag_of_words", "random_features", "control_task", "split_half")
+    rows = []
+    for row in _rows(best_rows(probes)):
+        marks = {column: "*" if CONTROLS[column] in row["fails"] else " " for column in columns}
+        controls = [
+            "–  " if math.isnan(row[column]) else two(row[column]) + marks[column] for column in columns
+        ]
+        score = [METRICS[row["metric"]], str(row["layer"]), _span(row)]
+        rows.append([row["concept"], *score, *controls, _small(row["q"]), f"{row['n']} / {row['groups']}"])
+    head = "concept score layer value [95%] shuffled embedding words random task halves q n/groups".split()
+    head[3:5] = ["value [95%]"]
+    return str(pd.DataFrame(rows, columns=head).to_string(index=False))
+
+
+def _legend(probes: ProbeSet) -> list[str]:
+    """Say how the numbers of a report are to be read."""
     counts = probes.metadata.get("permutations", {})
     least = ", ".join(
         f"{1 / (count + 1):.2g} for {kind}s" for kind, count in sorted(counts.items(), reverse=True) if count
     )
     layers = len(probes.layers)
-    return (
-        f"{' '.join(parts)} q is one-sided, of the best of {layers} layers, corrected for all concepts (Benjamini & Hochberg); "
-        f"counting permutations gives p no lower than {least or 'nothing'}, and what is lower is the tail of Student's t. "
-        "Intervals are 95% over resampled groups of held-out texts, and too narrow where groups are few; they allow neither "
-        f"for refitting nor for having picked the best of {layers} layers."
-    )
-
-
-def _sentence(row: dict[Any, Any], level: str) -> str:
-    name = "All labels" if row["concept"] == LABELS else row["concept"]
-    shuffled = f"{two(row['shuffled'])} [{two(row['shuffled_low'])}, {two(row['shuffled_high'])}]"
-    further = (
-        f"random features {two(row['random_features'])}, control task {two(row['control_task'])}, "
-        f"halves alike {two(row['split_half'])}"
-    )
-    return (
-        f"{name}: {METRICS[row['metric']]} {_span(row)} at layer {row['layer']} ({row['n']} {level}s, {row['groups']} groups); "
-        f"shuffled {shuffled}, q {_small(row['q'])}, embedding {two(row['layer0'])}, "
-        f"bag of words {two(row['bag_of_words'])}, {further}. {verdict(row)}."
-    )
+    return [
+        f"value: of the best of {layers} layers, on held-out {probes.metadata.get('level', 'text')}s (n, in so many groups), "
+        "with its 95% interval over resampled groups: too narrow where groups are few, and allowing neither for refitting nor "
+        "for having picked the layer.",
+        "Beside it what shuffled annotations, the embedding, a bag of words, random features and a control task give in its "
+        "place, and how alike directions fitted to halves of the groups are. *: the value is not shown to be above it (for "
+        "halves: the direction is not shown to come back); –: was not run.",
+        "q: one-sided, against shuffled annotations at their best layer, corrected for all concepts (Benjamini & Hochberg); "
+        f"counting permutations gives p no lower than {least or 'nothing'}, and what is lower is the tail of Student's t.",
+    ]
 
 
 def _span(row: dict[Any, Any]) -> str:

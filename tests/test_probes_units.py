@@ -107,7 +107,11 @@ def test_probes_of_tokens_read_what_people_say_of_words() -> None:
     row = found.scores.set_index("concept").loc["valence"]
     assert row.value > 0.9 and row.random_features > 0.9 and row.groups == 10
     assert found.metadata["level"] == "token" and found.metadata["texts"] == 41
-    assert f"({row.n} tokens, 10 groups)" in found.report() and not found.confounds.empty
+    assert (
+        f"{row.n} / 10" in found.report()
+        and "held-out tokens" in found.report()
+        and not found.confounds.empty
+    )
     assert found.ranges == {"valence": (1.5, 8.0), "arousal": (2.0, 7.0)}
 
 

@@ -23,6 +23,7 @@ class Page(HTMLParser):
 
     def __init__(self, source: str) -> None:
         super().__init__()
+        self.source = source
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
         self.shown = ""
@@ -136,7 +137,55 @@ def test_figures_fit_in() -> None:
         assert reference in identifiers
     assert drawing.INK not in source and drawing.BLUE.lower() not in source.split("</style>")[1]
     assert "var(--blue)" in source and "currentColor" in source
-    assert page.all("aria-labelledby") == ["caption-probing", "caption-steering"]
+    assert page.all("aria-labelledby") == ["contents", "caption-probing", "caption-steering"]
+
+
+def test_every_figure_says_in_words_what_it_shows() -> None:
+    page = Page(render([result(), result(name="second", alt="", title="A title")], manifest()))
+    images = page.tags.count("svg")
+    captions = re.findall(r'<figcaption id="caption-(\w+)"><b>Figure \d.</b> (.*?)</figcaption>', page.source)
+    assert images == 2 and captions == [("probing", "plain"), ("second", "A title")]
+
+
+def test_headings_are_in_order_and_the_contents_lead_to_all_of_them() -> None:
+    page = Page(render([result(), result(name="steering", title="Steering's end")], manifest()))
+    assert [tag for tag in page.tags if re.fullmatch(r"h\d", tag)] == ["h1", *["h2"] * 6]
+    listed = re.search(r"<nav.*?</nav>", page.source, re.DOTALL)
+    assert listed and "Steering’s end" in listed[0]
+    targets = re.findall(r'href="#(\w+)"', listed[0])
+    assert targets == ["short", "probing", "steering", "meaning", "again"]
+    assert set(targets) <= set(page.all("id"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("study", "fed back"), ("concepts", "Sofroniew"), ("claims", "J. Marín 2024")]
+)
+def test_each_kind_of_study_says_what_it_is(kind: str, words: str) -> None:
+    record = manifest()
+    record["study"] = {"model": "m", "corpus": "c", **({} if kind == "study" else {"experiments": kind})}
+    assert words in Page(render([result()], record)).shown
+
+
+def test_verdicts_say_whether_it_is_shown_where_that_was_judged() -> None:
+    signs = {1: "Shown.", 0: "Not shown.", -1: "The opposite is shown."}
+    page = render([result(name=f"r{sign + 1}", sign=sign) for sign in signs], manifest())
+    assert re.findall(r'class="verdict">.*?<b>(.*?)</b>', page) == list(signs.values())
+    assert ">Shown</th>" in page and ">Shown</th>" not in render([result()], manifest())
+
+
+def test_what_was_not_asked_takes_little_room() -> None:
+    from emoprobe.study.concepts.run import not_carried
+
+    page = Page(render([not_carried("speakers", "nobody speaks")], manifest()))
+    assert "Not asked: nobody speaks." in page.shown and "All numbers" not in page.shown
+
+
+def test_paper_has_light_colours_whatever_the_screen_has() -> None:
+    source = render([result()], manifest())
+    printed = source[source.index("@media print") :]
+    assert source.index("prefers-color-scheme: dark") < source.index("@media print")
+    for name in ("ground", "ink", "blue", "red", "control"):
+        assert f"--{name}:" in printed.split("</style>")[0]
 
 
 def test_the_page_says_what_the_results_say() -> None:

@@ -123,10 +123,27 @@ class Comparison:
             )
         return compare_figures.FIGURES[question](self)
 
+    def verdict(self) -> str:
+        """Say what the numbers come to: do both look the same way, and does either predict text better at the learned λ?"""
+        rows = self.alignment[self.alignment.quantity == "matched row cosine"]
+        alike, low, high = rows[["value", "control_low", "control_high"]].mean()
+        same = (
+            "more alike than random ones" if alike > high else "not shown to be more alike than random ones"
+        )
+        by_name = self.nll.set_index("condition")
+        change = by_name.loc[LEARNED, ["delta", "low", "high"]].astype(float)
+        excess = by_name.loc[PROBED, ["excess", "excess_low", "excess_high"]].astype(float)
+        return (
+            f"Rows of both are {same}: their cosine, matched best, is {alike:.2f} on average, with random valuations "
+            f"{low:.2f} to {high:.2f}. Learned at its λ against the untouched model: {_nats(*change)}. "
+            f"Probed against learned, at that λ: {_nats(*excess)}."
+        )
+
     def __repr__(self) -> str:
         known = self.summary().dropna(axis=1, how="all")
         return (
-            f"<Comparison on {self.name}>\n{known.to_string(index=False)}\n{self.nll.to_string(index=False)}"
+            f"<Comparison on {self.name}>\n{known.to_string(index=False)}\n{self.nll.to_string(index=False)}\n"
+            f"{self.verdict()}"
         )
 
     def _repr_html_(self) -> str:
@@ -195,6 +212,12 @@ def compare_valuations(
         texts=len(used),
         groups=len(np.unique(used.groups)),
     )
+
+
+def _nats(change: float, low: float, high: float) -> str:
+    """Say how the negative log-likelihood differs, and whether the interval shows it; it shows nothing where it holds 0."""
+    shown = "lower" if high < 0 else "higher" if low > 0 else "a difference is not shown"
+    return f"NLL {change:+.4f} nats per token [{low:+.4f}, {high:+.4f}], {shown}"
 
 
 def _seeds(given: Valuation | Sequence[Valuation] | None) -> list[Valuation]:

@@ -67,6 +67,11 @@ def biases(
     if plain.basis is not None:
         model.check_basis(plain.basis, "this valuation")
     felt = plain if layers is None else plain.select(layers, model.n_layers)
+    if strength is None and felt.strength is None and toward is not None:
+        raise InputError(
+            "toward= says where attention looks, not how strongly, and this valuation has no learned λ: give strength= too, "
+            "for example strength=0.5"
+        )
     strengths = _per_layer(felt.strength if strength is None else strength, felt, model.n_heads)
     of_pass = emotions_of_pass(plain.embedding, emotions)
     if stream is None:

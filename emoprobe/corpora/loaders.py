@@ -7,6 +7,7 @@ the published corpora, `cells` the ways of writing annotations down, and `schema
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,9 +219,25 @@ def _tidy(source: Source, columns: Columns, ranges: Ranges, name: str) -> Corpus
             )
     labels = mapping.get("labels")
     vocabulary = labels if isinstance(labels, list | tuple) else source.table.classes.get(str(labels))
-    return Corpus.from_columns(
+    corpus = Corpus.from_columns(
         made, name=name, labels=vocabulary, dimensions={d: known[d] for d in dimensions}
     )
+    _tell_of_joined_groups(corpus, made.get("group", []))
+    return corpus
+
+
+def _tell_of_joined_groups(corpus: Corpus, given: Sequence[str | None]) -> None:
+    """Warn where fewer groups are left than were given, because texts stand in several."""
+    pairs = {
+        (before, after) for before, after in zip(given, corpus.groups, strict=False) if before is not None
+    }
+    before, after = (len({pair[side] for pair in pairs}) for side in (0, 1))
+    if after < before:
+        warnings.warn(
+            f"{corpus.name}: some texts stand in several groups, which are therefore taken as one ({before:,} groups become "
+            f"{after:,}), so that no text is both fitted on and tested on",
+            stacklevel=4,
+        )
 
 
 def _mapping(source: Source, columns: Columns, ranges: Ranges, name: str) -> dict[str, str | Sequence[str]]:

@@ -42,6 +42,26 @@ VARIABLES = {
 """What the page replaces the colours of figures by, so that they suit its ground."""
 
 
+KINDS = {
+    "study": {
+        "name": "a study",
+        "about": "What can be read of emotion in this model, what it does when it is fed back, and how much of either is more "
+        "than chance",
+    },
+    "concepts": {
+        "name": "emotion concepts",
+        "about": "How this model represents emotion concepts, by the experiments of “Emotion Concepts” (Sofroniew et al. 2026)",
+    },
+    "claims": {
+        "name": "claims of valuation attention",
+        "about": "What becomes of the claims of valuation attention’s source (J. Marín 2024) in this model",
+    },
+}
+"""What kinds of studies there are, by what their manifests say of their experiments."""
+SHOWN = {1: "Shown", 0: "Not shown", -1: "The opposite is shown", None: ""}
+"""What a result's sign says."""
+
+
 class Reported(Protocol):
     """What the page wants to know of a result."""
 
@@ -71,6 +91,8 @@ class Reported(Protocol):
     def remarks(self) -> Sequence[str]: ...
     @property
     def published(self) -> str: ...
+    @property
+    def sign(self) -> int | None: ...
 
 
 def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
@@ -82,12 +104,16 @@ def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=inline_figure, cell=cell, duration=duration, prose=prose)
+    environment.filters.update(
+        figure=inline_figure, cell=cell, duration=duration, prose=prose, shown=SHOWN.get
+    )
     held = [check for result in results for check in result.checks.values()]
     page = environment.get_template("page.html")
     return page.render(
         results=results,
         manifest=manifest,
+        kind=KINDS[manifest["study"].get("experiments", "study")],
+        judged=any(result.sign is not None for result in results),
         rows=ROWS,
         checks=len(held),
         failed=len(held) - sum(held),

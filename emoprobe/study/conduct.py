@@ -168,7 +168,7 @@ def about(
     model: LiveModel, corpus: Corpus, fitted: Corpus, held_out: Corpus, command: str, seed: int
 ) -> dict[str, Any]:
     return {
-        "title": f"{model.name} on {corpus.name}",
+        "title": f"{Path(model.name).name if os.path.isabs(model.name) else model.name} on {corpus.name}",
         "command": command,
         "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "seed": seed,
@@ -233,6 +233,8 @@ class Display:
     def begin(self, name: str) -> None:
         self._name, self._begun = name, time.perf_counter()
         self._progress.reset(self._task, description=name)
+        if not self._console.is_terminal:  # where no spinner turns, long steps would look like a standstill
+            self._console.print(f"… {name}, begun {time.strftime('%H:%M:%S')}")
 
     def done(self, outcome: str, passed: bool = True) -> None:
         took = f"{time.perf_counter() - self._begun:.1f} s"

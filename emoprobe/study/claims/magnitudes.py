@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -56,7 +58,7 @@ def told(found: Effect) -> str:
 @drawing.styled()
 def picture(effects: list[Effect]) -> Figure:
     """Draw effects against λ, with their intervals and the range of random valuations."""
-    figure, axes = drawing.tiled(len(effects), height=2.3)
+    figure, axes = drawing.tiled(len(effects), height=2.7)
     for axis, found in zip(axes, effects, strict=True):
         rows = found.rows()
         each = rows[rows.strength.notna()]
@@ -70,7 +72,8 @@ def picture(effects: list[Effect]) -> Figure:
             label="one more random valuation, 95 %",
         )
         drawing.zero(axis)
-        axis.set_title(found.claim, fontsize=8)
-        axis.set(xlabel="λ", ylabel=found.measure)
+        axis.set_title(fill(found.claim, 72 // min(3, len(effects))), fontsize=8)
+        axis.set_xlabel("λ")
+        axis.set_ylabel(fill(found.measure, 30), fontsize=8)
     drawing.legend_below(figure, axes[0])
     return figure
