@@ -8,7 +8,7 @@ side and for cached generation.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -49,6 +49,25 @@ class Forward:
     def generated(self) -> Tensor:
         """How many tokens were generated before each position of this pass, (position,); negative in the prompt."""
         return self.positions - self.prompt_length
+
+    def blocks(self, count: int) -> "list[Forward]":
+        """Return what each of `count` equal blocks of consecutive rows has been given, in a pass without a KV cache."""
+        rows, rest = divmod(len(self.real), count)
+        if rest or self.cache is not None:
+            raise InputError(
+                f"{count} runs side by side need a multiple of {count} rows and no KV cache, not {len(self.real)} rows"
+                + (" with one" if self.cache is not None else "")
+            )
+        parts = [slice(first, first + rows) for first in range(0, len(self.real), rows)]
+        return [
+            replace(
+                self,
+                real=self.real[part],
+                input_ids=None if self.input_ids is None else self.input_ids[part],
+                offsets=self.offsets and self.offsets[part],
+            )
+            for part in parts
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +137,11 @@ class AttentionBias:
         if isinstance(self.strength, Tensor):
             return not self.strength.requires_grad and not bool(self.strength.any())
         return self.strength == 0
+
+    def sides(self, stream: Tensor, forward: Forward) -> tuple[Tensor, Tensor]:
+        """Return λ·V_Q (batch, 1 or heads, position, m) and V_K (batch, position, m) for the stream that enters the block."""
+        valuations = self.valuation(stream, forward)
+        return self.query_side(valuations), valuations
 
     def query_side(self, valuations: Tensor) -> Tensor:
         """Return λ·V_Q, from valuations (batch, position, m): (batch, 1 or heads, position, m)."""

@@ -4,21 +4,25 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from emoprobe.models.live import Batch, LiveModel
 
+IGNORED = -100
+"""Stands for a token that is not to be predicted."""
+
 
 def token_nll(logits: Tensor, batch: Batch) -> Tensor:
-    """Return -log P of each token given those before it, float32 (batch, position - 1); 0 where there is no such token.
+    """Return -log P of each token given those before it, (batch, position - 1); 0 where there is no such token.
 
-    A text's first token has nothing before it, so it has none.
+    A text's first token has nothing before it, so it has none. Computed in float32, or in float64 where logits are.
     """
     predicted = batch.real[:, 1:] & batch.real[:, :-1]
-    nll = cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), batch.input_ids[:, 1:].flatten(), reduction="none"
-    )
-    return nll.view_as(predicted).where(predicted, 0)
+    # What the last position predicts is cut off at the end: cutting logits would copy them all.
+    targets = pad(batch.input_ids[:, 1:].where(predicted, IGNORED), (0, 1), value=IGNORED)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    nll = cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return nll.view_as(targets)[:, :-1]
 
 
 def text_nll(model: LiveModel, texts: Sequence[str], batch_size: int = 32) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from emoprobe.steering.measures import Measure, coherence, continuation, kl, log
 from emoprobe.steering.norms import residual_norms
 from emoprobe.steering.preference_steering import PreferenceShift, steer_preferences
 from emoprobe.steering.preferences import Preferences, activities, preferences, probe_correlation
+from emoprobe.steering.row_wise import RowWise
 from emoprobe.steering.sweep import NonFiniteWarning, sweep
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "NonFiniteWarning",
     "PreferenceShift",
     "Preferences",
+    "RowWise",
     "Specificity",
     "Sweep",
     "activities",

@@ -53,20 +53,26 @@ class KeptRuns:
                 f'"{self.folder}" holds a sweep whose measures say something else of the untouched model: give another out='
             )
 
+    def __contains__(self, name: str) -> bool:
+        return self.folder is not None and self._file(name).is_file()
+
     def run(self, name: str, make: Callable[[], Values]) -> Values:
         """Return the values of a run: as they were kept, or else newly made and kept."""
         if self.folder is None:
             return make()
-        path = self.folder / f"{name}.parquet"
-        if path.is_file():
-            groups = pd.read_parquet(path).groupby("measure", sort=False)["value"]
+        if name in self:
+            groups = pd.read_parquet(self._file(name)).groupby("measure", sort=False)["value"]
             return {str(measure): values.to_numpy(float) for measure, values in groups}
         values = make()
         content = io.BytesIO()
         parts = [pd.DataFrame({"measure": measure, "value": found}) for measure, found in values.items()]
         pd.concat(parts).to_parquet(content, index=False)
-        write_bytes(path, content.getvalue())
+        write_bytes(self._file(name), content.getvalue())
         return values
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None, "runs are kept in a folder or nowhere"
+        return self.folder / f"{name}.parquet"
 
 
 def _agree(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:

@@ -3,14 +3,15 @@
 A measure is a function of a live model and the prompts of a sweep, and returns named floats, one for each prompt (or
 for each text of its own), so that intervals can be had. The functions here make measures: `nll` and `kl`, or both at
 once as `coherence`, say what an intervention costs on held-out text, `read_out` what it does to a probe in later
-layers, `continuation` what it makes the model say. Anything of the same form is a measure too. Logarithms are
-natural: likelihoods and divergences are in nats.
+layers, `continuation` what it makes the model say; they are row-wise, so that runs of a sweep can share their passes
+(see `emoprobe.steering.row_wise`). Anything of the same form is a measure too. Logarithms are natural: likelihoods and
+divergences are in nats.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakKeyDictionary
@@ -20,11 +21,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from torch.nn.utils.rnn import pad_sequence
 
+from emoprobe.activations import pooling
 from emoprobe.errors import InputError
 from emoprobe.interventions import ResidualEdit
 from emoprobe.layers import resolve_layers
 from emoprobe.models import Batch, LiveModel
-from emoprobe.scoring import batches, text_nll, token_nll
+from emoprobe.scoring import batches, token_nll
+from emoprobe.steering.row_wise import Passes, RowWise, run_alone
 
 if TYPE_CHECKING:
     from emoprobe.probes import ProbeSet
@@ -32,33 +35,43 @@ if TYPE_CHECKING:
 Measure: TypeAlias = Callable[[LiveModel, Sequence[str]], dict[str, Tensor]]
 
 
-def nll(texts: Sequence[str], *, name: str = "nll", batch_size: int = 32) -> Measure:
+def nll(texts: Sequence[str], *, name: str = "nll", batch_size: int = 32) -> RowWise:
     """Measure the mean negative log-likelihood per token of held-out `texts`: nats, one number for each text.
 
     A text's first token has nothing before it and does not count. Raises `InputError` for a text of one token.
     """
     texts = _listed(texts)
 
-    def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+    @RowWise
+    def measure(model: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, Tensor]]:
         _refuse_positions(model, name, "generated", "last")
-        total, count = text_nll(model, texts, batch_size)
-        return {name: _per_token(total, count, texts)}
+        means = torch.zeros(len(texts), dtype=torch.float64)
+        for rows, batch in batches(model, texts, batch_size):
+            logits = yield model.forward, batch
+            means[rows] = _mean_nll(logits, batch)
+        return {name: means}
 
     return measure
 
 
-def kl(texts: Sequence[str], *, name: str = "kl", batch_size: int = 32) -> Measure:
+def kl(texts: Sequence[str], *, name: str = "kl", batch_size: int = 32) -> RowWise:
     """Measure KL(untouched ‖ intervened) of the next token on `texts`: nats, mean over a text's tokens, ≥ 0.
 
     For the untouched model, and what is raised, see `coherence`.
     """
     both = coherence(texts, names=("nll", name), batch_size=batch_size)
-    return lambda model, prompts: {name: both(model, prompts)[name]}
+
+    @RowWise
+    def measure(model: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, Tensor]]:
+        found = yield from both.passes(model, prompts)
+        return {name: found[name]}
+
+    return measure
 
 
 def coherence(
     texts: Sequence[str], *, names: tuple[str, str] = ("nll", "kl"), batch_size: int = 32
-) -> Measure:
+) -> RowWise:
     """Measure what `nll` and `kl` do, in one pass over `texts`.
 
     The untouched model's logits are those at the first call for a model, which therefore has to come before any
@@ -68,31 +81,37 @@ def coherence(
     texts = _listed(texts)
     untouched: WeakKeyDictionary[LiveModel, list[Tensor]] = WeakKeyDictionary()
 
-    def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+    @RowWise
+    def measure(model: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, Tensor]]:
         _refuse_positions(model, names[1], "generated", "last")
-        if model not in untouched:
-            if model.interventions:
-                raise InputError(
-                    f"{names[1]} has to be measured on the untouched model before it is in an intervention"
-                )
-            untouched[model] = [logits[batch.real] for _, batch, logits in _logits(model, texts, batch_size)]
-        total, divergence, count = torch.zeros(3, len(texts), dtype=torch.float64)
-        passes = zip(_logits(model, texts, batch_size), untouched[model], strict=True)
-        for (rows, batch, logits), before in passes:
+        before = untouched.get(model)
+        if before is None and model.interventions:
+            raise InputError(
+                f"{names[1]} has to be measured on the untouched model before it is in an intervention"
+            )
+        means, divergence = torch.zeros(2, len(texts), dtype=torch.float64)
+        read = []
+        for part, (rows, batch) in enumerate(batches(model, texts, batch_size)):
+            logits = yield model.forward, batch
+            means[rows] = _mean_nll(logits, batch)
+            after = logits[batch.real]
+            if before is None:
+                read.append(after)
+                continue
             real = batch.real.cpu()
             spread = torch.zeros(real.shape, dtype=torch.float64)
-            spread[real] = _divergence(before, logits[batch.real]).cpu().double()
+            spread[real] = _divergence(before[part], after).cpu().double()
             divergence[rows] = spread.sum(-1) / real.sum(-1)
-            total[rows] = token_nll(logits, batch).sum(-1).cpu().double()
-            count[rows] = real.sum(-1).double() - 1
-        return dict(zip(names, (_per_token(total, count, texts), divergence), strict=True))
+        if before is None:
+            untouched[model] = read
+        return dict(zip(names, (means, divergence), strict=True))
 
     return measure
 
 
 def read_out(
     probes: ProbeSet, concepts: str | Sequence[str], layer: int | float, *, name: str | None = None
-) -> Measure:
+) -> RowWise:
     """Measure the read-outs of one concept or several at `layer`: one number for each prompt, on a concept's own scale.
 
     Each is the mean over the prompt's tokens but the first, which in most models is an attention sink, and is called
@@ -101,20 +120,25 @@ def read_out(
     """
     concepts = (concepts,) if isinstance(concepts, str) else tuple(concepts)
 
-    def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+    @RowWise
+    def measure(model: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, Tensor]]:
         (index,) = resolve_layers(layer, model.n_layers)
         label = name or f"read-out, layer {index}"
         _refuse_positions(model, label, "generated")
         _check_above(model, index, label)
-        pooled = model.capture(list(prompts), [index])[:, 0]
-        # A read-out is affine, so that its mean over tokens is that of their mean.
-        values = probes.read_out(pooled, index).double()
-        return {f"{concept} {label}": values[:, probes.concept_index(concept)] for concept in concepts}
+        columns = [probes.concept_index(concept) for concept in concepts]
+        values = torch.zeros(len(prompts), len(concepts), dtype=torch.float64)
+        for rows, batch in batches(model, prompts, 32):
+            stream = yield lambda batch: model.streams(batch, [index])[0], batch
+            # A read-out is affine, so that its mean over tokens is that of their mean.
+            pooled = pooling("mean")(_widened(stream), batch.counted())
+            values[rows] = probes.read_out(pooled, index)[:, columns].cpu().double()
+        return {f"{concept} {label}": values[:, k] for k, concept in enumerate(concepts)}
 
     return measure
 
 
-def continuation(continuations: Mapping[str, Sequence[str]], *, batch_size: int = 32) -> Measure:
+def continuation(continuations: Mapping[str, Sequence[str]], *, batch_size: int = 32) -> RowWise:
     """Measure how likely the model is to go on with any of some texts: nats, one number for each prompt and name.
 
     For each name it is the log of the mean over its list of P(continuation | prompt), that of a continuation being the
@@ -128,9 +152,11 @@ def continuation(continuations: Mapping[str, Sequence[str]], *, batch_size: int 
             'continuations maps names to lists of texts, for example {"glad": [" happy", " glad"]}'
         )
 
-    def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+    @RowWise
+    def measure(model: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, Tensor]]:
         pairs = [(prompt, text) for group in continuations.values() for text in group for prompt in prompts]
-        by_text = iter(log_probabilities(model, pairs, batch_size).view(-1, len(prompts)))
+        found = yield from passes_of_pairs(model, pairs, batch_size)
+        by_text = iter(found.view(-1, len(prompts)))
         return {
             name: torch.stack([next(by_text) for _ in group]).logsumexp(0) - math.log(len(group))
             for name, group in continuations.items()
@@ -141,6 +167,11 @@ def continuation(continuations: Mapping[str, Sequence[str]], *, batch_size: int 
 
 def log_probabilities(model: LiveModel, pairs: Sequence[tuple[str, str]], batch_size: int = 32) -> Tensor:
     """Return log P(continuation | prompt) in nats for pairs of texts, float64 (pairs,). See `continuation`."""
+    return run_alone(passes_of_pairs(model, pairs, batch_size))
+
+
+def passes_of_pairs(model: LiveModel, pairs: Sequence[tuple[str, str]], batch_size: int) -> Passes[Tensor]:
+    """Lead to what `log_probabilities` returns, for measures that are row-wise."""
     replies = _replies(model, pairs)
     # The last token of a reply is predicted but never read, so that one-token replies to a prompt share its row.
     readings = [
@@ -152,21 +183,14 @@ def log_probabilities(model: LiveModel, pairs: Sequence[tuple[str, str]], batch_
         rows = {reading: row for row, reading in enumerate(distinct[first : first + batch_size])}
         wanted = [index for index, reading in enumerate(readings) if reading in rows]
         targets = pad_sequence([replies[index] for index in wanted], batch_first=True, padding_value=-1)
-        logp = _reply_log_softmax(model, list(rows), targets.shape[1])
+        batch = _joined(model.tokenize([prompt for prompt, _ in rows]), [reply for _, reply in rows])
+        logits = yield model.forward, batch
+        logp = _widened(logits[:, -targets.shape[1] :]).log_softmax(-1)
         row = torch.tensor([rows[readings[index]] for index in wanted], device=logp.device)
         position = torch.arange(targets.shape[1], device=logp.device)
         found = logp[row[:, None], position, targets.clamp(min=0)]
         result[wanted] = torch.where(targets >= 0, found, 0.0).sum(-1).cpu().double()
     return result
-
-
-def _reply_log_softmax(
-    model: LiveModel, readings: Sequence[tuple[str, tuple[int, ...]]], length: int
-) -> Tensor:
-    """Return the log-probabilities from each prompt's last token on: (readings, length, vocab)."""
-    batch = _joined(model.tokenize([prompt for prompt, _ in readings]), [reply for _, reply in readings])
-    with torch.no_grad():
-        return _widened(model.forward(batch)[:, -length:]).log_softmax(-1)
 
 
 def _replies(model: LiveModel, pairs: Sequence[tuple[str, str]]) -> list[Tensor]:
@@ -201,22 +225,14 @@ def _joined(prompts: Batch, replies: Sequence[tuple[int, ...]]) -> Batch:
     )
 
 
-def _logits(
-    model: LiveModel, texts: Sequence[str], batch_size: int
-) -> Iterator[tuple[list[int], Batch, Tensor]]:
-    """Yield (indices, batch, logits (batch, position, vocab)), in the model's dtype."""
-    for rows, batch in batches(model, texts, batch_size):
-        with torch.no_grad():
-            logits = model.forward(batch)
-        yield rows, batch, logits
-
-
-def _per_token(total: Tensor, count: Tensor, texts: Sequence[str]) -> Tensor:
+def _mean_nll(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the mean -log P per token of each text, nats: float64 (batch,)."""
+    count = batch.real.sum(-1) - 1
     if not bool(count.all()):
         raise InputError(
-            f'"{texts[int(count.argmin())]}" is one token, which has no likelihood: leave it out'
+            f'"{batch.texts[int(count.argmin())]}" is one token, which has no likelihood: leave it out'
         )
-    return total / count
+    return (token_nll(logits, batch).double().sum(-1) / count).cpu()
 
 
 def _divergence(before: Tensor, after: Tensor) -> Tensor:

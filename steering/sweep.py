@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -30,6 +30,7 @@ from emoprobe.steering.dose_response import NEGATED, RANDOM, STEERED, UNRELATED,
 from emoprobe.steering.edits import add
 from emoprobe.steering.kept_runs import KeptRuns
 from emoprobe.steering.measures import Measure
+from emoprobe.steering.row_wise import RowWise, run_together
 from emoprobe.steering.vectors import Vector, random_like
 from emoprobe.valattn import Valuation, biases
 
@@ -57,6 +58,7 @@ def sweep(
     controls: int = 5,
     unrelated: Vector | Valuation | None = None,
     seed: int = 0,
+    together: int = 16,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Sweep:
@@ -72,6 +74,10 @@ def sweep(
     Controls are `controls` random ones, `intervention.random_like(seed)` and the seeds that follow; the opposite strength
     (condition "negated", run where it is not among the strengths); and, where given, an `unrelated` concept.
 
+    Up to `together` runs share the forward passes of measures that are row-wise, as all of `emoprobe.steering.measures` are
+    (see `emoprobe.steering.row_wise`): each prompt is one row for each run, and values are those of one run at a time up to the
+    rounding of larger products. Other measures are called once for each run.
+
     With `out`, a folder, each run is kept there as a Parquet file once it is done, and the same call resumes; strengths and
     controls may be added. Raises `InputError` for a folder that holds another sweep, strengths that are not finite, measures of
     the same name, and what `edit` and `inject` refuse. Numbers that are not finite, as a model pushed too hard gives, become
@@ -80,6 +86,8 @@ def sweep(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts or not measures:
         raise InputError("a sweep needs at least one prompt and one measure")
+    if together < 1:
+        raise InputError(f"together={together} runs cannot share a pass: give 1, one run at a time, or more")
     doses = _checked(strengths)
     subjects: dict[Arm, Vector | Valuation] = {(STEERED, None): intervention}
     for control in range(seed, seed + controls):
@@ -93,7 +101,7 @@ def sweep(
     placers = {arm: _placer(model, item, edit, layers, positions) for arm, item in subjects.items()}
     for place in placers.values():
         place(0.0)  # what cannot be placed is refused at once
-    untouched = _measured(model, prompts, measures)
+    untouched = _named(measure(model, prompts) for measure in measures)
     asked = {
         "model": model.fingerprint(),
         "intervention": _content(intervention),
@@ -109,24 +117,18 @@ def sweep(
     # −0.3 and 0.1 × 3 are opposite, though not to the last bit.
     runs += [(OPPOSITE, dose) for dose in doses if not any(math.isclose(-dose, other) for other in doses)]
     rows = [row for arm in dict.fromkeys(arm for arm, _ in runs) for row in _rows(untouched, 0.0, arm)]
-    for arm, dose in track(runs, "sweeping", wanted=progress):
-        if dose:
-            interventions = placers[STEERED, None](-dose) if arm == OPPOSITE else placers[arm](dose)
-            name = "-".join(str(part) for part in (*arm, dose) if part is not None)
-            values = kept.run(name, partial(_under, model, interventions, prompts, measures))
-            rows += _rows(values, dose, arm)
+    placers[OPPOSITE] = lambda dose: placers[STEERED, None](-dose)
+    named = {
+        "-".join(str(part) for part in (*arm, dose) if part is not None): (arm, dose)
+        for arm, dose in runs
+        if dose
+    }
+    left = [placers[arm](dose) for name, (arm, dose) in named.items() if name not in kept]
+    made = _measured(model, left, prompts, measures, together)
+    for name, (arm, dose) in track(named.items(), "sweeping", wanted=progress):
+        rows += _rows(kept.run(name, partial(next, made)), dose, arm)
     raw = pd.DataFrame(rows, columns=["strength", "condition", "seed", "measure", "text", "value"])
     return Sweep(raw.astype({"seed": "Int64"}), _subject(intervention), model.name)
-
-
-def _under(
-    model: LiveModel,
-    interventions: Sequence[Intervention],
-    prompts: Sequence[str],
-    measures: Sequence[Measure],
-) -> dict[str, Floats]:
-    with model.intervene(*interventions):
-        return _measured(model, prompts, measures)
 
 
 def _placer(
@@ -140,10 +142,34 @@ def _placer(
     return lambda strength: [*biases(model, item, strength, layers)]
 
 
-def _measured(model: LiveModel, prompts: Sequence[str], measures: Sequence[Measure]) -> dict[str, Floats]:
+def _measured(
+    model: LiveModel,
+    runs: Sequence[Sequence[Intervention]],
+    prompts: Sequence[str],
+    measures: Sequence[Measure],
+    together: int,
+) -> Iterator[dict[str, Floats]]:
+    """Yield what is measured under each of some interventions, up to `together` of them in the same passes."""
+    for first in range(0, len(runs), together):
+        group = runs[first : first + together]
+        shared = {
+            measure: run_together(model, partial(measure.passes, model, prompts), group)
+            for measure in measures
+            if isinstance(measure, RowWise)
+        }
+        for number, interventions in enumerate(group):
+            with model.intervene(*interventions):
+                found = _named(
+                    shared[measure][number] if isinstance(measure, RowWise) else measure(model, prompts)
+                    for measure in measures
+                )
+            yield found
+
+
+def _named(measured: Iterable[dict[str, Tensor]]) -> dict[str, Floats]:
     found: dict[str, Floats] = {}
-    for measure in measures:
-        for name, values in measure(model, prompts).items():
+    for part in measured:
+        for name, values in part.items():
             if name in found:
                 raise InputError(f'two measures are called "{name}": give one of them another name=')
             found[name] = torch.as_tensor(values).detach().cpu().double().numpy()

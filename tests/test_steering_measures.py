@@ -135,14 +135,15 @@ def test_nll_and_kl_equal_a_computation_by_hand(family: str) -> None:
         both = together(model, PROMPTS)
     torch.testing.assert_close(both, {"one": steered[0]["nll"], "two": steered[1]["kl"]})
     assert torch.equal(untouched[1]["kl"], torch.zeros(len(TEXTS), dtype=torch.float64))
+    bound = 1e-10 if family == "gpt2" else 1e-5  # the others compute parts of their blocks in float32
     for row, text in enumerate(TEXTS):
         ids, log_p = before.log_probabilities(text)
         _, log_q = after.log_probabilities(text)
         for logp, values in ((log_p, untouched), (log_q, steered)):
             truth = -sum(float(logp[at - 1, ids[at]]) for at in range(1, len(ids))) / (len(ids) - 1)
-            assert float(values[0]["nll"][row]) == pytest.approx(truth, rel=1e-5)
+            assert float(values[0]["nll"][row]) == pytest.approx(truth, rel=bound)
         divergence = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-        assert float(steered[1]["kl"][row]) == pytest.approx(divergence, rel=1e-5)
+        assert float(steered[1]["kl"][row]) == pytest.approx(divergence, rel=bound)
         assert divergence > 0.01
     with steer(model, push, 1e-6, 1, unit="raw"):
         assert (measures[1](model, PROMPTS)["kl"] >= 0).all()

@@ -84,7 +84,7 @@ def test_strength_zero_gives_exactly_the_untouched_values_and_others_the_interve
     }[kind]
     used = measures()
     untouched = {name: v for m in used for name, v in m(model, PROMPTS).items()}
-    result = sweep(model, what, [0.5, 0, -0.5], PROMPTS, used, controls=2, progress=False)
+    result = sweep(model, what, [0.5, 0, -0.5], PROMPTS, used, controls=2, together=1, progress=False)
     place = inject if kind == "valuation" else steer
     for strength in (-0.5, 0.0, 0.5):
         with place(model, what, strength):

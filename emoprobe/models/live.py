@@ -11,7 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -44,6 +44,16 @@ class Batch:
     def position_ids(self) -> Tensor:
         """Position of each token in its own text, whatever the padding."""
         return (self.real.long().cumsum(-1) - 1).clamp(min=0)
+
+    def repeated(self, count: int) -> Self:
+        """Return the batch with its rows, as a whole, `count` times below each other."""
+        return replace(
+            self,
+            texts=self.texts * count,
+            input_ids=self.input_ids.repeat(count, 1),
+            real=self.real.repeat(count, 1),
+            offsets=self.offsets and self.offsets * count,
+        )
 
     def counted(self, start: int = 1) -> Tensor:
         """Return which positions belong into a statistic, boolean (batch, position).

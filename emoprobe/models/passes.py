@@ -64,9 +64,8 @@ def act_on(
     biases = [item for item in interventions if isinstance(item, AttentionBias)]
     if not biases:
         return stream, None
-    values = [bias.valuation(stream, forward) for bias in biases]
-    queries = [bias.query_side(v).expand(-1, n_heads, -1, -1) for bias, v in zip(biases, values, strict=True)]
-    return stream, (_joined(queries), _joined(values))
+    queries, keys = zip(*(bias.sides(stream, forward) for bias in biases), strict=True)
+    return stream, (_joined([side.expand(-1, n_heads, -1, -1) for side in queries]), _joined(keys))
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -23,7 +23,8 @@ from emoprobe.intervals import mean_interval
 from emoprobe.layers import nearest_to_depth
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
-from emoprobe.steering import Measure, Sweep, continuation, steer, sweep
+from emoprobe.steering import Measure, RowWise, Sweep, continuation, steer, sweep
+from emoprobe.steering.row_wise import Passes
 from emoprobe.study import feelings
 from emoprobe.study.dose import NLL, change, checks, draw_dose, shared_measures
 from emoprobe.study.result import Result
@@ -238,8 +239,9 @@ def leaning(name: str, toward: Sequence[str], against: Sequence[str], prompts: S
     sides: Mapping[str, Sequence[str]] = {"toward": toward, **({"against": against} if against else {})}
     inner = continuation(sides)
 
-    def measure(model: LiveModel, ignored: Sequence[str]) -> dict[str, Tensor]:
-        found = inner(model, prompts)
+    @RowWise
+    def measure(model: LiveModel, ignored: Sequence[str]) -> Passes[dict[str, Tensor]]:
+        found = yield from inner.passes(model, prompts)
         return {name: found["toward"] - found["against"] if against else found["toward"]}
 
     return measure

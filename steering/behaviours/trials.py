@@ -19,7 +19,8 @@ import torch
 from emoprobe.errors import InputError
 from emoprobe.steering.asking import asked
 from emoprobe.steering.generations import SAMPLED
-from emoprobe.steering.measures import log_probabilities
+from emoprobe.steering.measures import passes_of_pairs
+from emoprobe.steering.row_wise import Passes, RowWise
 
 if TYPE_CHECKING:
     from emoprobe.models import LiveModel
@@ -151,7 +152,7 @@ def replies(
 
 def choices(
     behaviour: str, scenarios: Sequence[Scenario], *, batch_size: int = 32, opening: str = "DECISION:"
-) -> Measure:
+) -> RowWise:
     """Measure which of two options is likelier, the shortcut or the honest way, without generating; see `pressure_scenarios`.
 
     Each scenario is asked in all its wordings, which name the shortcut by another letter; `facts["shortcut"]` says by which.
@@ -159,14 +160,15 @@ def choices(
     share of wordings in which it is likelier, "answered A or B" the mean probability of either letter.
     """
 
-    def measure(model: LiveModel, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    @RowWise
+    def measure(model: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, torch.Tensor]]:
         pairs, towards = [], []
         for scenario in scenarios:
             for wording, letter in zip(scenario.questions, scenario.facts["shortcut"], strict=True):
                 text = asked(model, wording, opening=opening).text
                 pairs += [(text, " A"), (text, " B")]
                 towards.append(1.0 if letter == "A" else -1.0)
-        log_p = log_probabilities(model, pairs, batch_size).view(-1, 2)
+        log_p = (yield from passes_of_pairs(model, pairs, batch_size)).view(-1, 2)
         log_odds = (log_p[:, 0] - log_p[:, 1]) * torch.tensor(towards, dtype=torch.float64)
         values = {
             SHORTCUT: (log_odds.sign() + 1) / 2,
