@@ -290,7 +290,7 @@ def _named(pool: Pool) -> str:
 
 
 def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _sha256_of(texts: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ replaced, and what it was at is done again.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def ray_workers(
 
     began = not ray.is_initialized()
     if began:
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield RayWorkers(partial(_load, model, options, gpus > 0), workers, cpus, gpus)
     finally:
@@ -72,7 +73,7 @@ class RayWorkers:
         import ray
 
         kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=TRIES)(_Worker)
-        self._workers = [kind.remote(load, max(1, int(cpus))) for _ in range(workers)]
+        self._workers: list[Any] = [kind.remote(load, max(1, int(cpus))) for _ in range(workers)]
 
     def map(self, function: Callable[[LiveModel, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield `function(model, item)` for each item, in order. Raises what the function raises."""
@@ -115,14 +116,14 @@ class RayWorkers:
         """Yield Ray's references of the results, done or not, in the items' order, no more than AHEAD a worker undone."""
         import ray
 
-        function, items = ray.put(function), iter(items)
+        placed, rest = ray.put(function), iter(items)
         busy: dict[Any, Any] = {}  # reference -> its worker
         idle = [worker for worker in self._workers for _ in range(AHEAD)]
         while True:
-            given = list(islice(items, len(idle)))
+            given = list(islice(rest, len(idle)))
             for item in given:
                 worker = idle.pop(0)
-                reference = worker.run.remote(function, item)
+                reference = worker.run.remote(placed, item)
                 busy[reference] = worker
                 yield reference
             if not given:
@@ -153,9 +154,9 @@ def _load(model: str | Callable[[], LiveModel], options: dict[str, Any], on_gpu:
 
     if callable(model):
         return model()
-    return load_model(
-        model, **({"device": "cuda"} if on_gpu and "device_map" not in options else {}), **options
-    )
+    if on_gpu and "device_map" not in options:
+        options = {"device": "cuda", **options}
+    return load_model(model, **options)
 
 
 @contextmanager
