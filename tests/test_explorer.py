@@ -1,11 +1,15 @@
 """The explorer's server: whom it answers, what it answers, and that nothing is left behind, whatever was asked."""
 
+import asyncio
 import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ from fastapi.testclient import TestClient
 
 from emoprobe import explorer
 from emoprobe.errors import InputError
-from emoprobe.explorer import launch, readings, server
+from emoprobe.explorer import launch, server
 from emoprobe.explorer.readings import Subject
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet, difference_map, trace
@@ -176,18 +180,53 @@ def test_a_question_of_unknown_length_is_refused(client: TestClient) -> None:
     assert reply.status_code == 411
 
 
-def test_too_many_questions_have_to_wait(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readings, "read", lambda *_, **__: {})
+def test_no_more_questions_are_taken_than_a_person_has(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr(server.time, "monotonic", lambda: clock[0])
-    turn = server.Turn()
-    assert [turn._within_rate() for _ in range(server.BURST + 1)] == [True] * server.BURST + [False]
+    turn = Turns(server.Turn())
+    assert turn.asked(server.BURST + 1) == [200] * server.BURST + [429]
     clock[0] += 2 / server.RATE
-    assert [turn._within_rate() for _ in range(3)] == [True, True, False]
-    monkeypatch.setattr(server, "BURST", 0)
-    monkeypatch.setattr(server, "RATE", 0.0)
-    monkeypatch.setattr(server.Turn, "_within_rate", lambda self: False)
-    assert client.post(f"/{TOKEN}/read", json=question()).status_code == 429
+    assert turn.asked(3) == [200, 200, 429]
+
+
+def test_the_model_answers_one_question_at_a_time_and_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WAITING", 3)
+    turn = Turns(server.Turn())
+    assert turn.asked(5, at_once=True) == [200, 200, 200, 429, 429]
+    assert turn.most_at_once == 1 and turn.computed == 3
+    assert turn.asked(3, at_once=True) == [200] * 3  # there is room again
+
+
+def test_a_question_that_nobody_waits_for_is_not_computed() -> None:
+    turn = Turns(server.Turn())
+    assert turn.asked(1, gone=True) == [204] and turn.computed == 0
+    assert turn.asked(1) == [200]
+
+
+class Turns:
+    """Ask through a `Turn`, and count how many answers are computed, and how many at once."""
+
+    def __init__(self, turn: server.Turn) -> None:
+        self.turn, self.loop = turn, asyncio.new_event_loop()
+        self.computed = self.now = self.most_at_once = 0
+
+    def asked(self, count: int, *, at_once: bool = False, gone: bool = False) -> list[int]:
+        """Return the status of each of `count` questions."""
+        request: Any = SimpleNamespace(is_disconnected=AsyncMock(return_value=gone))
+
+        async def all_of_them() -> list[int]:
+            questions = [self.turn.answer(request, self._compute) for _ in range(count)]
+            replies = await asyncio.gather(*questions) if at_once else [await one for one in questions]
+            return [reply.status_code for reply in replies]
+
+        return self.loop.run_until_complete(all_of_them())
+
+    def _compute(self) -> dict[str, Any]:
+        self.computed, self.now = self.computed + 1, self.now + 1
+        self.most_at_once = max(self.most_at_once, self.now)
+        time.sleep(0.001)
+        self.now -= 1
+        return {}
 
 
 # What it answers ------------------------------------------------------------------------------------------------------

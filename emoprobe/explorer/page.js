@@ -26,7 +26,7 @@ function number(value, digits = 3) {
 /** Write numbers that stand beside each other with as many decimals each: what is smaller than 1 % of the largest is about 0. */
 function column(values) {
   const most = Math.max(0, ...values.flat().map(Math.abs));
-  const decimals = most === 0 ? 0 : Math.min(6, Math.max(0, 1 - Math.floor(Math.log10(most))));
+  const decimals = most === 0 ? 0 : Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(most))));
   return (value) => (value === null ? "" : value.toFixed(decimals).replace(/^-(?=[0.]*$)/, "").replace("-", "−"));
 }
 
@@ -36,6 +36,7 @@ function signed(value, digits = 2) {
 
 // Asking: each question has one place; a newer one makes the older one stale, which is then dropped here and by the server.
 const asking = {};
+const pending = new Set();
 let waiting = 0;
 
 async function ask(name, question, draw) {
@@ -50,7 +51,8 @@ async function ask(name, question, draw) {
       signal: stop.signal,
     });
     if (asking[name] !== stop) return;
-    if (reply.status === 429) {
+    if (reply.status === 429 || reply.status === 204) {
+      // The model is busy, or the server took nobody to be waiting.
       await new Promise((done) => setTimeout(done, 800));
       if (asking[name] === stop) await ask(name, question, draw);
       return;
@@ -70,7 +72,7 @@ async function ask(name, question, draw) {
 }
 
 function busy() {
-  const still = Object.keys(asking).length > 0;
+  const still = Object.keys(asking).length + pending.size > 0;
   $("run").setAttribute("aria-busy", String(still));
   clearTimeout(waiting);
   // What is answered at once need not be announced.
@@ -82,7 +84,13 @@ function debounced(wait, act) {
   let timer = 0;
   return () => {
     clearTimeout(timer);
-    timer = setTimeout(act, wait);
+    pending.add(act);
+    busy();
+    timer = setTimeout(() => {
+      pending.delete(act);
+      act();
+      busy();
+    }, wait);
   };
 }
 
@@ -366,7 +374,6 @@ async function begin() {
   $("model").textContent = about.model;
   document.title = `${about.model} · emoprobe explorer`;
   $("about").textContent = `${about.blocks} blocks of width ${about.width}, ${about.heads} heads · probes fitted on ${about.corpus}`;
-  $("text").maxLength = $("other").maxLength = about.characters;
   $("new-tokens").max = about.new_tokens;
   show("concept", ...about.concepts.map(({ name }) => el("option", { value: name }, name)));
   if (about.concepts.some(({ name }) => name === "valence")) $("concept").value = "valence";

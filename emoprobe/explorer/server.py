@@ -32,9 +32,9 @@ CHARACTERS = 100_000
 """Characters of a text at most."""
 BODY = 1_000_000  # bytes of a request at most
 NEW_TOKENS = 60
-WAITING = 3
-"""Questions that may wait for the model."""
-RATE, BURST = 8.0, 24
+WAITING = 12
+"""Questions that may wait for the model; those that nobody waits for any more go as their turn comes."""
+RATE, BURST = 20.0, 60
 """Questions a second that are answered for long, and how many at once."""
 NAMES = ("127.0.0.1", "localhost")
 
@@ -96,8 +96,7 @@ def application(subject: Subject, token: str) -> FastAPI:
 
     @app.get("/about")
     async def _about() -> Answer:
-        limits = {"characters": CHARACTERS, "new_tokens": NEW_TOKENS}
-        return {**readings.about(subject), **limits}
+        return {**readings.about(subject), "new_tokens": NEW_TOKENS}
 
     @app.post("/read")
     async def _read(request: Request, asked: Read) -> Response:
@@ -148,7 +147,7 @@ class Turn:
 
     async def answer(self, request: Request, compute: Callable[[], Answer]) -> Response:
         """Answer when it is the question's turn, unless nobody waits for the answer any more."""
-        if not self._within_rate() or self._waiting > WAITING:
+        if not self._within_rate() or self._waiting >= WAITING:
             return refusal(429, "Too many questions at once: wait a second, and try again.")
         self._waiting += 1
         try:
