@@ -175,14 +175,14 @@ function drawRead() {
   $("tokens").setAttribute("dir", "auto");
   show("tokens", ...spans);
   $("tokens-caption").textContent =
-    `${chosenConcept()} at layer ${chosenLayer()}, ${read.unit}. Orange: above, blue: below ${read.centre}. ${read.notice || ""}`;
+    `${chosenConcept()} at layer ${chosenLayer()}, in ${read.unit}. Orange: above, blue: below ${read.centre}. ${read.notice || ""}`;
   const rows = read.map.columns.map((token, place) =>
     el("tr", {}, el("th", { scope: "row" }, token), el("td", { class: "number", style: styles[place] }, number(values[place]))));
   const head = el("tr", {}, el("th", { scope: "col" }, "token"), el("th", { scope: "col" }, chosenConcept()));
   show("tokens-table", el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
   show("map", map(read.map, chosenLayer()));
   $("map-caption").textContent =
-    `Rows are layers (0 is the embedding), columns tokens. ${read.unit}; uncoloured: ${read.centre}. ${read.notice || ""}`;
+    `Rows are layers (0 is the embedding), columns tokens; in ${read.unit}. Uncoloured: ${read.centre}. ${read.notice || ""}`;
 }
 
 /** A map of layers × tokens as a table with its numbers; the deepest layer is on top, as the stream rises through them. */
