@@ -204,13 +204,23 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         write_stories(Scripted(stop_after=2), tmp_path / "part.jsonl", **options)
     assert len(load_corpus(tmp_path / "part.jsonl")) == 8  # what was written is there already
-    with (tmp_path / "part.log.jsonl").open("a") as log:
-        log.write('{"key": "half a li')  # as a machine leaves it that loses its power
-    rest = Scripted()
-    resumed = write_stories(rest, tmp_path / "part.jsonl", **options)
-    assert [request.key for request in rest.asked] == [request.key for request in whole.asked[8:]]
-    assert rest.seeds == whole.seeds[2:]
-    assert resumed.frame.equals(complete.frame)
+    log = tmp_path / "part.log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    for kept, batches in (
+        (8, 2),
+        (7, 1),
+        (5, 1),
+        (4, 1),
+    ):  # of a batch of which lines are missing all is written again
+        # As a machine leaves it that loses its power.
+        log.write_text("".join(lines[:kept]) + '{"key": "half a li')
+        rest = Scripted()
+        resumed = write_stories(rest, tmp_path / "part.jsonl", **options)
+        assert [request.key for request in rest.asked] == [
+            request.key for request in whole.asked[4 * batches :]
+        ]
+        assert rest.seeds == whole.seeds[batches:]
+        assert resumed.frame.equals(complete.frame)
     again = Scripted()
     assert (
         write_stories(again, tmp_path / "part.jsonl", **options).frame.equals(complete.frame)

@@ -132,6 +132,8 @@ def _append(log: Path, writer: Writer, batch: Sequence[Request], seed: int) -> N
             "texts": request.texts,
             "writer": writer.name,
             "seed": seed,
+            "batch": digest.hex()[:16],
+            "of": len(batch),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "reply": reply,
         }
@@ -145,8 +147,14 @@ def _append(log: Path, writer: Writer, batch: Sequence[Request], seed: int) -> N
 
 
 def _resumed(log: Path, writer: str, seed: int) -> list[Mapping[str, Any]]:
-    """Return what a log holds, cut off after its last whole line; refuse one that somebody else wrote."""
+    """Return what a log holds, cut off after its last whole batch; refuse one that somebody else wrote.
+
+    A batch is written with one seed, so that what was broken off in its midst is written again as a whole.
+    """
     found = list(_entries(log))
+    last = [row for row in found if _batch(row) == _batch(found[-1])]
+    if last and len(last) < last[-1].get("of", 1):
+        found = found[: -len(last)]
     others = {(row["writer"], row["seed"]) for row in found} - {(writer, seed)}
     if others:
         who, other = others.pop()
@@ -158,6 +166,10 @@ def _resumed(log: Path, writer: str, seed: int) -> list[Mapping[str, Any]]:
         if whole != log.read_bytes():
             write_bytes(log, whole)
     return found
+
+
+def _batch(row: Mapping[str, Any]) -> str:
+    return str(row.get("batch", row["key"]))
 
 
 def _entries(log: Path) -> Iterator[Mapping[str, Any]]:
