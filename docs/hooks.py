@@ -8,7 +8,7 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ PACKAGES = (
     "steering.behaviours",
     "study",
     "report",
+    "explorer",
 )
 """Sub-packages of emoprobe whose exported names have a page of the reference."""
 BESIDE = ("probes", "steering", "valattn")
@@ -100,27 +101,37 @@ def command_line() -> str:
 
 
 def front_door(emoprobe: griffe.Module) -> str:
-    """Return the page of the names that stand at the top of the package, each with the first paragraph about it."""
+    """Return the page of the names at the top of the package: what each is, and in full those that no other page has."""
     named = {
         name: _defined(member)
         for name, member in sorted(emoprobe.members.items(), key=lambda pair: pair[0].lower())
         if isinstance(member, griffe.Alias) and member.target_path.startswith("emoprobe.")
     }
     rows = [f"| [`{name}`][{found.path}] | {_first_paragraph(found)} |" for name, found in named.items()]
+    elsewhere = {found.path for package in PACKAGES for found in _exports(emoprobe[package]).values()}
+    own = {name: found for name, found in named.items() if found.path not in elsewhere}
     about = "What `import emoprobe as ep` gives. Each name is loaded when it is first used.\n"
-    return "\n".join(["# emoprobe\n", about, "| name | what it is |", "|---|---|", *rows, ""])
+    table = ["| name | what it is |", "|---|---|", *rows, ""]
+    return "\n".join(["# emoprobe\n", about, *table, *_entries("emoprobe", own)])
 
 
 def exported(package: griffe.Module) -> str:
     """Return the page of a package: what it is, and all names that it exports."""
     assert package.docstring is not None and package.exports is not None, package.path
-    return "\n".join([f"# {package.path}\n", package.docstring.value, "", *_entries(package)])
+    return "\n".join(
+        [f"# {package.path}\n", package.docstring.value, "", *_entries(package.path, _exports(package))]
+    )
 
 
-def _entries(package: griffe.Module) -> Iterable[str]:
-    for name in sorted(map(str, package.exports or ()), key=str.lower):
-        found = _defined(package.members[name])
-        yield f"::: {found.path}\n    options: {{ show_root_heading: true, show_root_toc_entry: true }}\n"
+def _exports(package: griffe.Module) -> dict[str, griffe.Object]:
+    names = sorted(map(str, package.exports or ()), key=str.lower)
+    return {name: _defined(package.members[name]) for name in names}
+
+
+def _entries(package: str, named: Mapping[str, griffe.Object]) -> Iterable[str]:
+    for name, found in named.items():
+        options = "show_root_heading: true, show_root_toc_entry: true"
+        yield f"::: {found.path}\n    options: {{ {options}, heading: {package}.{name}, toc_label: {name} }}\n"
 
 
 def _defined(member: griffe.Object | griffe.Alias) -> griffe.Object:
