@@ -276,6 +276,20 @@ def test_a_long_text_is_read_as_far_as_the_model_reads_and_says_so(
     assert text.endswith(further["prompt"]) and further["notice"]
 
 
+@pytest.mark.parametrize(
+    "text", ["...", "👍", "word", "a" * server.CHARACTERS, " \n" * 100 + "a b", "\x00\x01 a"]
+)
+def test_odd_texts_are_read_too(client: TestClient, text: str) -> None:
+    """No words, one, one that is very long, one that begins late, what is no character."""
+    found = asked(client, "read", **question(text=text))
+    assert 0 < len(found["map"]["columns"]) <= 512
+    attention = asked(client, "attend", text=text, layer=3, head=0, strength=1.0)
+    assert attention["block"] == 2 and (attention["words"] or "two words" in attention["notice"])
+    assert asked(client, "compare", **question(text=text, other="She was happy."))["report"]
+    chosen = {"concept": "calm", "layer": 3, "strength": 1.0, "steering": -0.1, "new_tokens": 2}
+    assert text.endswith(asked(client, "continue", text=text, **chosen)["prompt"])
+
+
 def test_differences_are_those_of_the_difference_map(
     client: TestClient, model: LiveModel, probes: ProbeSet
 ) -> None:
@@ -379,6 +393,25 @@ def test_a_running_explorer_is_on_this_machine_alone_and_ends(
         httpx.get(address)
     written = capfd.readouterr()
     assert "unmentionable" not in written.out + written.err and address in written.err
+
+
+def test_an_explorer_that_is_interrupted_ends(
+    model: LiveModel, probes: ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx
+
+    opened: list[str] = []
+
+    def interrupted(running: explorer.Explorer) -> None:
+        assert httpx.get(running.address).status_code == 200
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch.webbrowser, "open", opened.append)
+    monkeypatch.setattr(explorer.Explorer, "wait", interrupted)
+    running = explorer.explore(model, probes)
+    assert opened == [running.address]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(running.address)
 
 
 def test_probes_that_are_missing_are_fitted_once_and_kept(

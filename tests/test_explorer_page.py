@@ -166,7 +166,7 @@ def test_ten_thousand_tokens_are_shown_and_said_to_be_read_in_part(page: Any, mo
     assert "512 tokens" in shown(page, "#tokens-caption")
     assert page.locator("#map thead th").count() - 1 == model.context_length
     assert page.locator("#tokens .unread").last.evaluate("element => element.textContent.length") > 10_000
-    assert shown(page, "#error") == ""
+    assert shown(page, "#error") == "" and serious(page) == []
 
 
 def test_two_texts_are_compared(page: Any) -> None:

@@ -172,7 +172,6 @@ function drawRead() {
     if (piece.text === "") Object.assign(attributes, { class: "special", "data-name": read.map.columns[piece.token] });
     return el("span", attributes, piece.text);
   });
-  $("tokens").setAttribute("dir", "auto");
   show("tokens", ...spans);
   $("tokens-caption").textContent =
     `${chosenConcept()} at layer ${chosenLayer()}, in ${read.unit}. Orange: above, blue: below ${read.centre}. ${read.notice || ""}`;

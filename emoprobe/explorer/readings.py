@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from emoprobe.valattn import Valuation, inject
 
 TOKENS = 512
 """Tokens of a text that are read at most, fewer where the model's context is shorter."""
+LENGTH = 32
+"""Characters that a token is taken to have on average at most; what is beyond is not even cut into tokens: that may be slow."""
 WORDS = 48
 """Words that are shown with their attention."""
 DIMENSIONS = ("valence", "arousal", "relevance")
@@ -50,6 +52,8 @@ class Subject:
     model: LiveModel
     probes: ProbeSet
     valuation: Valuation | None
+    written: dict[tuple[str, int], str] = field(default_factory=dict)
+    """How the model itself went on from the last prompt, by prompt and new tokens: it is the same wherever a slider stands."""
 
     @classmethod
     def of(cls, model: LiveModel, probes: ProbeSet, valuation: Valuation | None = None) -> Subject:
@@ -183,7 +187,7 @@ def attend(subject: Subject, text: str, layer: int, head: int | None, strength: 
     begun = beginning(model, text, subject.limit)
     batch = model.tokenize(begun)
     places = word_places(begun)
-    belongs = word_tokens(places, model.token_spans(batch)[0])
+    belongs = word_tokens(places, model.token_spans(batch)[0]) if places else np.zeros((0, 1))
     kept = np.flatnonzero(belongs.any(-1))
     if len(kept) < 2:
         return {"words": [], "block": block, "notice": "Attention between words needs two words at least."}
@@ -230,22 +234,24 @@ def go_on(
         )
     prompt = ending(model, text, room)
 
-    def written(*blocks: Any) -> str:
-        with ExitStack() as stack:
-            for block in blocks:
-                stack.enter_context(block)
-            return str(model.generate(prompt, max_new_tokens=new_tokens, do_sample=False))
+    def write() -> str:
+        return str(model.generate(prompt, max_new_tokens=new_tokens, do_sample=False))
 
-    changes: list[Any] = []
-    if strength and subject.valuation is not None:
-        changes.append(inject(model, subject.valuation, strength))
-    if steering:
-        changes.append(steer(model, subject.probes[concept], steering, layers=layer))
-    untouched = written()
+    if (prompt, new_tokens) not in subject.written:
+        subject.written.clear()
+        subject.written[prompt, new_tokens] = write()
+    changed = untouched = subject.written[prompt, new_tokens]
+    valued = subject.valuation if strength else None
+    if valued is not None or steering:
+        with ExitStack() as stack:
+            if valued is not None:
+                stack.enter_context(inject(model, valued, strength))
+            stack.enter_context(steer(model, subject.probes[concept], steering, layers=layer))
+            changed = write()
     return {
         "prompt": prompt,
         "untouched": untouched,
-        "changed": written(*changes) if changes else untouched,
+        "changed": changed,
         "notice": None if prompt == text else f"Only the last {len(prompt):,} characters are gone on from.",
     }
 
@@ -255,6 +261,7 @@ def go_on(
 
 def beginning(model: LiveModel, text: str, limit: int) -> str:
     """Return as much of a text's beginning as has no more than `limit` tokens."""
+    text = text[: LENGTH * limit]
     while len(spans := _spans(model, text)) > limit:
         text = text[: min(max(end for _, end in spans[:limit]), len(text) - 1)]
     return text
@@ -262,6 +269,7 @@ def beginning(model: LiveModel, text: str, limit: int) -> str:
 
 def ending(model: LiveModel, text: str, limit: int) -> str:
     """Return as much of a text's end as has no more than `limit` tokens."""
+    text = text[-LENGTH * limit :]
     while len(spans := _spans(model, text)) > limit:
         text = text[max(spans[-limit][0], 1) :]
     return text
@@ -270,7 +278,7 @@ def ending(model: LiveModel, text: str, limit: int) -> str:
 def _spans(model: LiveModel, text: str) -> list[Span]:
     if not text.strip():
         raise InputError("there is nothing to read: type some words")
-    spans: list[Span] = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    spans: list[Span] = model.tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     return spans
 
 
@@ -278,6 +286,6 @@ def _cut_notice(subject: Subject, text: str, begun: str) -> str | None:
     if begun == text:
         return None
     return (
-        f"The text is longer than the {subject.limit} tokens that are read at once: its first {len(begun):,} of "
-        f"{len(text):,} characters are read, and the rest is shown in grey."
+        f"The text is longer than what is read at once, {subject.limit} tokens: its first {len(begun):,} of {len(text):,} "
+        "characters are read, and the rest is shown in grey."
     )
