@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 from torch import Tensor, isfinite
@@ -23,6 +25,9 @@ from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Fit, Floats, fit_for
 from emoprobe.probes.tasks import Task, plan
 from emoprobe.probes.units import Units, capture_units, read_units
+
+if TYPE_CHECKING:
+    from emoprobe.workers import RayWorkers
 
 ESTIMATORS = ("auto", "mean_difference", "ridge", "logistic")
 SMALL = 2**24
@@ -75,12 +80,15 @@ def read_features(
     seed: int = 0,
     level: str = "text",
     keep: str | os.PathLike[str] | None = None,
+    workers: RayWorkers | None = None,
     progress: bool = False,
 ) -> Features:
     """Read a corpus once, at layer 0 and `layers`; options are as in `fit_probes`, and so is what is refused."""
     check_estimator(estimator)
-    if keep is not None and level != "text":
-        raise InputError(f'keep="{keep}" is for whole texts, not for level="{level}": leave one of both out')
+    if level != "text" and (keep, workers) != (None, None):
+        raise InputError(
+            f'keep= and workers= are for whole texts, not for level="{level}": leave one of both out'
+        )
     concepts = [concepts] if isinstance(concepts, str) else concepts
     chosen = tuple(sorted(resolve_layers(layers, model.n_layers)))
     captured = tuple(sorted({0, *chosen}))
@@ -91,12 +99,14 @@ def read_features(
     rows, groups = (corpus, None) if units is None else (units.corpus, units.groups)
     tasks = plan(rows, concepts, folds, seed, groups)
     estimators = estimators_for(estimator, tasks)
-    if keep is not None:
-        vectors = store_activations(model, corpus.texts, keep, captured, pool, **read).vectors()
-    elif units is None:
+    if units is not None:
+        vectors = capture_units(model, corpus.texts, units, captured, pool, **read)
+    elif keep is None and workers is None:
         vectors = model.capture(corpus.texts, captured, pool, **read)
     else:
-        vectors = capture_units(model, corpus.texts, units, captured, pool, **read)
+        with nullcontext(keep) if keep is not None else TemporaryDirectory(prefix="emoprobe-") as folder:
+            store = store_activations(model, corpus.texts, folder, captured, pool, workers=workers, **read)
+            vectors = store.vectors()
     check_finite(vectors, captured, model.name)
     fitted = {name for task in tasks for name in task.concepts}
     asked = tuple(

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,9 @@ from emoprobe.probes.validation import (
 )
 from emoprobe.progress import bars
 
+if TYPE_CHECKING:
+    from emoprobe.workers import RayWorkers
+
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
 SPLITS = 3
 """How often the groups are dealt into halves."""
@@ -75,6 +78,7 @@ def fit_probes(
     seed: int = 0,
     confounds: Mapping[str, Sequence[object]] | None = None,
     keep: str | os.PathLike[str] | None = None,
+    workers: RayWorkers | None = None,
     progress: bool = True,
 ) -> ProbeSet:
     """Fit a linear probe for each concept at each layer, with cross-validated scores and their controls.
@@ -93,7 +97,8 @@ def fit_probes(
     from it.
 
     With `keep`, a folder, the texts' vectors are kept there shard by shard while they are read, so that the same fit, broken
-    off and called again, goes on behind the last shard, to the same end; see `emoprobe.activation_store`.
+    off and called again, goes on behind the last shard, to the same end; see `emoprobe.activation_store`. `workers`, see
+    `emoprobe.ray_workers`, read the texts side by side.
 
     Raises `InputError` for an unknown concept, for "logistic" without labels, and for fewer groups than folds.
     """
@@ -112,6 +117,7 @@ def fit_probes(
         batch_size=batch_size,
         seed=seed,
         keep=keep,
+        workers=workers,
         progress=progress,
     )
     tasks, texts, chosen, units = read.tasks, read.texts, read.chosen, read.units

@@ -69,6 +69,13 @@ def kl(texts: Sequence[str], *, name: str = "kl", batch_size: int = 32) -> RowWi
     return measure
 
 
+class _Untouched(WeakKeyDictionary[LiveModel, list[Tensor]]):
+    """Logits of untouched models; sent to another process, whose models are others, it is empty there."""
+
+    def __reduce__(self) -> tuple[type[_Untouched], tuple[()]]:
+        return _Untouched, ()
+
+
 def coherence(
     texts: Sequence[str], *, names: tuple[str, str] = ("nll", "kl"), batch_size: int = 32
 ) -> RowWise:
@@ -79,7 +86,7 @@ def coherence(
     in the model's dtype. Raises `InputError` where the first call is too late, and for a text of one token.
     """
     texts = _listed(texts)
-    untouched: WeakKeyDictionary[LiveModel, list[Tensor]] = WeakKeyDictionary()
+    untouched = _Untouched()
 
     @RowWise
     def measure(model: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, Tensor]]:

@@ -13,7 +13,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TypeAlias
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,9 @@ from emoprobe.steering.measures import Measure
 from emoprobe.steering.row_wise import RowWise, run_together
 from emoprobe.steering.vectors import Vector, random_like
 from emoprobe.valattn import Valuation, biases
+
+if TYPE_CHECKING:
+    from emoprobe.workers import RayWorkers
 
 Edit: TypeAlias = Callable[[LiveModel, Vector, float, Layers, Positions], Sequence[Intervention]]
 """What is done with a direction: model, direction, strength, layers, positions → interventions. `add` and `rotate` are such."""
@@ -60,6 +64,7 @@ def sweep(
     seed: int = 0,
     together: int = 16,
     out: str | os.PathLike[str] | None = None,
+    workers: RayWorkers | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Measure a model at each strength of an intervention, and under controls of equal norm.
@@ -79,7 +84,8 @@ def sweep(
     rounding of larger products. Other measures are called once for each run.
 
     With `out`, a folder, each run is kept there as a Parquet file once it is done, and the same call resumes; strengths and
-    controls may be added. Raises `InputError` for a folder that holds another sweep, strengths that are not finite, measures of
+    controls may be added. `workers`, see `emoprobe.ray_workers`, take groups of runs side by side; measures are sent to them.
+    Raises `InputError` for a folder that holds another sweep, strengths that are not finite, measures of
     the same name, and what `edit` and `inject` refuse. Numbers that are not finite, as a model pushed too hard gives, become
     NaN with a `NonFiniteWarning`.
     """
@@ -123,10 +129,20 @@ def sweep(
         for arm, dose in runs
         if dose
     }
-    left = [placers[arm](dose) for name, (arm, dose) in named.items() if name not in kept]
-    made = _measured(model, left, prompts, measures, together)
+    # Groups are those of a sweep that nothing has stopped: rows that are read with fewer others differ in their last digits.
+    groups = [list(named)[first : first + together] for first in range(0, len(named), together)]
+    work = (
+        [(placers[arm](dose), name not in kept) for name in group for arm, dose in [named[name]]]
+        for group in groups
+        if any(name not in kept for name in group)
+    )
+    given: dict[str, Any] = {"prompts": prompts, "measures": measures}
+    if workers is None:
+        values = chain.from_iterable(map(partial(_measured, model, **given), work))
+    else:
+        values = chain.from_iterable(workers.map(partial(_in_worker, **given), work))
     for name, (arm, dose) in track(named.items(), "sweeping", wanted=progress):
-        rows += _rows(kept.run(name, partial(next, made)), dose, arm)
+        rows += _rows(kept.run(name, partial(next, values)), dose, arm)
     raw = pd.DataFrame(rows, columns=["strength", "condition", "seed", "measure", "text", "value"])
     return Sweep(raw.astype({"seed": "Int64"}), _subject(intervention), model.name)
 
@@ -144,26 +160,37 @@ def _placer(
 
 def _measured(
     model: LiveModel,
-    runs: Sequence[Sequence[Intervention]],
+    runs: Sequence[tuple[Sequence[Intervention], bool]],
     prompts: Sequence[str],
     measures: Sequence[Measure],
-    together: int,
 ) -> Iterator[dict[str, Floats]]:
-    """Yield what is measured under each of some interventions, up to `together` of them in the same passes."""
-    for first in range(0, len(runs), together):
-        group = runs[first : first + together]
-        shared = {
-            measure: run_together(model, partial(measure.passes, model, prompts), group)
-            for measure in measures
-            if isinstance(measure, RowWise)
-        }
-        for number, interventions in enumerate(group):
-            with model.intervene(*interventions):
-                found = _named(
-                    shared[measure][number] if isinstance(measure, RowWise) else measure(model, prompts)
-                    for measure in measures
-                )
-            yield found
+    """Yield what is measured under interventions that share passes, of those runs that are wanted."""
+    shared = {
+        measure: run_together(model, partial(measure.passes, model, prompts), [items for items, _ in runs])
+        for measure in measures
+        if isinstance(measure, RowWise)
+    }
+    for number, (interventions, wanted) in enumerate(runs):
+        if not wanted:
+            continue
+        with model.intervene(*interventions):
+            found = _named(
+                shared[measure][number] if isinstance(measure, RowWise) else measure(model, prompts)
+                for measure in measures
+            )
+        yield found
+
+
+def _in_worker(
+    model: LiveModel,
+    runs: Sequence[tuple[Sequence[Intervention], bool]],
+    prompts: Sequence[str],
+    measures: Sequence[Measure],
+) -> list[dict[str, Floats]]:
+    """Return what `_measured` yields; before it, as in any sweep, measures see the untouched model."""
+    for measure in measures:
+        measure(model, prompts)
+    return list(_measured(model, runs, prompts, measures))
 
 
 def _named(measured: Iterable[dict[str, Tensor]]) -> dict[str, Floats]:

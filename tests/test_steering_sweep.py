@@ -419,7 +419,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
 
     def run(strengths: Sequence[float], **options: object) -> Sweep:
         given = {"out": tmp_path / "kept", "controls": 1, "progress": False, **options}
-        return sweep(model, vector(model), strengths, PROMPTS, [measure], **given)  # type: ignore[arg-type]
+        return sweep(model, vector(model), strengths, PROMPTS, [measure, nll(TEXTS)], **given)  # type: ignore[arg-type]
 
     with pytest.raises(KeyboardInterrupt):
         run([-0.5, 0.5])
@@ -427,11 +427,14 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert done == 3  # the untouched model and two runs
     again = run([-0.5, 0.5])
     assert len(calls) == 4 + 1 + 2  # the untouched model, and what was left
-    whole = sweep(model, vector(model), [-0.5, 0.5], PROMPTS, [inner], controls=1, progress=False)
+    both = [inner, nll(TEXTS)]
+    whole = sweep(model, vector(model), [-0.5, 0.5], PROMPTS, both, controls=1, progress=False)
+    apart = whole.raw.measure == "nll"  # what shares passes shares them with the runs that are there already
+    assert again.raw[apart].equals(whole.raw[apart])
     pd.testing.assert_frame_equal(again.raw, whole.raw)
     before = len(calls)
     more = run([-0.5, 0.5, 0.7, -0.7], controls=2)
-    assert len(calls) == before + 1 + 2 * 3 + 2 * 1 and len(more.raw) == 5 * 3 * len(PROMPTS)
+    assert len(calls) == before + 1 + 2 * 3 + 2 * 1 and len(more.raw) == 5 * 3 * (len(PROMPTS) + len(TEXTS))
     for options, match in (
         ({"layers": 1}, "layers differ"),
         ({"seed": 3}, "seed differ"),

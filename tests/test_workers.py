@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,15 @@ from emoprobe import workers as module
 from emoprobe.activation_store import store_activations
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
+from emoprobe.probes import fit_probes
 from emoprobe.probes.scorer import score_corpus
 from emoprobe.probes.tasks import plan
 from emoprobe.probes.text_moments import corpus_moments
 from emoprobe.probes.tokens import TokenMeans
+from emoprobe.steering import kl, read_out, sweep
 from emoprobe.workers import RayWorkers
 
+PLANTED = "planted"
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'emoprobe[ray]'")
 
 
@@ -55,6 +58,11 @@ def deadly(live: LiveModel, mark: Path) -> str:
 def refusing(live: LiveModel, item: int) -> int:
     """Raise what a user is to see."""
     raise InputError(f"item {item} is refused")
+
+
+def letters(live: LiveModel, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Measure, run by run, how likely the last token is that each prompt makes likeliest."""
+    return {"likeliest": live.logits(list(prompts))[:, -1].log_softmax(-1).amax(-1)}
 
 
 def test_pieces_come_back_in_order_and_are_taken_only_as_they_are_needed(workers: RayWorkers) -> None:
@@ -113,6 +121,24 @@ def test_scores_are_those_of_one_process(workers: RayWorkers, monkeypatch: pytes
     for table in ("snippets", "distribution", "controls"):
         one, other = (getattr(scores, table).select_dtypes("number") for scores in (alone, together))
         assert np.allclose(one, other, rtol=1e-6, atol=1e-8, equal_nan=True)
+
+
+def test_probes_are_those_of_one_process(workers: RayWorkers, tmp_path: Path) -> None:
+    options = {"layers": [2], "permutations": 0, "bootstrap": 0, "progress": False}
+    alone = fit_probes(model(), planted()[0], **options)
+    together = fit_probes(model(), planted()[0], workers=workers, **options)
+    assert together.save(tmp_path / "a").read_bytes() == alone.save(tmp_path / "b").read_bytes()
+
+
+def test_a_sweep_is_that_of_one_process(workers: RayWorkers, tmp_path: Path) -> None:
+    given, held_out = texts(4, seed=5), texts(6, seed=6)
+    asked = (probes()[PLANTED], [-0.2, 0.1, 0.3], given)
+    measures = [kl(held_out), read_out(probes(), [PLANTED], layer=3), letters]
+    options = {"layers": 1, "controls": 2, "together": 4, "progress": False}
+    alone = sweep(model(), *asked, measures, **options)
+    together = sweep(model(), *asked, measures, out=tmp_path, workers=workers, **options)
+    assert together.raw.equals(alone.raw)
+    assert len(list(tmp_path.glob("*.parquet"))) == 1 + 3 * 3 + 3  # untouched; own and random; opposite
 
 
 def test_a_worker_that_dies_is_replaced_and_its_piece_done_again(workers: RayWorkers, tmp_path: Path) -> None:

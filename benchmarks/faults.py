@@ -1,0 +1,302 @@
+"""Kill long work at random moments, start it again until it ends, and compare what it leaves with undisturbed work.
+
+    python benchmarks/faults.py [--kills 25] [--only fit …] [--seed 0]
+
+Fit, study, sweep, learning and stories, on a small random model, each in a process that is forked when all is loaded and
+ended by SIGKILL at a moment drawn from the length of undisturbed work, until `--kills` of each have hit. After each kill every
+file under a final name must be whole; when the work ends, what it leaves must be that of undisturbed work, byte for byte but
+for times, and no part that was done before a kill may have been written again. Then the same work on a disk that is too small
+for it (a tmpfs, which only the superuser may mount): it must say so, and go on when there is room. Writes faults.json and
+faults.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))  # a small model and a small corpus
+
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from small_study import small_corpus, small_model  # noqa: E402
+
+import emoprobe as ep  # noqa: E402
+from emoprobe import activation_store  # noqa: E402
+from emoprobe.corpora.stories import ModelWriter, write_stories  # noqa: E402
+from emoprobe.errors import InputError  # noqa: E402
+from emoprobe.steering import kl, nll  # noqa: E402
+
+MODEL, CORPUS = small_model(), small_corpus(texts=240)
+VECTOR = torch.linspace(-1, 1, MODEL.d_model)
+TIMES = re.compile(rb'"(seconds|begun|written|ended|durations?)": ?("[^"]*"|[0-9.]+)|\d+\.\d+ s\b')
+"""What may differ: moments and durations."""
+
+
+# The work ------------------------------------------------------------------------------------------------------------
+
+
+def fit(folder: Path) -> None:
+    activation_store.SHARD = 8
+    ep.fit_probes(
+        MODEL, CORPUS, keep=folder / "kept", permutations=4, bootstrap=100, batch_size=4, progress=False
+    ).save(folder / "probes.safetensors")
+
+
+def study(folder: Path) -> None:
+    ep.run_study(MODEL, CORPUS, folder / "run", limit=60, progress=False, command="emoprobe study")
+
+
+def sweep(folder: Path) -> None:
+    texts = CORPUS.texts[:24]
+    ep.sweep(
+        MODEL,
+        VECTOR,
+        [-0.4, -0.2, 0.2, 0.4],
+        texts[:8],
+        [nll(texts), kl(texts)],
+        out=folder / "sweep",
+        progress=False,
+    ).frame.to_parquet(folder / "sweep.parquet")
+
+
+def learn(folder: Path) -> None:
+    weight = torch.randn(MODEL.n_layers, 2, MODEL.d_model, generator=torch.Generator().manual_seed(0))
+    start = ep.Valuation(weight, torch.zeros(MODEL.n_layers, 2), ("a", "b"), tuple(range(MODEL.n_layers)))
+    ep.learn_valuation(
+        MODEL,
+        CORPUS,
+        start,
+        objective="next_token",
+        steps=40,
+        checkpoint=folder / "checkpoint.safetensors",
+        progress=False,
+    ).save(folder / "learned.safetensors")
+
+
+def stories(folder: Path) -> None:
+    write_stories(
+        ModelWriter(MODEL, max_new_tokens=60),
+        folder / "stories.jsonl",
+        emotions=["joy", "fear", "anger"],
+        per_topic=3,
+        about=["the sun", "the dog", "a letter", "the house"],
+        batch_size=2,
+        progress=False,
+    )
+
+
+WORK: dict[str, Callable[[Path], None]] = {
+    "fit": fit,
+    "study": study,
+    "sweep": sweep,
+    "learn": learn,
+    "stories": stories,
+}
+PARTS = {
+    "fit": "kept/0*.safetensors",
+    "study": "run/results/*.json",
+    "sweep": "sweep/*.parquet",
+    "learn": "",
+    "stories": "",
+}
+"""Files that hold a part each: once there, they are not to be written again."""
+
+
+# Killing it ----------------------------------------------------------------------------------------------------------
+
+
+def run(work: Callable[[Path], None], folder: Path, seconds: float | None) -> tuple[bool, str]:
+    """Do the work in a process of its own; return whether it was killed, and how it failed if it did by itself."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        status = 0
+        try:
+            work(folder)
+        except BaseException:
+            os.write(writing, traceback.format_exc()[-4000:].encode())
+            status = 1
+        os._exit(status)
+    os.close(writing)
+    ends = time.perf_counter() + (seconds if seconds is not None else 3600)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.perf_counter() >= ends:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(reading)
+            return True, ""
+        time.sleep(0.002)
+    with os.fdopen(reading) as said:
+        return False, said.read()
+
+
+def check_whole(folder: Path) -> None:
+    """Read every file under a final name; raise where one is not whole."""
+    for file in files(folder):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as found:
+                for name in found.keys():
+                    found.get_tensor(name)
+        elif file.suffix == ".json":
+            json.loads(file.read_text("utf-8"))
+        elif file.suffix == ".parquet":
+            pd.read_parquet(file)
+        elif file.suffix in (".html", ".svg"):
+            assert file.read_text("utf-8").rstrip().endswith((">",)), file
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the files under final names: what is being written has a name that begins with a dot."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+
+
+def left(folder: Path) -> dict[str, bytes]:
+    """Return what work has left, without times."""
+    found = {}
+    for file in files(folder):
+        content = file.read_bytes()
+        if file.suffix in (".json", ".jsonl", ".html"):
+            content = TIMES.sub(b"", content)
+        found[str(file.relative_to(folder))] = content.replace(str(folder).encode(), b"")
+    return found
+
+
+def campaign(name: str, kills: int, draw: random.Random, place: Path) -> dict[str, Any]:
+    """Kill a piece of work until `kills` have hit; return what came of it."""
+    work, parts = WORK[name], PARTS[name]
+    whole = place / "whole"
+    whole.mkdir(parents=True)
+    begun = time.perf_counter()
+    killed, failure = run(work, whole, None)
+    assert not killed and not failure, failure
+    length = time.perf_counter() - begun
+    wanted = left(whole)
+    hits = rounds = resumed = rewritten = 0
+    differing: list[str] = []
+    while hits < kills:
+        folder = place / f"round {rounds}"
+        folder.mkdir()
+        rounds, here, done = rounds + 1, 0, {}
+        while True:
+            # Work that is killed again and again must come to its end all the same.
+            killed, failure = run(work, folder, draw.uniform(0, length) if here < 8 else None)
+            assert not failure, failure
+            rewritten += sum(not file.is_file() or file.stat().st_mtime_ns != at for file, at in done.items())
+            if not killed:
+                break
+            hits, here = hits + 1, here + 1
+            check_whole(folder)
+            done = {file: file.stat().st_mtime_ns for file in (folder.glob(parts) if parts else ())}
+            resumed += bool(done)
+        found = left(folder)
+        differing += [file for file in {*wanted, *found} if found.get(file) != wanted.get(file)]
+        shutil.rmtree(folder)
+    return {
+        "seconds": round(length, 2),
+        "kills": hits,
+        "rounds": rounds,
+        "ended": rounds,
+        "with_parts_done": resumed,
+        "parts_written_again": rewritten,
+        "differing": sorted(set(differing)),
+    }
+
+
+# A disk that is full -------------------------------------------------------------------------------------------------
+
+
+def full_disk(name: str, place: Path) -> dict[str, Any]:
+    """Do a piece of work on a disk of half the size that it needs, then make room and do it again."""
+    work, whole, disk = WORK[name], place / "whole", place / "disk"
+    need = sum(file.stat().st_size for file in files(whole))
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={max(need // 2, 8192)}", "tmpfs", disk], check=True)
+    try:
+        killed, failure = run(work, disk, None)
+        check_whole(disk)
+        before = len(files(disk))
+        subprocess.run(["mount", "-o", f"remount,size={16 * need + 2**20}", disk], check=True)
+        _, again = run(work, disk, None)
+        found, wanted = left(disk), left(whole)
+        return {
+            "said": failure.strip().splitlines()[-1].replace(str(disk), "DISK") if failure else "nothing",
+            "clean": not killed and InputError.__name__ in failure,
+            "files_before": before,
+            "went_on": not again,
+            "differing": sorted(file for file in {*wanted, *found} if found.get(file) != wanted.get(file)),
+        }
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# The record ----------------------------------------------------------------------------------------------------------
+
+
+def page(record: dict[str, Any]) -> str:
+    """Return the record as Markdown."""
+    lines = [
+        "# Work that is killed, and disks that are full",
+        "",
+        f"`python benchmarks/faults.py --kills {record['asked']} --seed {record['seed']}`, on a small random model "
+        f"({record['machine']}, torch {torch.__version__}). Every kill is a SIGKILL at a moment drawn from the length of "
+        "undisturbed work; work is started again until it ends. Files are compared byte for byte, but for times.",
+        "",
+        "| work | undisturbed | kills | after parts were done | parts written again | ends that differ from undisturbed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in record["kills"].items():
+        lines.append(
+            f"| {name} | {row['seconds']} s | {row['kills']} in {row['rounds']} rounds | {row['with_parts_done']} | "
+            f"{row['parts_written_again']} | {', '.join(row['differing']) or 'none'} |"
+        )
+    lines += ["", "On a disk of half the size that is needed:", ""]
+    lines += ["| work | says | goes on when there is room | differs from undisturbed |", "|---|---|---|---|"]
+    for name, row in record["full disks"].items():
+        lines.append(
+            f"| {name} | {row['said']} | {'yes' if row['went_on'] else 'NO'} | {', '.join(row['differing']) or 'no'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=25, help="of each piece of work")
+    parser.add_argument("--only", nargs="*", choices=WORK, default=list(WORK))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    record: dict[str, Any] = {"asked": asked.kills, "seed": asked.seed, "machine": os.uname().machine}
+    record |= {"kills": {}, "full disks": {}}
+    with tempfile.TemporaryDirectory() as place:
+        for name in asked.only:
+            here = Path(place) / name
+            record["kills"][name] = campaign(name, asked.kills, random.Random(f"{asked.seed} {name}"), here)
+            print(name, record["kills"][name], flush=True)
+            if os.geteuid() == 0 and shutil.which("mount"):
+                record["full disks"][name] = full_disk(name, here)
+                print(name, record["full disks"][name], flush=True)
+    (asked.out / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
+    (asked.out / "faults.md").write_text(page(record))
+
+
+if __name__ == "__main__":
+    main()
