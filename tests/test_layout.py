@@ -1,10 +1,12 @@
 """The four folders are one package, in the checkout as in the wheel, and importing it is quick."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml  # a dependency of transformers
 
 ROOT = Path(__file__).resolve().parents[1]
 if sys.version_info >= (3, 11):
@@ -78,3 +80,27 @@ def test_continuous_integration_runs_what_the_readme_says() -> None:
         assert (
             command in (ROOT / file).read_text().splitlines() or f"    {command}" in (ROOT / file).read_text()
         )
+
+
+def test_workflows_run_the_same_and_may_do_no_more_than_they_need() -> None:
+    workflows = {path.stem: yaml.safe_load(path.read_text()) for path in ROOT.glob(".github/workflows/*.yml")}
+    steps = workflows["ci"]["jobs"]["ci"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    jobs = workflows["release"]["jobs"]
+    assert jobs["ci"]["uses"] == "./.github/workflows/ci.yml" and jobs["build"]["needs"] == "ci"
+    for workflow in workflows.values():
+        assert workflow["permissions"] == {"contents": "read"}
+        for name, job in workflow["jobs"].items():
+            wanted = {"id-token": "write"} if name == "publish" else None
+            assert job.get("permissions") == wanted, name
+            for step in job.get("steps", []):
+                assert re.search(r"@(release/)?v\d+$", step.get("uses", "@v1")), step
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
+def test_the_version_is_the_same_everywhere() -> None:
+    import emoprobe
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert emoprobe.__version__ == project["version"] == citation["version"]
