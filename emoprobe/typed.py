@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import rich
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
@@ -32,6 +33,7 @@ def model(name: str, device: str | None = None, dtype: str | None = None) -> Liv
         raise InputError(
             f"--device {device} cannot be used here ({str(error).splitlines()[0]}): give another"
         ) from error
+    rich.reconfigure(stderr=True)  # progress goes there, and stdout is for what was found
     transformers.logging.disable_progress_bar()  # models load in less time than it takes to read it
     return load_model(name, dtype=kind, device=place)
 
@@ -80,6 +82,19 @@ def words(text: str) -> str:
     return text
 
 
+def point(given: str | None) -> dict[str, float] | None:
+    """Read a point of the valuation space as people type it: valence=1,arousal=-0.5."""
+    if given is None:
+        return None
+    pairs = _pairs("--toward", given, "valence=1,arousal=-0.5")
+    try:
+        return {name: float(value) for name, value in pairs.items()}
+    except ValueError:
+        raise InputError(
+            f"--toward {given} is not understood: write --toward valence=1,arousal=-0.5"
+        ) from None
+
+
 def numbers(given: str, separator: str = ",") -> list[float]:
     try:
         return [float(part) for part in given.split(separator)]
@@ -108,15 +123,16 @@ def lines(path: Path | None) -> list[str]:
     try:
         found = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
+        why = (getattr(error, "strerror", None) or "it is not UTF-8").lower()
         raise InputError(
-            f'cannot read texts from "{path}" ({error}): give a UTF-8 file with one text a line'
+            f'cannot read texts from "{path}" ({why}): give a UTF-8 file with one text a line'
         ) from error
     if not found:
         raise InputError(f'"{path}" holds no text: give a file with one text a line')
     return found
 
 
-def kind(path: Path) -> str | None:
+def kind(path: str) -> str | None:
     """Return what an artefact says it is, or None for anything else; whoever reads it complains in its own words."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -125,7 +141,7 @@ def kind(path: Path) -> str | None:
         return None
 
 
-def valuation(path: Path, concepts: Sequence[str] | None) -> tuple[Valuation, ProbeSet | None]:
+def valuation(path: str, concepts: Sequence[str] | None) -> tuple[Valuation, ProbeSet | None]:
     """Read a valuation, or make one of a probe set, which is returned too."""
     if kind(path) == "valuation":
         return Valuation.load(path), None

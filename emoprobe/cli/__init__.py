@@ -80,13 +80,14 @@ app = typer.Typer(
     name="emoprobe",
     help="Find functional emotions in language models: probes with controls, valuation attention, steering, reports.",
     epilog="Exit status: 0 done, 1 a study whose checks failed, 2 bad input, 130 interrupted.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command, _example in COMMANDS:
-    app.command(epilog=f"Example: {_example}")(_command)
+    # A short help that is not given is cut where a line ends; \b keeps an example on one line, to be copied.
+    _said = (_command.__doc__ or "").partition("\n")[0]
+    app.command(short_help=_said, epilog=f"\b\nExample: {_example}")(_command)
 
 
 @app.callback(invoke_without_command=True)

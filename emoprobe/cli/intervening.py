@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from emoprobe.cli.completing import among, corpora
 from emoprobe.cli.options import (
     Columns,
     Data,
     Device,
+    DryRun,
     DType,
+    Json,
     LayersOption,
     Model,
     NewTokens,
@@ -20,6 +23,7 @@ from emoprobe.cli.options import (
     Ranges,
     Seed,
 )
+from emoprobe.cli.showing import show_cost, side_by_side, write_json
 from emoprobe.errors import InputError
 
 
@@ -32,10 +36,17 @@ def steer(
         float, typer.Option(help="Fraction of the mean residual norm; below 0, away from it.")
     ] = 0.05,
     layers: LayersOption = "0.66",
-    positions: Annotated[str, typer.Option(help="all, prompt, generated or last.")] = "all",
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="all, prompt, generated or last.",
+            autocompletion=among("all", "prompt", "generated", "last"),
+        ),
+    ] = "all",
     max_new_tokens: NewTokens = 40,
     device: Device = None,
     dtype: DType = None,
+    as_json: Json = False,
 ) -> None:
     """Continue a prompt with and without a concept's direction, each time with the likeliest token."""
     from emoprobe import typed
@@ -50,21 +61,34 @@ def steer(
     with steered(live, direction, strength, typed.layers(layers), positions):
         after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
-    _side_by_side(prompt, before, f"{concept} {strength:+g}", after)
+    if as_json:
+        write_json(prompt=prompt, untouched=before, steered=after, concept=concept, strength=strength)
+    else:
+        side_by_side(prompt, before, f"{concept} {strength:+g}", after)
 
 
 def inject(
     model: Model,
-    probes: Annotated[Path, typer.Argument(help="A probe set or a valuation.", show_default=False)],
+    probes: Annotated[
+        str, typer.Argument(help="A probe set, of the hub too, or a valuation.", show_default=False)
+    ],
     prompt: Prompt,
     strength: Annotated[float | None, typer.Option(help="λ.", show_default="learned, else 0.5")] = None,
     layers: Annotated[
         str | None, typer.Option(help="Attention blocks to inject into, from 0.", show_default="all")
     ] = None,
     concepts: Annotated[str | None, typer.Option(help="Dimensions to value by.", show_default="all")] = None,
+    toward: Annotated[
+        str | None,
+        typer.Option(
+            help="Attend to one point, valence=1,arousal=-0.5, each from -1 to 1.",
+            show_default="to what is like oneself",
+        ),
+    ] = None,
     max_new_tokens: NewTokens = 40,
     device: Device = None,
     dtype: DType = None,
+    as_json: Json = False,
 ) -> None:
     """Continue a prompt with and without a valuation in attention, each time with the likeliest token."""
     from emoprobe import typed
@@ -76,16 +100,23 @@ def inject(
     live = typed.model(model, device, dtype)
     if loaded is not None:
         loaded.check_model(live)
-    with injected(live, valuation, lam, None if layers is None else typed.layers(layers)):
+    blocks = None if layers is None else typed.layers(layers)
+    with injected(live, valuation, lam, blocks, toward=typed.point(toward)):
         after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
-    _side_by_side(prompt, before, "λ learned" if lam is None else f"λ = {lam:g}", after)
+    if as_json:
+        write_json(prompt=prompt, untouched=before, injected=after, strength=lam)
+    else:
+        side_by_side(prompt, before, "λ learned" if lam is None else f"λ = {lam:g}", after)
 
 
 def sweep(
     model: Model,
     probes: Annotated[
-        Path, typer.Argument(help="A probe set, or a valuation without CONCEPT.", show_default=False)
+        str,
+        typer.Argument(
+            help="A probe set, of the hub too, or a valuation without CONCEPT.", show_default=False
+        ),
     ],
     concept: Annotated[
         str | None, typer.Argument(help="Steer with this concept; without it, inject.", show_default=False)
@@ -108,6 +139,8 @@ def sweep(
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Measure the effect of growing strength, beside random controls."""
     from emoprobe import drawing, typed
@@ -139,9 +172,13 @@ def sweep(
     if loaded is not None and live.n_layers in loaded.layers:
         names = list(loaded.concepts[:3]) if concept is None else [concept]
         measures += [read_out(loaded, name, live.n_layers) for name in names]
+    if dry_run:
+        from emoprobe.study.cost import sweep_cost
+
+        show_cost(sweep_cost(live, lines, doses, controls, len(measures) - 2), as_json)
+        return
     where = None if layers is None else typed.layers(layers)
     found = swept(live, subject, doses, lines, measures, layers=where, controls=controls, seed=seed)
-    typer.echo(repr(found))
     if output is not None:
         write_bytes(output, found.frame.to_csv(index=False).encode())
     if figure is not None:
@@ -149,19 +186,26 @@ def sweep(
         write_bytes(
             figure, drawing.png(picture) if figure.suffix.lower() == ".png" else drawing.svg(picture).encode()
         )
-    for path in (output, figure):
-        if path is not None:
-            typer.echo(f"written: {path}")
+    written = [path for path in (output, figure) if path is not None]
+    if as_json:
+        write_json(subject=found.subject, model=found.model, sweep=found.frame, written=written)
+        return
+    typer.echo(repr(found))
+    for path in written:
+        typer.echo(f"written: {path}")
 
 
 def compare(
     model: Model,
     probed: Annotated[
-        Path, typer.Argument(help="A valuation, or a probe set to make one of.", show_default=False)
+        str, typer.Argument(help="A valuation, or a probe set to make one of.", show_default=False)
     ],
-    learned: Annotated[Path, typer.Argument(help="A learned valuation, with its λ.", show_default=False)],
+    learned: Annotated[str, typer.Argument(help="A learned valuation, with its λ.", show_default=False)],
     corpus: Annotated[
-        str, typer.Option(help="Texts to compare on; best ones that neither was fitted on.")
+        str,
+        typer.Option(
+            help="Texts to compare on; best ones that neither was fitted on.", autocompletion=corpora
+        ),
     ] = "bundled",
     folder: Data = None,
     columns: Columns = None,
@@ -170,6 +214,8 @@ def compare(
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Compare a probed with a learned valuation."""
     from emoprobe import typed
@@ -178,15 +224,26 @@ def compare(
     second, _ = typed.valuation(learned, None)
     first, _ = typed.valuation(probed, list(second.dimensions))
     texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
-    typer.echo(
-        repr(
-            compare_valuations(
-                typed.model(model, device, dtype), first, second, texts, limit=limit, seed=seed
-            )
+    live = typed.model(model, device, dtype)
+    if dry_run:
+        from emoprobe.study.cost import compare_cost
+
+        show_cost(compare_cost(live, texts), as_json)
+        return
+    found = compare_valuations(live, first, second, texts, limit=limit, seed=seed)
+    if as_json:
+        about = (
+            "name",
+            "texts",
+            "groups",
+            "alignment",
+            "overlap",
+            "annotation",
+            "nll",
+            "emotional",
+            "strengths",
+            "attention",
         )
-    )
-
-
-def _side_by_side(prompt: str, before: object, name: str, after: object) -> None:
-    same = " (no difference)" if after == before else ""
-    typer.echo(f"untouched\n  {prompt}{before}\n\n{name}{same}\n  {prompt}{after}")
+        write_json(verdict=found.verdict(), **{part: getattr(found, part) for part in about})
+    else:
+        typer.echo(repr(found))

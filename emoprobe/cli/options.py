@@ -7,14 +7,36 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".', show_default=False)]
-Probes = Annotated[Path, typer.Argument(help="A probe set, as `emoprobe fit` writes it.", show_default=False)]
+from emoprobe.cli.completing import among, corpora, models
+
+Model = Annotated[
+    str,
+    typer.Argument(help='A hub name, a folder, or "bundled".', show_default=False, autocompletion=models),
+]
+Probes = Annotated[
+    str,
+    typer.Argument(
+        help="A probe set, as `emoprobe fit` writes it, or a repository of the hub that holds one.",
+        show_default=False,
+    ),
+]
+Corpus = Annotated[
+    str,
+    typer.Argument(
+        help='A corpus by name, a file, or "bundled".', show_default=False, autocompletion=corpora
+    ),
+]
 Prompt = Annotated[str, typer.Argument(help="The text to go on from.", show_default=False)]
 Device = Annotated[
     str | None, typer.Option(help="Where the model runs, for example cuda.", show_default="cpu")
 ]
 DType = Annotated[
-    str | None, typer.Option(help="Type of the weights, for example bfloat16.", show_default="the model's")
+    str | None,
+    typer.Option(
+        help="Type of the weights, for example bfloat16.",
+        show_default="the model's",
+        autocompletion=among("float32", "bfloat16", "float16"),
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Everything that is drawn is drawn with it.")]
 LayersOption = Annotated[
@@ -38,12 +60,20 @@ Data = Annotated[
     Path | None, typer.Option(help="The folder that holds a published corpus.", show_default="download it")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many texts.", show_default=False)]
-StudyModel = Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".')]
+StudyModel = Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".', autocompletion=models)]
 StudyCorpus = Annotated[
-    str, typer.Option(help='The texts to fit probes on: a corpus by name, a file, or "bundled".')
+    str,
+    typer.Option(
+        help='The texts to fit probes on: a corpus by name, a file, or "bundled".', autocompletion=corpora
+    ),
 ]
 StudyLimit = Annotated[
     int | None, typer.Option(min=1, help="Use at most so many texts.", show_default="3000")
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Do again what is done already.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to write.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document: tables as lists of rows, missing numbers as null."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost here, and do nothing.")]

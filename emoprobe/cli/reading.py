@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from emoprobe.cli.completing import among
 from emoprobe.cli.options import (
     Columns,
+    Corpus,
     Data,
     Device,
+    DryRun,
     DType,
+    Json,
     LayersOption,
     Limit,
     Model,
@@ -20,23 +23,21 @@ from emoprobe.cli.options import (
     Ranges,
     Seed,
 )
+from emoprobe.cli.showing import show_cost, show_trace, write_json
 from emoprobe.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from emoprobe.probes import Trace
-
-_UNBOUNDED = 10_000  # columns: wider than any table
 
 
 def fit(
     model: Model,
-    corpus: Annotated[
-        str, typer.Argument(help='A corpus by name, a file, or "bundled".', show_default=False)
-    ],
+    corpus: Corpus,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", show_default=False)],
-    estimator: Annotated[str, typer.Option(help="auto, mean_difference, ridge or logistic.")] = "auto",
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="auto, mean_difference, ridge or logistic.",
+            autocompletion=among("auto", "mean_difference", "ridge", "logistic"),
+        ),
+    ] = "auto",
     layers: LayersOption = "all",
     folder: Data = None,
     columns: Columns = None,
@@ -46,6 +47,8 @@ def fit(
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Fit probes for the labels and dimensions of a corpus.
 
@@ -65,12 +68,20 @@ def fit(
         )
     typed.writable(output)
     live = typed.model(model, device, dtype)
+    if dry_run:
+        from emoprobe.study.cost import fit_cost
+
+        show_cost(fit_cost(live, texts), as_json)
+        return
     kept = output.with_name(f"{output.name}.activations")
     probes = fit_probes(
         live, texts, typed.layers(layers), estimator=estimator, folds=folds, seed=seed, keep=kept
     )
     probes.save(output)
     shutil.rmtree(kept)
+    if as_json:
+        write_json(probes=output, scores=probes.scores, confounds=probes.confounds)
+        return
     typer.echo(probes.report())
     typer.echo(f"written: {output}")
 
@@ -89,6 +100,7 @@ def trace(
         Path | None, typer.Option("-o", "--output", help="Write every number to a CSV file.")
     ] = None,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Read probes out at every token of a text.
 
@@ -117,7 +129,10 @@ def trace(
     found = read()
     if output is not None:
         write_bytes(output, found.frame.to_csv(index=False).encode())
-    _show_trace(found, lambda: read(kind="z"))
+    if as_json:
+        write_json(text=text, trace=found.frame)
+    else:
+        show_trace(found, lambda: read(kind="z"))
 
 
 def explore(
@@ -149,7 +164,7 @@ def explore(
     explored(typed.model(model, device, dtype), probes, port=port, browser=browser)
 
 
-def info(model: Model = "bundled", device: Device = None, dtype: DType = None) -> None:
+def info(model: Model = "bundled", device: Device = None, dtype: DType = None, as_json: Json = False) -> None:
     """Say what a model is made of, what can be done with it, and why not the rest."""
     from emoprobe import typed
 
@@ -163,56 +178,8 @@ def info(model: Model = "bundled", device: Device = None, dtype: DType = None) -
         ("parameters", f"{weights:,}"),
         ("fingerprint", live.fingerprint()),
     ]
+    if as_json:
+        write_json(info=[{"what": what, "found": found} for what, found in rows])
+        return
     for what, found in rows:
         typer.echo(f"{what:<20} {found}")
-
-
-def _show_trace(found: Trace, standardised: Callable[[], Trace]) -> None:
-    """Print a trace: in a terminal the concepts that fit, the furthest from their mean token first to stay; else all."""
-    from rich.console import Console
-
-    console, shown = Console(), list(found.centres)
-    table = _trace_table(found, shown)
-    if not console.is_terminal:
-        Console(width=_UNBOUNDED).print(table)
-        return
-    wide = console.options.update(width=_UNBOUNDED)
-    if console.measure(table, options=wide).maximum > console.width:
-        scores = standardised()
-        counted = scores.frame[scores.frame.position >= scores.start]
-        away = counted.groupby(["concept", "layer"]).value.mean().abs().to_dict()
-        while len(shown) > 1 and console.measure(table, options=wide).maximum > console.width:
-            shown.remove(min(shown, key=lambda pair: away.get(pair, 0.0)))
-            table = _trace_table(found, shown)
-    console.print(table)
-    if len(shown) < len(found.centres):
-        console.print(
-            f"{len(shown)} of {len(found.centres)} columns, those furthest from the mean token of the probes' corpus; "
-            "--concepts chooses others, --output writes all",
-            style="dim",
-            highlight=False,
-        )
-
-
-def _trace_table(found: Trace, pairs: Sequence[tuple[str, int]]) -> Table:
-    """Set out one line per token and one column per concept and layer; none is ever cut or wrapped."""
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    names = [Text(f"{concept} @{layer}") for concept, layer in pairs]
-    table = Table("token", *(Column(name, no_wrap=True) for name in names), box=None)
-    for _, rows in found.coloured().groupby("position", sort=True):
-        records: list[dict[Any, Any]] = rows.to_dict("records")
-        by_pair = {(row["concept"], row["layer"]): row for row in records}
-        cells = [Text(f"{by_pair[p]['value']:.2f}", style=_shade(by_pair[p]["colour"])) for p in pairs]
-        table.add_row(Text(repr(rows.token.iloc[0].replace(" ", "␣"))[1:-1]), *cells)
-    return table
-
-
-def _shade(colour: float) -> str:
-    # Too faint a colour is none.
-    return (
-        ""
-        if abs(colour) < 0.15
-        else f"{'#D55E00' if colour > 0 else '#0072B2'}{' bold' if abs(colour) > 0.6 else ''}"
-    )

@@ -13,7 +13,9 @@ from emoprobe.cli.options import (
     Columns,
     Data,
     Device,
+    DryRun,
     DType,
+    Json,
     Ranges,
     Restart,
     Seed,
@@ -21,6 +23,7 @@ from emoprobe.cli.options import (
     StudyLimit,
     StudyModel,
 )
+from emoprobe.cli.showing import show_cost, write_json
 
 if TYPE_CHECKING:
     from emoprobe.corpora import Corpus
@@ -45,6 +48,8 @@ def study(
     device: Device = None,
     dtype: DType = None,
     restart: Restart = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Run every experiment and write a report.
 
@@ -54,7 +59,9 @@ def study(
     from emoprobe.study import run_study
 
     texts = _texts(corpus, folder, columns, ranges, seed)
-    _reported(_asked(run_study, context, model, texts, out, limit, seed, restart, device, dtype))
+    _conduct(
+        run_study, "study", context, model, texts, out, limit, seed, restart, device, dtype, dry_run, as_json
+    )
 
 
 def concepts(
@@ -79,6 +86,8 @@ def concepts(
     device: Device = None,
     dtype: DType = None,
     restart: Restart = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Run the representation experiments of "Emotion Concepts" and write a report.
 
@@ -93,7 +102,9 @@ def concepts(
 
     texts = _texts(corpus, folder, columns, ranges, seed)
     run = partial(run_concepts, base=None if base is None else typed.model(base, device, dtype), norms=norms)
-    _reported(_asked(run, context, model, texts, out, limit, seed, restart, device, dtype))
+    _conduct(
+        run, "concepts", context, model, texts, out, limit, seed, restart, device, dtype, dry_run, as_json
+    )
 
 
 def claims(
@@ -115,6 +126,8 @@ def claims(
     device: Device = None,
     dtype: DType = None,
     restart: Restart = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Put the claims of valuation attention's source to the test and write a report.
 
@@ -127,14 +140,19 @@ def claims(
 
     texts = _texts(corpus, folder, columns, ranges, seed)
     run = partial(run_claims, norms=norms)
-    _reported(_asked(run, context, model, texts, out, limit, seed, restart, device, dtype))
+    _conduct(run, "claims", context, model, texts, out, limit, seed, restart, device, dtype, dry_run, as_json)
 
 
-def report(run: Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)],
+    as_json: Json = False,
+) -> None:
     """Write a study's report.html anew."""
     from emoprobe.study import load_study
 
-    typer.echo(f"report: {load_study(run).write_report()}")
+    found = load_study(run)
+    found.write_report()
+    _told(found, as_json)
 
 
 def _texts(
@@ -147,8 +165,9 @@ def _texts(
     return corpus if plain else typed.corpus(corpus, folder, columns, ranges, None, seed)
 
 
-def _asked(
+def _conduct(
     run: Callable[..., Study],
+    kind: str,
     context: typer.Context,
     model: str,
     texts: str | Corpus,
@@ -158,25 +177,44 @@ def _asked(
     restart: bool,
     device: str | None,
     dtype: str | None,
-) -> Study:
-    """Run all experiments of a kind as they were asked for."""
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run all experiments of a kind as they were asked for, or say what that would cost.
+
+    Ends with a status of its own where a check failed.
+    """
     from emoprobe import typed
 
-    return run(
-        typed.model(model, device, dtype),
-        texts,
-        out,
-        limit=limit,
-        seed=seed,
-        resume=not restart,
-        command=shlex.join(["emoprobe", *context.obj]),
-    )
+    live = typed.model(model, device, dtype)
+    if dry_run:
+        from emoprobe.study.cost import study_cost
+        from emoprobe.study.run import read_corpus
 
-
-def _reported(found: Study) -> None:
-    """Say where the report is, and end with a status of its own where a check failed."""
-    typer.echo(f"report: {found.folder / 'report.html'}")
+        corpus = read_corpus(texts, limit, seed) if isinstance(texts, str) else texts
+        show_cost(study_cost(kind, live, corpus, limit, seed), as_json)
+        return
+    command = shlex.join(["emoprobe", *context.obj])
+    found = run(live, texts, out, limit=limit, seed=seed, resume=not restart, command=command)
+    _told(found, as_json)
     if not found.passed:
         failed = [f"{r.name}: {name}" for r in found.results for name, held in r.checks.items() if not held]
         typer.echo(f"emoprobe: {len(failed)} checks failed ({'; '.join(failed)})", err=True)
         raise typer.Exit(FAILED)
+
+
+def _told(found: Study, as_json: bool) -> None:
+    """Say where the report is, or all that was found; the tables are in the folder."""
+    report = found.folder / "report.html"
+    if not as_json:
+        typer.echo(f"report: {report}")
+        return
+    said = ("name", "title", "question", "finding", "controls", "verdict", "sign", "checks", "remarks")
+    results = [
+        {
+            **{part: getattr(result, part) for part in said},
+            "table": found.folder / "results" / f"{result.name}.parquet",
+        }
+        for result in found.results
+    ]
+    write_json(report=report, title=found.manifest.get("title"), passed=found.passed, results=results)
