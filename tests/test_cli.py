@@ -83,9 +83,10 @@ def test_help_is_there_at_once() -> None:
     assert best < 2.0  # half a second where nothing else runs
 
 
-def test_nothing_is_offered_that_is_not_there(call: Call) -> None:
+def test_what_is_offered_is_all_that_there_is(call: Call) -> None:
     status, out, _ = call()
-    assert status == 0 and "explore" not in out
+    offered = re.findall(r"^  (\w+)  ", out.split("Commands:")[1], re.MULTILINE)
+    assert status == 0 and sorted(offered) == sorted(COMMANDS)
     assert call("--version") == (0, "emoprobe 0.1.0\n", "")
 
 

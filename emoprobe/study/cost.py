@@ -276,8 +276,7 @@ def sweep_cost(
     runs = len(doses) * (1 + controls) + sum(-dose not in doses for dose in doses)
     length, batch = float(np.mean(lengths(model, texts))), min(BATCH, len(texts))
     work = [
-        # The untouched model goes through once for each measure, and once more for KL to compare with.
-        readings("NLL and KL", SCORED, (2 * runs + 3) * len(texts), length, batch),
+        readings("NLL and KL", SCORED, 2 * (runs + 1) * len(texts), length, batch),
         readings("read-outs", READ, read * (runs + 1) * len(texts), length, batch),
     ]
     return estimate(f"sweep of {model.name} on {len(texts):,} texts, {runs:,} runs", model, work, texts)
