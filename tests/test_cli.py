@@ -303,6 +303,7 @@ def test_study_and_report(call: Call, files: Path, monkeypatch: pytest.MonkeyPat
     columns = ("--columns", "text=sentence,valence=V,group=group")
     status, out, err = call("study", "model", "--corpus", "days.csv", *columns, "--out", "run", "--seed", "5")
     assert status == 0 and out == f"report: {Path('run') / 'report.html'}\n"
+    assert re.search(r"… only, begun \d\d:\d\d:\d\d\n", err)  # where no spinner turns
     assert "found it" in err  # the display, which leaves stdout to what is worth keeping
     command = json.loads((files / "run" / "manifest.json").read_text())["command"]
     assert (
@@ -468,7 +469,10 @@ BAD = {
         ["sweep", "model", "probes.safetensors", "--strengths", "low,high"],
         "low,high",
     ),
-    "no texts": (["sweep", "model", "probes.safetensors", "--texts", "nowhere.txt"], "nowhere.txt"),
+    "no texts": (
+        ["sweep", "model", "probes.safetensors", "--texts", "nowhere.txt"],
+        'cannot read texts from "nowhere.txt" (no such file or directory): give',
+    ),
     "an unreadable figure": (
         ["sweep", "model", "probes.safetensors", "--figure", "days.csv/x.svg"],
         "days.csv/x.svg",

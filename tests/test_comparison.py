@@ -318,6 +318,24 @@ def test_each_question_has_its_picture_and_a_notebook_shows_them(
     assert replace(found, annotation=pd.DataFrame())._repr_html_().count("<svg") == len(FIGURES) - 1
 
 
+def test_the_closing_sentence_claims_no_more_than_the_intervals(
+    compared: tuple[LiveModel, Comparison],
+) -> None:
+    found = compared[1]
+    nll = found.nll.copy()
+    learned, probed = (nll.condition == name for name in ("learned", "probed"))
+    nll.loc[learned, ["delta", "low", "high"]] = [-0.02, -0.03, -0.01]
+    nll.loc[probed, ["excess", "excess_low", "excess_high"]] = [0.01, -0.002, 0.022]
+    said = replace(found, nll=nll).verdict()
+    assert "NLL -0.0200 nats per token [-0.0300, -0.0100], lower." in said
+    assert said.endswith("NLL +0.0100 nats per token [-0.0020, +0.0220], a difference is not shown.")
+    assert said in repr(replace(found, nll=nll)).splitlines()[-1]
+    nll.loc[probed, ["excess_low", "excess_high"]] = [0.002, 0.018]
+    assert replace(found, nll=nll).verdict().endswith("higher.")
+    far = found.alignment.assign(value=-1.0)
+    assert "are not shown to be more alike than random" in replace(found, alignment=far).verdict()
+
+
 def test_no_learned_valuation_is_said() -> None:
     with pytest.raises(InputError, match="no learned valuation"):
         compare_valuations(small_model(), make(), [], small_corpus())

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -208,6 +209,18 @@ def test_different_texts_keep_their_groups():
     texts = ["word 1", "word 2", "word-1", "word 1."]
     assert plain(texts, group=list("abcd")).groups.tolist() == list("abcd")
     assert plain([*texts, "WORD 1"], group=list("abcde")).groups.tolist() == list("abcda")
+
+
+def test_groups_that_are_joined_are_told_of_where_a_corpus_is_loaded() -> None:
+    frame = pd.DataFrame(
+        {"text": ["one fine day", "a dark night", "One fine day", "rain"], "group": list("abcc")}
+    )
+    with pytest.warns(UserWarning, match=r"3 groups become 2\), so that no text is both"):
+        assert load_corpus(frame).groups.tolist() == list("abaa")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_corpus(frame.iloc[1:])
+        load_corpus(frame[["text"]])  # texts without groups join none
 
 
 # ---- selecting and sampling

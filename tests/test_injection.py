@@ -336,6 +336,9 @@ def test_bad_input_is_named() -> None:
     valuation = make_valuation(model)
     with pytest.raises(InputError, match="no learned λ"), inject(model, valuation):
         pass
+    target = {valuation.dimensions[0]: 1.0}
+    with pytest.raises(InputError, match=r"give strength= too"), inject(model, valuation, toward=target):
+        pass
     with pytest.raises(InputError, match="has no layer 1"), inject(model, valuation, 1.0, layers=1):
         pass
     with (
