@@ -27,6 +27,7 @@ import typer
 
 from emoprobe.cli import app, main
 from emoprobe.corpora import load_corpus
+from emoprobe.probes import fit_probes
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL = "docs/tutorial.md"
@@ -38,9 +39,9 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 DECIMAL = re.compile(r"([-−+]?\d+\.\d+)")
-README_PRINTS = ("valence: Pearson r", "read_out", "row cosine", "learned")
-SAMPLE = 65
-"""Passages on which the README's block is run."""
+README_PRINTS = ("accuracy", "Pearson r", "read_out", "row cosine", "learned")
+SAMPLE = 52
+"""Passages on which the README's block is run, at two layers: on all of both it takes minutes."""
 LINES = 10
 """Of code, or one command, is what each use may take."""
 NOT_RUN = 8
@@ -139,6 +140,15 @@ def alike(shown: str, printed: str) -> bool:
     )
 
 
+def test_outputs_are_compared() -> None:
+    assert alike("r  0.37, λ", "r 0.38,\nλ\n") and alike("-0.00", "0.00")
+    assert not alike("r 0.37", "r 0.39")
+    assert not alike("r 0.37", "s 0.37")
+    assert not alike("r 0.37", "r 0.37 0.37")
+    with pytest.raises(pytest.fail.Exception, match="prints"):
+        run_python(Block("README.md", 1, "python", "print(1 + 1)\n", "3\n", ""), {})
+
+
 @pytest.fixture(scope="module")
 def left_behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the tutorial, and return the folder with the files that it leaves."""
@@ -158,8 +168,9 @@ def test_what_a_page_says_runs(
         return
     shutil.copy(left_behind / "probes.safetensors", tmp_path)
     monkeypatch.chdir(tmp_path)
-    if page == "README.md":  # which fits on all passages, and takes minutes
+    if page == "README.md":
         monkeypatch.setattr("emoprobe.load_corpus", partial(load_corpus, limit=SAMPLE))
+        monkeypatch.setattr("emoprobe.fit_probes", partial(fit_probes, layers=[4, 5]))
     names, printed = run_page(page)
     model = names.get("model")
     assert model is None or not model.interventions
