@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import rich
 import torch
@@ -21,9 +23,32 @@ from emoprobe.models import LiveModel, load_model
 from emoprobe.models.reference import PASSAGES
 from emoprobe.probes import ProbeSet, load_probes
 from emoprobe.valattn import Valuation
+from emoprobe.workers import RayWorkers, ray_workers
 
 
 def model(name: str, device: str | None = None, dtype: str | None = None) -> LiveModel:
+    rich.reconfigure(stderr=True)  # progress goes there, and stdout is for what was found
+    transformers.logging.disable_progress_bar()  # models load in less time than it takes to read it
+    return load_model(name, **_placed(device, dtype))
+
+
+@contextmanager
+def engine(
+    name: str, workers: int, model: str, device: str | None, dtype: str | None
+) -> Iterator[RayWorkers | None]:
+    """Start what shares the work: with "ray" so many workers, each with the model, and with "here" nothing."""
+    if name not in ("here", "ray"):
+        raise InputError(f'--engine {name} is not known: give "here" or "ray"')
+    if name == "here":
+        yield None
+        return
+    placed = _placed(device, dtype)
+    on_gpu = placed["device"] is not None and placed["device"].type == "cuda"
+    with ray_workers(model, workers, gpus=int(on_gpu), **placed) as started:
+        yield started
+
+
+def _placed(device: str | None, dtype: str | None) -> dict[str, Any]:
     kind = None if dtype is None else getattr(torch, dtype, None)
     if dtype is not None and not isinstance(kind, torch.dtype):
         raise InputError(f"--dtype {dtype} is not known: give float32, bfloat16 or float16")
@@ -33,9 +58,7 @@ def model(name: str, device: str | None = None, dtype: str | None = None) -> Liv
         raise InputError(
             f"--device {device} cannot be used here ({str(error).splitlines()[0]}): give another"
         ) from error
-    rich.reconfigure(stderr=True)  # progress goes there, and stdout is for what was found
-    transformers.logging.disable_progress_bar()  # models load in less time than it takes to read it
-    return load_model(name, dtype=kind, device=place)
+    return {"dtype": kind, "device": place}
 
 
 def corpus(

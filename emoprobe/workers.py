@@ -154,8 +154,8 @@ def _load(model: str | Callable[[], LiveModel], options: dict[str, Any], on_gpu:
 
     if callable(model):
         return model()
-    if on_gpu and "device_map" not in options:
-        options = {"device": "cuda", **options}
+    if on_gpu and not (options.get("device") or options.get("device_map")):
+        options = {**options, "device": "cuda"}
     return load_model(model, **options)
 
 

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from small_probes import model, planted, probes, texts
 
-from emoprobe import activation_store, activations
+from emoprobe import activation_store, activations, cli, typed
 from emoprobe import workers as module
 from emoprobe.activation_store import store_activations
 from emoprobe.errors import InputError
@@ -26,6 +27,8 @@ from emoprobe.steering import kl, read_out, sweep
 from emoprobe.workers import RayWorkers
 
 PLANTED = "planted"
+FOLDER: list[Path] = []
+"""Where the model lies that the workers have loaded."""
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'emoprobe[ray]'")
 
 
@@ -35,6 +38,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
     folder = tmp_path_factory.mktemp("ray") / "model"
     model().underlying.save_pretrained(folder)
     model().tokenizer.save_pretrained(folder)
+    FOLDER.append(folder)
     ray.cloudpickle.register_pickle_by_value(__import__(__name__))
     with module.ray_workers(str(folder), 2, dtype=torch.float64) as started:
         yield started
@@ -128,6 +132,39 @@ def test_probes_are_those_of_one_process(workers: RayWorkers, tmp_path: Path) ->
     alone = fit_probes(model(), planted()[0], **options)
     together = fit_probes(model(), planted()[0], workers=workers, **options)
     assert together.save(tmp_path / "a").read_bytes() == alone.save(tmp_path / "b").read_bytes()
+
+
+def test_the_command_line_shares_its_work_too(
+    workers: RayWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "texts.csv"
+    planted()[0].frame[["text", PLANTED, "group"]].to_csv(corpus, index=False)
+    monkeypatch.setattr(typed, "ray_workers", lambda model, number, **options: nullcontext(workers))
+    for name, engine in (("a", "here"), ("b", "ray")):
+        fitted = ["fit", str(FOLDER[0]), str(corpus), "-o", str(tmp_path / name), "--layers", "2"]
+        given = ["--columns", f"text=text,group=group,{PLANTED}={PLANTED}", "--ranges", f"{PLANTED}=-9:9"]
+        given += ["--dtype", "float64"]
+        assert cli.main([*fitted, *given, "--engine", engine]) == 0
+        swept = [
+            "sweep",
+            str(FOLDER[0]),
+            str(tmp_path / name),
+            PLANTED,
+            "--controls",
+            "1",
+            "--strengths",
+            "0.1",
+        ]
+        assert (
+            cli.main([*swept, "--dtype", "float64", "-o", str(tmp_path / f"{name}.csv"), "--engine", engine])
+            == 0
+        )
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "a.csv", "b", "b.csv", "texts.csv"]
+    capsys.readouterr()
+    assert cli.main([*fitted, *given, "--engine", "dask"]) == 2
+    assert "--engine dask" in capsys.readouterr().err
 
 
 def test_a_sweep_is_that_of_one_process(workers: RayWorkers, tmp_path: Path) -> None:

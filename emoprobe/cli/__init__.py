@@ -33,6 +33,7 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\bleave one out, as in columns=\{'words': None\}", "remove one of them from the file"),
     (r"\bcolumns=\{'(.+?)': \.\.\.\}", r"--columns \1=COLUMN"),
     (r"\bfolder=", "--folder"),
+    (r"give another out=$", "delete that folder, or give another --output"),
     (r"\b(estimator|folds|layers|positions|strengths?)=", r"--\1 "),
     (r", a boolean mask or character spans", ""),
     (r"\bfit_probes\b", "`emoprobe fit`"),

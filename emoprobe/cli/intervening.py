@@ -14,6 +14,7 @@ from emoprobe.cli.options import (
     Device,
     DryRun,
     DType,
+    Engine,
     Json,
     LayersOption,
     Model,
@@ -22,6 +23,7 @@ from emoprobe.cli.options import (
     Prompt,
     Ranges,
     Seed,
+    Workers,
 )
 from emoprobe.cli.showing import show_cost, side_by_side, write_json
 from emoprobe.errors import InputError
@@ -139,10 +141,18 @@ def sweep(
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
+    engine: Engine = "here",
+    workers: Workers = 2,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the effect of growing strength, beside random controls."""
+    """Measure the effect of growing strength, beside random controls.
+
+    With --output, finished runs lie in a folder beside it, OUTPUT.runs, until it is written; the same command, broken off and
+    given again, goes on there.
+    """
+    import shutil
+
     from emoprobe import drawing, typed
     from emoprobe.artefacts import write_bytes
     from emoprobe.probes import load_probes
@@ -178,9 +188,13 @@ def sweep(
         show_cost(sweep_cost(live, lines, doses, controls, len(measures) - 2), as_json)
         return
     where = None if layers is None else typed.layers(layers)
-    found = swept(live, subject, doses, lines, measures, layers=where, controls=controls, seed=seed)
-    if output is not None:
+    kept = None if output is None else output.with_name(f"{output.name}.runs")
+    options: dict[str, Any] = {"layers": where, "controls": controls, "seed": seed, "out": kept}
+    with typed.engine(engine, workers, model, device, dtype) as shared:
+        found = swept(live, subject, doses, lines, measures, workers=shared, **options)
+    if output is not None and kept is not None:
         write_bytes(output, found.frame.to_csv(index=False).encode())
+        shutil.rmtree(kept)
     if figure is not None:
         picture = found.plot()
         write_bytes(

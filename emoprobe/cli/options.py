@@ -77,3 +77,11 @@ Json = Annotated[
     typer.Option("--json", help="Print one JSON document: tables as lists of rows, missing numbers as null."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost here, and do nothing.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="here, or ray: share the work among processes, hosts and GPUs (emoprobe[ray]).",
+        autocompletion=among("here", "ray"),
+    ),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes of --engine ray, a model in each.")]

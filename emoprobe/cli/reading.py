@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from emoprobe.cli.options import (
     Device,
     DryRun,
     DType,
+    Engine,
     Json,
     LayersOption,
     Limit,
@@ -22,6 +23,7 @@ from emoprobe.cli.options import (
     Probes,
     Ranges,
     Seed,
+    Workers,
 )
 from emoprobe.cli.showing import show_cost, show_trace, write_json
 from emoprobe.errors import InputError
@@ -47,6 +49,8 @@ def fit(
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
+    engine: Engine = "here",
+    workers: Workers = 2,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -74,9 +78,9 @@ def fit(
         show_cost(fit_cost(live, texts), as_json)
         return
     kept = output.with_name(f"{output.name}.activations")
-    probes = fit_probes(
-        live, texts, typed.layers(layers), estimator=estimator, folds=folds, seed=seed, keep=kept
-    )
+    options: dict[str, Any] = {"estimator": estimator, "folds": folds, "seed": seed, "keep": kept}
+    with typed.engine(engine, workers, model, device, dtype) as shared:
+        probes = fit_probes(live, texts, typed.layers(layers), workers=shared, **options)
     probes.save(output)
     shutil.rmtree(kept)
     if as_json:
