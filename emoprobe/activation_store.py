@@ -26,6 +26,7 @@ from torch import Tensor
 
 from emoprobe.activations import Pool, pooling, room, stream_residuals
 from emoprobe.artefacts import read_artefact, write_artefact, write_bytes
+from emoprobe.checks import parse_json
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 
@@ -37,6 +38,8 @@ KIND, VERSION = "shard of activations", 1
 INDEX = "index.json"
 SHARD = 1024
 """Texts of a shard: few enough to lose little, many enough to sort by length."""
+MOST = 1_000_000
+"""Shards of a store; an index that speaks of more is damaged."""
 
 
 @runtime_checkable
@@ -253,7 +256,7 @@ def _opened(folder: Path, asked: dict[str, Any]) -> ActivationStore:
 
 def _index(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        found = parse_json((folder / INDEX).read_bytes())
         _store(folder, found)
     except FileNotFoundError:
         raise InputError(f'"{folder}" holds no activations: there is no {INDEX} in it') from None
@@ -268,8 +271,8 @@ def _store(folder: Path, asked: dict[str, Any]) -> ActivationStore:
     layers = tuple(int(layer) for layer in asked["layers"])
     texts, d_model, shard = (int(asked[name]) for name in ("texts", "d_model", "shard"))
     dtype: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked["dtype"]]
-    if min(texts, d_model, shard) < 1:
-        raise ValueError("numbers below one")
+    if min(texts, d_model, shard) < 1 or texts > MOST * shard:
+        raise ValueError("numbers below one, or too many shards")
     identity = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return ActivationStore(folder, texts, layers, d_model, dtype, shard, identity)
 

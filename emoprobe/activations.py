@@ -75,7 +75,26 @@ def stream_residuals(
         indices, chunk = zip(*indexed, strict=True)
         batch = model.tokenize(chunk, truncate=True)
         with torch.no_grad():
-            yield Residuals(indices, model.streams(batch, chosen), batch)
+            stream = model.streams(batch, chosen)
+            _check_finite(model, stream, batch, chosen, indices)
+            yield Residuals(indices, stream, batch)
+
+
+def _check_finite(
+    model: LiveModel, stream: Tensor, batch: Batch, layers: Sequence[int], indices: Sequence[int]
+) -> None:
+    """Raise `InputError` that counts and names the tokens whose residual stream is not finite; padding may be anything."""
+    bad = ~stream.isfinite().all(-1) & batch.real  # (layers, batch, position)
+    if not bad.any():
+        return
+    at = bad.any(-1).any(-1).nonzero()[:, 0].tolist()
+    rows = bad.any(0).any(-1).nonzero()[:, 0].tolist()
+    named = ", ".join(str(indices[row]) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+    raise InputError(
+        f"text {named}: the residual stream of {model.name} in {str(model.dtype).removeprefix('torch.')} is not finite for "
+        f"{int(bad.any(0).sum())} of {int(batch.real.sum())} tokens of a batch, first at layer {layers[at[0]]}: load the model "
+        "in float32 or bfloat16, lower the strength of what intervenes, or leave these texts out"
+    )
 
 
 def windows(texts: Iterable[str], batch_size: int) -> Iterator[tuple[int, list[str]]]:

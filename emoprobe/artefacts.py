@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from emoprobe.checks import is_a, parse_json
 from emoprobe.errors import InputError
 
 KEY = "emoprobe"  # one metadata entry only: safetensors keeps several in no fixed order
@@ -82,15 +83,18 @@ def read_artefact(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-        record = json.loads(metadata[KEY])
+        record = parse_json(metadata[KEY])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(
             f'"{path}" is damaged or was not written by emoprobe ({type(error).__name__}: {error}): write it again, or give '
             f"another file that holds a {kind}"
         ) from error
-    if record.get("kind") != kind:
-        raise InputError(f'"{path}" holds a {record.get("kind")}, not a {kind}')
-    if not isinstance(record.get("version"), int) or record["version"] > version:
+    if not isinstance(record, dict) or record.get("kind") != kind:
+        other = record.get("kind") if isinstance(record, dict) else None
+        raise InputError(
+            f'"{path}" holds {f"a {other}" if isinstance(other, str) else "something else"}, not a {kind}'
+        )
+    if not is_a(record.get("version"), int) or not 1 <= record["version"] <= version:
         raise InputError(
             f'"{path}" has format {record.get("version")}: this emoprobe reads up to {version}; upgrade it'
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,9 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from emoprobe.artefacts import KEY
+from emoprobe.checks import parse_json
 from emoprobe.corpora import Corpus, load_corpus
+from emoprobe.corpora.tables import read_text
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel, load_model
@@ -143,13 +144,7 @@ def layers(given: str) -> Layers:
 def lines(path: Path | None) -> list[str]:
     if path is None:
         return list(PASSAGES)
-    try:
-        found = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        why = (getattr(error, "strerror", None) or "it is not UTF-8").lower()
-        raise InputError(
-            f'cannot read texts from "{path}" ({why}): give a UTF-8 file with one text a line'
-        ) from error
+    found = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not found:
         raise InputError(f'"{path}" holds no text: give a file with one text a line')
     return found
@@ -159,7 +154,7 @@ def kind(path: str) -> str | None:
     """Return what an artefact says it is, or None for anything else; whoever reads it complains in its own words."""
     try:
         with safe_open(path, framework="pt") as file:
-            return str(json.loads((file.metadata() or {})[KEY])["kind"])
+            return str(parse_json((file.metadata() or {})[KEY])["kind"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return None
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.checks import check_record, check_tensors, reading
 from emoprobe.errors import InputError
 
 ROWS = 512
@@ -222,7 +223,20 @@ def _finite(values: Tensor) -> bool:
 def load_moments(path: str | Path) -> Moments:
     """Read moments that `Moments.save` wrote. Raises `InputError` for a file that is missing, damaged or something else."""
     tensors, record = read_artefact(path, KIND, VERSION)
-    return Moments(tensors["count"], tensors["mean"], tensors["scatter"], record["n_targets"])
+    with reading(path, KIND):
+        check_record(record, {"n_targets": int})
+        count, mean, scatter = (tensors[name] for name in ("count", "mean", "scatter"))
+        check_tensors({"count": count, "mean": mean, "scatter": scatter})
+        n_targets, (folds, layers, classes, width) = record["n_targets"], mean.shape
+        like = Moments.zeros(layers, width - n_targets, n_folds=folds, n_classes=classes, n_targets=n_targets)
+        for name, found, right in (("count", count, like.count), ("scatter", scatter, like.scatter)):
+            if (
+                found.shape != right.shape
+                or found.dtype != mean.dtype
+                or (name == "count" and (found < 0).any())
+            ):
+                raise InputError(f"{name} {tuple(found.shape)} does not fit mean {tuple(mean.shape)}")
+        return Moments(count, mean, scatter, n_targets)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.checks import check_layers, check_names, check_record, check_tensors, reading
 from emoprobe.errors import InputError
 from emoprobe.layers import nearest_to_depth, resolve_layers
 from emoprobe.probes.confounds import COLUMNS as CONFOUNDS
@@ -40,6 +42,19 @@ COLUMNS = (
     "split_half split_half_shuffled split_half_shuffled_high n groups"
 ).split()
 """Columns of `ProbeSet.scores`. A file of an earlier version lacks some, which are then NaN."""
+RECORD = {
+    **dict.fromkeys(("model", "fingerprint", "digest"), str),
+    **{
+        "n_layers": int,
+        "layers": [int],
+        "concepts": [str],
+        "kinds": {...: str},
+        "ranges": dict,
+        "metadata": dict,
+    },
+    "scores": {"rows": [list], "columns": [str]},
+}
+"""What the record of a file has at the least."""
 TENSORS = ("directions", "scale", "offset", "reference_mean", "reference_std", "residual_norms")
 
 
@@ -262,9 +277,13 @@ def load_probes(path: str | Path, *, revision: str | None = None) -> ProbeSet:
     if isinstance(path, str) and is_repo(path) and not Path(path).exists():
         path = fetched(path, revision)
     tensors, record = read_artefact(path, KIND, VERSION)
-    try:
+    with reading(path, KIND):
         if record["digest"] != _digest(tensors, record):
-            raise InputError(f'"{path}" is damaged: its content is not what was written')
+            raise InputError("its content is not what was written")
+        check_record(record, RECORD)
+        check_tensors({name: tensors[name] for name in TENSORS})
+        check_names(record["concepts"])
+        check_layers(record["layers"], record["n_layers"])
         return ProbeSet(
             model=record["model"],
             n_layers=record["n_layers"],
@@ -272,17 +291,20 @@ def load_probes(path: str | Path, *, revision: str | None = None) -> ProbeSet:
             layers=tuple(record["layers"]),
             concepts=tuple(record["concepts"]),
             kinds={name: record["kinds"][name] for name in record["concepts"]},
-            ranges={name: (low, high) for name, (low, high) in record["ranges"].items()},
+            ranges={name: _range(bounds) for name, bounds in record["ranges"].items()},
             scores=_typed(record["scores"], COLUMNS),
             confounds=_typed(record.get("confounds", {"rows": [], "columns": []}), CONFOUNDS),
             metadata=record["metadata"],
             basis=record.get("basis", "raw"),
             **{name: tensors[name] for name in TENSORS},
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f'"{path}" is damaged: {type(error).__name__}: {error}') from error
+
+
+def _range(bounds: Sequence[float]) -> tuple[float, float]:
+    low, high = bounds
+    if not -math.inf < low < high < math.inf:
+        raise InputError(f"the range {low} to {high} is none")
+    return low, high
 
 
 def _table(frame: pd.DataFrame) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from emoprobe.artefacts import write_bytes
+from emoprobe.checks import check_tensors, reading
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers
 from emoprobe.probes import Direction
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from emoprobe.models import LiveModel
 
 ARCHITECTURE, TENSOR = "controlvector", "direction."
+BLOCKS = 10_000
+"""More than any model has."""
 
 
 def export_gguf(
@@ -103,6 +106,8 @@ def import_gguf(path: str | Path) -> Direction:
             raise InputError(
                 f'"{path}": {tensor.name} is {tensor.tensor_type.name}, where F32 is what tools take'
             )
+        if int(number) in vectors:
+            raise InputError(f'"{path}" holds direction.{int(number)} twice')
         vectors[int(number)] = torch.tensor(tensor.data)
     return _direction(path, vectors)
 
@@ -142,7 +147,10 @@ def import_steering_vectors(path: str | Path) -> Direction:
     if not zipfile.is_zipfile(path):  # what torch.save writes is one
         try:
             named = load(path.read_bytes())
-            return _direction(path, {int(block): vector for block, vector in named.items()})
+            vectors = {int(block): vector for block, vector in named.items()}
+            if len(vectors) < len(named):
+                raise InputError(f'"{path}" holds a block twice')
+            return _direction(path, vectors)
         except (SafetensorError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -204,11 +212,17 @@ def _added(
 def _direction(path: Path, vectors: Mapping[int, Tensor]) -> Direction:
     if not vectors:
         raise InputError(f'"{path}" holds no vectors')
+    if max(vectors) >= BLOCKS:
+        raise InputError(f'"{path}" has a vector for block {str(max(vectors))[:20]}: no model has so many')
     if min(vectors) < 0:
         raise InputError(
             f'"{path}" counts blocks from the last ({min(vectors)}): give numbers from the first, 0'
         )
-    rows = {block: vectors[block].detach().float().reshape(-1) for block in sorted(vectors)}
+    with reading(path, "vectors"):
+        check_tensors({f"the vector of block {block}": vector for block, vector in vectors.items()})
+        rows = {block: vectors[block].detach().float().reshape(-1) for block in sorted(vectors)}
+    if not all(len(row) for row in rows.values()):
+        raise InputError(f'"{path}" holds vectors without numbers')
     widths = {len(row) for row in rows.values()}
     if len(widths) > 1:
         raise InputError(f'"{path}" holds vectors of several widths: {", ".join(map(str, sorted(widths)))}')

@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emoprobe.artefacts import write_bytes
+from emoprobe.checks import check_record, parse_json, reading
 from emoprobe.errors import InputError
 
 Values = dict[str, NDArray[np.float64]]
@@ -41,12 +42,15 @@ class KeptRuns:
         record = self.folder / "asked.json"
         if not record.is_file():
             write_bytes(record, (json.dumps(asked, indent=1, sort_keys=True) + "\n").encode())
-        before = json.loads(record.read_text(encoding="utf-8"))
+        with reading(record, "account of a sweep"):
+            before = parse_json(record.read_bytes())
+            check_record(before, {})
         other = sorted(name for name in {*asked, *before} if asked.get(name) != before.get(name))
         if other:
             raise InputError(
                 f'"{self.folder}" holds another sweep ({", ".join(other)} differ): give another out='
             )
+        self._like = {measure: values.shape for measure, values in untouched.items()}
         found = self.run(UNTOUCHED, lambda: untouched)
         if found.keys() != untouched.keys() or not all(map(_agree, found.values(), untouched.values())):
             raise InputError(
@@ -61,8 +65,12 @@ class KeptRuns:
         if self.folder is None:
             return make()
         if name in self:
-            groups = pd.read_parquet(self._file(name)).groupby("measure", sort=False)["value"]
-            return {str(measure): values.to_numpy(float) for measure, values in groups}
+            with reading(self._file(name), "run of a sweep"):
+                groups = pd.read_parquet(self._file(name)).groupby("measure", sort=False)["value"]
+                found = {str(measure): values.to_numpy(float) for measure, values in groups}
+                if name != UNTOUCHED and {key: values.shape for key, values in found.items()} != self._like:
+                    raise InputError("it has other measures, or other texts")
+            return found
         values = make()
         content = io.BytesIO()
         parts = [pd.DataFrame({"measure": measure, "value": found}) for measure, found in values.items()]

@@ -471,7 +471,7 @@ BAD = {
     ),
     "no texts": (
         ["sweep", "model", "probes.safetensors", "--texts", "nowhere.txt"],
-        'cannot read texts from "nowhere.txt" (no such file or directory): give',
+        "nowhere.txt: no such file; check the path",
     ),
     "an unreadable figure": (
         ["sweep", "model", "probes.safetensors", "--figure", "days.csv/x.svg"],

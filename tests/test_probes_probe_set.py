@@ -143,7 +143,7 @@ def test_damaged_foreign_and_later_files_are_refused(tmp_path: Path) -> None:
         "its content is not",
     )
     refused(
-        save(tensors, {KEY: json.dumps({"kind": "probe set", "version": 1})}), "damaged: KeyError: 'digest'"
+        save(tensors, {KEY: json.dumps({"kind": "probe set", "version": 1})}), "damaged.*KeyError: 'digest'"
     )
     with pytest.raises(InputError, match="no file"):
         load_probes(tmp_path / "nowhere.safetensors")

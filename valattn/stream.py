@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear
 
 from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.checks import check_tensors, reading
 from emoprobe.errors import InputError
 from emoprobe.interventions import Forward
 from emoprobe.models.past import remember
@@ -146,11 +147,10 @@ class EmotionStream:
     def load(cls, path: str | Path) -> EmotionStream:
         """Read a stream that `save` wrote. Raises `InputError` for any other file."""
         tensors, record = read_artefact(path, "emotion stream", VERSION)
-        missing = [name for name in CARRYING if name not in tensors]
-        if missing:
-            raise InputError(f'"{path}" does not hold a whole emotion stream: {", ".join(missing)} not there')
-        own = {name: tensors.pop(name) for name in CARRYING}
-        return cls(Valuation.from_record(tensors, record), **own)
+        with reading(path, "emotion stream"):
+            own = {name: tensors.pop(name) for name in CARRYING}
+            check_tensors(own)
+            return cls(Valuation.from_record(tensors, record), **own)
 
     def valuers(self, emotions: Emotions, n_layers: int) -> list[Callable[[Tensor, Forward], Tensor]]:
         """Return for each block the function of its stream and the pass that gives its valuations, and carries e on.

@@ -26,6 +26,7 @@ from accelerate.utils import parse_flag_from_env, reduce
 from torch import Tensor
 
 from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.checks import check_record, check_tensors, reading
 from emoprobe.errors import InputError
 from emoprobe.progress import bars
 
@@ -206,11 +207,28 @@ class _Run:
     def restore(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         """Take up a run where its checkpoint left it. Raises `InputError` for that of another run."""
         tensors, record = read_artefact(path, CHECKPOINT, VERSION)
+        with reading(path, CHECKPOINT):
+            check_record(record, {"settings": dict, "losses": [float], "validation": [list], "best": int})
+            check_tensors(tensors)
+            validation = [(int(step), float(value)) for step, value in record["validation"]]
+            if not 0 <= record["best"] <= len(record["losses"]):
+                raise InputError(f"best is {record['best']} of {len(record['losses'])} steps")
         asked = json.loads(json.dumps(settings))  # as it would have been read
         kept = record["settings"]
         others = [name for name in {**asked, **kept} if kept.get(name) != asked.get(name)]
-        shapes = {f"now.{name}": tensor.shape for name, tensor in self.parameters.items()}
-        if others or any(name not in tensors or tensors[name].shape != shapes[name] for name in shapes):
+        like = {
+            f"{kind}.{name}": tensor
+            for kind in ("now", "best")
+            for name, tensor in self.parameters.items()
+            if kind == "now" or f"best.{name}" in tensors
+        }
+        misfits = [
+            name
+            for name, tensor in like.items()
+            if name not in tensors
+            or (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype)
+        ]
+        if others or misfits:
             raise InputError(
                 f'"{path}" is the checkpoint of another run (it differs in {", ".join(others) or "its tensors"}): give another '
                 "file, or delete this one to start anew"
@@ -231,7 +249,6 @@ class _Run:
         self.optimiser.load_state_dict(
             {"state": {k: v for k, v in state.items() if v}, "param_groups": groups}
         )
-        validation = [(int(step), float(value)) for step, value in record["validation"]]
         self.history = History(record["losses"], validation, best=record["best"])
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.checks import check_names, check_record, check_tensors, reading
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
@@ -91,8 +92,16 @@ class Valuation:
                 f"a valuation of {expected[1]} dimensions in {expected[0]} layers needs weight (layers, m, d_model) and bias "
                 f"(layers, m), not {tuple(self.weight.shape)} and {tuple(self.bias.shape)}"
             )
-        if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
-            raise InputError("a valuation's weight and bias have to be finite numbers")
+        check_tensors({f"a valuation's {name}": tensor for name, tensor in self.tensors.items()})
+        strength, embedding, centre = self.strength, self.embedding, self.centre
+        if strength is not None and (
+            strength.dim() > 2 or strength.shape[:1] not in ((), (len(self.layers),))
+        ):
+            raise InputError(f"λ is a number or (layers,) or (layers, heads), not {tuple(strength.shape)}")
+        if embedding is not None and (embedding.dim() != 2 or embedding.shape[1] >= self.weight.shape[2]):
+            raise InputError(f"emotion embeddings are (vocab, d_e), not {tuple(embedding.shape)}")
+        if centre is not None and (centre.dim() != 2 or len(centre) != len(self.layers)):
+            raise InputError(f"a valuation's centre is (layers, d_model), not {tuple(centre.shape)}")
 
     @property
     def m(self) -> int:
@@ -261,6 +270,10 @@ class Valuation:
     @classmethod
     def from_record(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Valuation:
         """Put together what `tensors` and `record` have taken apart. Raises `InputError` where something is missing."""
+        check_record(record, {"dimensions": [str], "layers": [int], "ranges": dict, "metadata": dict})
+        check_names(record["dimensions"])
+        if min(record["layers"], default=0) < 0 or len(set(record["layers"])) < len(record["layers"]):
+            raise InputError(f"blocks {record['layers']} of a valuation are none, or there twice")
         try:
             return cls(
                 **tensors,
@@ -280,7 +293,9 @@ class Valuation:
     @classmethod
     def load(cls, path: str | Path) -> Valuation:
         """Read a valuation that `save` wrote. Raises `InputError` for any other file."""
-        return cls.from_record(*read_artefact(path, "valuation", VERSION))
+        tensors, record = read_artefact(path, "valuation", VERSION)
+        with reading(path, "valuation"):
+            return cls.from_record(tensors, record)
 
     def _stream_width(self) -> int:
         """Return how many of the columns are for the residual stream; all, where nothing says otherwise."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from emoprobe.checks import UNSHOWN
 from emoprobe.errors import InputError
 
 FIXED = ("text", "labels", "group", "source", "split", "spans")
@@ -33,7 +34,12 @@ def bad_cell(name: str, row: int, column: str, value: object, problem: str, reme
 
 
 def check_names(name: str, labels: Sequence[str], dimensions: Mapping[str, tuple[float, float]]) -> None:
-    """Refuse concepts that could be mixed up, and ranges that are none."""
+    """Refuse concepts that could be mixed up or cannot be shown on a line, and ranges that are none."""
+    for concept in (*labels, *dimensions):
+        if UNSHOWN.search(concept):
+            raise InputError(
+                f"{name}: the concept {concept[:60]!r} holds control characters; rename the label or the dimension"
+            )
     twice = [label for label, count in Counter(labels).items() if count > 1] + [
         d for d in dimensions if d in labels
     ]
@@ -147,16 +153,24 @@ def complete_spans(name: str, row: int, spans: object, dimensions: Sequence[str]
     try:
         return [
             {
-                "start": span["start"],
-                "end": span["end"],
+                "start": _whole(span["start"]),
+                "end": _whole(span["end"]),
                 "labels": _listed(span.get("labels")),
                 **{d: _number(span.get(d)) for d in dimensions},
             }
             for span in spans  # type: ignore[attr-defined]  # what is no list of spans is refused below
         ]
-    except (TypeError, AttributeError, KeyError):
+    except (TypeError, ValueError, AttributeError, KeyError):
         remedy = "spans are a list of {'start': 0, 'end': 5, 'valence': 0.5}"
         raise bad_cell(name, row, "spans", spans, "is no list of spans", remedy) from None
+
+
+def _whole(place: object) -> int:
+    """Take a whole number, which a gap in a column may have made a float; Arrow would cut a fraction off."""
+    whole = int(place)  # type: ignore[call-overload]  # what is no number is refused by the caller
+    if isinstance(place, bool | str) or whole != place:
+        raise ValueError
+    return int(whole)
 
 
 def _listed(labels: object) -> list[object]:

@@ -6,18 +6,22 @@ Knows columns of cells, and the name of the corpus for its complaints; nothing o
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from emoprobe.checks import parse_json
 from emoprobe.corpora._checks import bad_cell
 from emoprobe.corpora.words import annotated_sentence
 from emoprobe.errors import InputError
 
 MISSING = {"", "na", "n/a", "nan", "null", "none"}
 """What stands for a number that is not there. Texts and labels are never compared with these."""
+
+
+LABELS = "write labels as a, b or ['a', 'b']"
+NO_NAMES = (dict, list, tuple, set, bytes, np.ndarray)
 
 
 def is_missing(cell: object) -> bool:
@@ -35,12 +39,19 @@ def _labels(name: str, row: int, column: str, cell: object) -> list[str]:
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = ast.literal_eval(cell.strip())
-        except (ValueError, SyntaxError):
-            raise bad_cell(
-                name, row, column, cell, "is no list", "write labels as a, b or ['a', 'b']"
-            ) from None
+        except (
+            ValueError,
+            SyntaxError,
+            RecursionError,
+            MemoryError,
+        ):  # the last of them where brackets nest too deeply
+            raise bad_cell(name, row, column, cell, "is no list", LABELS) from None
     if isinstance(cell, np.ndarray | list | tuple):
+        if any(isinstance(label, NO_NAMES) for label in cell):
+            raise bad_cell(name, row, column, cell, "is no list of names", LABELS)
         found = [_label(label) for label in cell]
+    elif isinstance(cell, NO_NAMES):
+        raise bad_cell(name, row, column, cell, "is no name", LABELS)
     elif is_missing(cell):
         found = []
     else:
@@ -56,8 +67,11 @@ def _label(label: object) -> str:
 
 
 def one_hot(name: str, columns: Sequence[str], frame: pd.DataFrame) -> list[list[str]]:
-    """Read labels from one column of 0 and 1 for each."""
-    marks = {column: numbers(name, column, frame[column].tolist()) for column in columns}
+    """Read labels from one column of 0 and 1, or of False and True, for each."""
+    marks = {
+        column: numbers(name, column, [int(c) if isinstance(c, bool) else c for c in frame[column].tolist()])
+        for column in columns
+    }
     return [[column for column in columns if marks[column][row] > 0] for row in range(len(frame))]
 
 
@@ -67,12 +81,19 @@ def numbers(name: str, column: str, cells: Sequence[object]) -> list[float]:
     for row, cell in enumerate(cells):
         missing = is_missing(cell) or (isinstance(cell, str) and cell.strip().lower() in MISSING)
         try:
-            found.append(float("nan") if missing else float(cell))  # type: ignore[arg-type]  # refused just below
-        except (TypeError, ValueError):
+            found.append(float("nan") if missing else _number(cell))
+        except (TypeError, ValueError, OverflowError):
             raise bad_cell(
                 name, row, column, cell, "is not a number", "correct it, or leave the cell empty"
             ) from None
     return found
+
+
+def _number(cell: object) -> float:
+    """Take a number, or text that people write for one: to Python True is one too, and 1_0 is ten."""
+    if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):
+        raise ValueError
+    return float(cell)  # type: ignore[arg-type]  # refused by the caller
 
 
 def strings(cells: Sequence[object]) -> list[object]:
@@ -107,9 +128,9 @@ def words(name: str, column: str, cells: Sequence[object]) -> tuple[list[object]
 def _structure(name: str, row: int, column: str, cell: object) -> list[object]:
     if isinstance(cell, str) and cell.strip():
         try:
-            cell = json.loads(cell)
-        except json.JSONDecodeError as error:
-            raise bad_cell(name, row, column, cell, f"is not JSON ({error.msg})", "correct it") from None
+            cell = parse_json(cell)
+        except ValueError as error:
+            raise bad_cell(name, row, column, cell, f"is not JSON ({error})", "correct it") from None
     if isinstance(cell, np.ndarray | list | tuple):
         return list(cell)
     if is_missing(cell):

@@ -10,6 +10,7 @@ said, because "resigned" is not quite what "resign" is.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from emoprobe.corpora import cells
+from emoprobe.corpora._checks import bad_cell
 from emoprobe.corpora.schema import Corpus
 from emoprobe.corpora.tables import read_delimited, read_table
 from emoprobe.errors import InputError
@@ -68,6 +70,10 @@ def load_word_norms(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFra
     """
     name, frame = _table(source)
     known = {str(column).strip().lower(): column for column in frame.columns}
+    if len(known) < len(frame.columns):
+        raise InputError(
+            f"{name}: a column is there twice ({', '.join(map(str, frame.columns))}); remove one"
+        )
     word = next((known[spelling] for spelling in _ENTRY if spelling in known), None)
     ratings = {
         norm: known[spelling]
@@ -83,6 +89,11 @@ def load_word_norms(source: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFra
     found = {
         norm: cells.numbers(name, str(column), frame[column].tolist()) for norm, column in ratings.items()
     }
+    for norm, values in found.items():
+        if any(map(math.isinf, values)):
+            raise bad_cell(
+                name, [*map(math.isinf, values)].index(True), norm, None, "is infinite", "correct it"
+            )
     index = pd.Index([str(entry).strip().lower() for entry in frame[word]], name="word")
     return pd.DataFrame(found, index=index).groupby(level=0, sort=False).mean()
 

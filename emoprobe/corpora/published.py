@@ -20,11 +20,14 @@ import datasets
 import pandas as pd
 from huggingface_hub import get_session
 
+from emoprobe.artefacts import write_bytes
 from emoprobe.corpora.tables import Table, from_dataset, read_delimited, read_text
 from emoprobe.errors import InputError
 
 EMOBANK = "https://raw.githubusercontent.com/JULIELab/EmoBank/master/corpus/"
 ISEAR = "https://raw.githubusercontent.com/sinmaniphel/py_isear_dataset/master/"
+MOST = 2**28
+"""Bytes that a file out of an archive may take; the corpus has 10 MB."""
 CROWD_ENVENT = "https://www.romanklinger.de/data-sets/crowd-enVent2023.zip"
 
 
@@ -206,7 +209,12 @@ def _fetch_crowd_envent() -> Path:
     file = folder / "crowd-enVent_generation.tsv"
     if not file.exists():
         with zipfile.ZipFile(folder / "crowd-enVent2023.zip") as archive:
-            file.write_bytes(archive.read(f"corpus/{file.name}"))
+            inside = archive.getinfo(f"corpus/{file.name}")
+            if inside.file_size > MOST:
+                raise InputError(
+                    f"{inside.filename} would take {inside.file_size} bytes: this is another archive"
+                )
+            write_bytes(file, archive.read(inside))  # which stops at the size stated
     return folder
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict
 from datasets.table import InMemoryTable
 
+from emoprobe.checks import parse_json
 from emoprobe.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -49,20 +50,37 @@ def read_table(path: Path) -> Table:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark; names the line that is not UTF-8."""
+    """Read a UTF-8 file, with or without a byte order mark; names the line that is not UTF-8 or holds a NUL character."""
+    _check_file(path)
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise InputError(f"{path}: line {line} is not UTF-8; save the file in that encoding") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(
+            f"{path}: line {line} holds a NUL character, as UTF-16 and files that were not written to their end do; save the "
+            "file anew, as UTF-8"
+        )
+    return text
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file: a pipe would be waited for, and a device may have no end."""
+    try:
+        if path.is_file():
+            return
+        there = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    raise InputError(f"{path}: {'is no file to read' if there else 'no such file'}; check the path")
 
 
 def read_delimited(
@@ -90,6 +108,7 @@ def read_delimited(
         raise InputError(
             f"{path}: {reason}; put texts that contain {separator!r} or line breaks in quotes"
         ) from None
+    _check_width(path, content, frame, separator, quoting)
     if names is None:  # the header is read as a row, lest pandas quietly rename a column that is there twice
         names = frame.iloc[0].tolist()
         frame = frame.iloc[1:]
@@ -102,14 +121,29 @@ def read_delimited(
     return tidy
 
 
+def _check_width(path: Path, content: str, frame: pd.DataFrame, separator: str, quoting: int) -> None:
+    """Refuse a row with too few cells, as in a file that was not written to its end; pandas fills it up."""
+    if not (frame.iloc[:, -1] == "").any():
+        return
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))
+    rows = csv.reader(io.StringIO(content, newline=""), delimiter=separator, quoting=quoting)  # type: ignore[arg-type]
+    for number, row in enumerate((row for row in rows if row), start=1):
+        if len(row) < frame.shape[1]:
+            raise InputError(
+                f"{path}: row {number} of the file has {len(row)} of {frame.shape[1]} cells; complete or remove it"
+            )
+
+
 def _json(path: Path) -> pd.DataFrame:
     """Read a list of objects, or one object a line."""
     content = read_text(path)
     if content.lstrip().startswith("["):
         try:
-            rows = json.loads(content)
+            rows = parse_json(content)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: line {error.lineno} is not JSON ({error.msg}); correct it") from None
+        except ValueError as error:
+            raise InputError(f"{path}: is no JSON that can be read ({error}); correct it") from None
     else:
         rows = list(_json_lines(path, content))
     for number, row in enumerate(rows, start=1):
@@ -125,24 +159,34 @@ def _json_lines(path: Path, content: str) -> Iterable[object]:
     ):  # splitlines would also break at U+2028 inside a text
         if line.strip():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
+                yield parse_json(line)
+            except ValueError as error:
+                reason = getattr(error, "msg", error)
                 raise InputError(
-                    f"{path}: line {number} is not JSON ({error.msg}); correct or remove it"
+                    f"{path}: line {number} is not JSON ({reason}); correct or remove it"
                 ) from None
 
 
 def _parquet(path: Path) -> Table:
+    _check_file(path)
     try:
         table = pa.parquet.read_table(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+        data = Dataset(InMemoryTable(table))  # which finds the class names that the hub's files carry
+    except (
+        OSError,
+        pa.ArrowException,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: is no readable Parquet file ({reason}); write it again") from None
-    return from_dataset(
-        Dataset(InMemoryTable(table))
-    )  # which finds the class names that the hub's files carry
+    try:
+        return from_dataset(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def from_dataset(data: Dataset | DatasetDict) -> Table:
@@ -169,4 +213,9 @@ def _split_column(frame: pd.DataFrame, name: str) -> dict[str, str]:
 def _resolved(cell: Any, names: Sequence[str]) -> list[str]:
     """Turn class numbers into names; the hub's -1 (not labelled) and null into no label."""
     numbers = cell if isinstance(cell, np.ndarray | list) else [cell]
-    return [names[int(n)] for n in numbers if n is not None and n == n and n >= 0]
+    known = [int(n) for n in numbers if n is not None and n == n and n >= 0]
+    if known and max(known) >= len(names):
+        raise InputError(
+            f"class number {max(known)} has no name: there are {len(names)} ({', '.join(names)}); name all"
+        )
+    return [names[n] for n in known]

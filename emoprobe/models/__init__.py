@@ -1,6 +1,6 @@
 """Live models: load one by name, or wrap one that is already there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from importlib import import_module
@@ -62,18 +62,51 @@ def load_model(
     source = str(folder or name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens}:
+            raise ValueError("its tokenizer has no vocabulary")
         auto = _auto_class(AutoConfig.from_pretrained(source, **options))
         with nullcontext() if folder is None else _without_bars():  # a model this small is there at once
-            model = auto.from_pretrained(
-                source, **options, **{key: value for key, value in chosen.items() if value is not None}
+            model, loaded = auto.from_pretrained(
+                source,
+                **options,
+                **{key: value for key, value in chosen.items() if value is not None},
+                output_loading_info=True,
             )
     except ImportError as error:  # device_map and quantization_config need libraries of their own
         raise InputError(f'"{name}" cannot be loaded in this way: {_first_line(error)}') from error
-    except (OSError, ValueError) as error:
+    except (
+        Exception
+    ) as error:  # transformers and the libraries below it raise of every kind for what is in a folder
         raise InputError(_why_not(str(name), error)) from error
     if device is not None:
         model = model.to(device)
+    _check_weights(str(name), model, loaded["missing_keys"])
     return wrap(_hand_over(model.eval(), tokenizer, source, backend), tokenizer, name=str(name))
+
+
+def _check_weights(name: str, model: Any, missing: Iterable[str]) -> None:
+    """Refuse weights that were made up at random, for the checkpoint lacks them, and such as are no finite numbers."""
+    made_up = sorted(
+        weight for weight in missing if "pooler" not in weight.split(".")
+    )  # what reads no residual stream
+    if made_up:
+        raise InputError(
+            f'"{name}" lacks {len(made_up)} weights of a {type(model).__name__} ({", ".join(made_up[:3])}'
+            f"{', …' if len(made_up) > 3 else ''}), which would be random numbers: get the model again"
+        )
+    for path, weight in model.named_parameters():
+        # The sum is no finite number where one of them is none, and needs no memory.
+        if (
+            weight.is_floating_point()
+            and not weight.is_meta
+            and not weight.sum(dtype=torch.float32).isfinite()
+        ):
+            bad = int((~weight.isfinite()).sum())
+            if bad:
+                raise InputError(
+                    f'"{name}" is damaged: {bad} of the {weight.numel()} numbers of {path} are not finite; get the model '
+                    "again, or load it in another dtype"
+                )
 
 
 def _auto_class(config: Any) -> Any:

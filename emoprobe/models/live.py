@@ -10,8 +10,10 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from threading import RLock, get_ident
 from typing import Any
 
 import pandas as pd
@@ -25,6 +27,9 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Intervention, ResidualEdit, Span
 from emoprobe.layers import Layers
 from emoprobe.models.chat import Chat, render
+
+HEADROOM = 2
+"""How many times the context of a model is tokenised of a text that is longer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +86,8 @@ class LiveModel(ABC):
 
     def __init__(self) -> None:
         self._interventions: tuple[Intervention, ...] = ()
+        self._passing = RLock()  # held while the model runs
+        self._intervening: int | None = None  # the thread whose interventions are in place
         self._reference_norms: Tensor | None = None
 
     # What a backend provides -----------------------------------------------------------------------------------------
@@ -94,6 +101,11 @@ class LiveModel(ABC):
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """Type of the weights, and so of the residual stream."""
+
+    @property
+    @abstractmethod
+    def vocabulary_size(self) -> int:
+        """How many tokens there are embeddings for."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -141,11 +153,10 @@ class LiveModel(ABC):
         """
         texts = (texts,) if isinstance(texts, str) else tuple(texts)
         _check_texts(texts)
-        encoded = self.tokenizer(
-            list(texts), add_special_tokens=True, return_offsets_mapping=bool(self.tokenizer.is_fast)
-        )
+        encoded = self._encoded(texts, truncate)
         ids: list[list[int]] = encoded["input_ids"]
         self._check_lengths(ids, truncate)
+        self._check_vocabulary(ids)
         limit = self.context_length if truncate else None
         rows = [torch.tensor(row[:limit]) for row in ids]
         real = pad_sequence(
@@ -160,6 +171,34 @@ class LiveModel(ABC):
             )
         input_ids = pad_sequence(rows, batch_first=True, padding_side="left", padding_value=self.pad_token_id)
         return Batch(texts, input_ids.to(self.device), real.to(self.device), offsets)
+
+    def _encoded(self, texts: Sequence[str], truncate: bool) -> Any:
+        """Return what the tokenizer makes of texts; of one that is to be cut, no more of it than can be needed.
+
+        No token has more characters than the longest of the vocabulary, so that the head of a text says what its first tokens
+        are, unless the tokenizer drops characters; then the whole is read.
+        """
+
+        def encode(parts: Sequence[str]) -> Any:
+            return self.tokenizer(
+                list(parts), add_special_tokens=True, return_offsets_mapping=bool(self.tokenizer.is_fast)
+            )
+
+        limit = self.context_length
+        if not truncate or limit is None:
+            return encode(texts)
+        heads = [text[: HEADROOM * limit * self._longest_token] for text in texts]
+        encoded = encode(heads)
+        for row, (text, head) in enumerate(zip(texts, heads, strict=True)):
+            if len(head) < len(text) and len(encoded["input_ids"][row]) < HEADROOM * limit:
+                whole = encode([text])
+                for key in encoded:
+                    encoded[key][row] = whole[key][0]
+        return encoded
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
 
     def chat_text(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> Chat:
         """Return a conversation in the tokenizer's chat template, with the span of each message. See `emoprobe.models.chat`."""
@@ -220,6 +259,15 @@ class LiveModel(ABC):
             stacklevel=3,
         )
 
+    def _check_vocabulary(self, ids: list[list[int]]) -> None:
+        size = self.vocabulary_size
+        for row, tokens in enumerate(ids):
+            if max(tokens) >= size:
+                raise InputError(
+                    f"text {row} has token {max(tokens)}, but {self.name} knows {size}: its tokenizer is another model's; load "
+                    "the model's own"
+                )
+
     def logits(self, texts: str | Sequence[str]) -> Tensor:
         """Return float32 logits (batch, position, vocab).
 
@@ -261,22 +309,45 @@ class LiveModel(ABC):
         """Run the block with these interventions in place, on top of those of any enclosing block.
 
         Leaving the block, by whatever way, gives back the untouched model. Interventions of strength 0 are not placed at all,
-        so the model stays what it was to the last bit.
+        so the model stays what it was to the last bit. The block belongs to the thread that runs it: until it is left, the
+        model raises `InputError` for any other that would run it or intervene in it, and would otherwise see, or change, what
+        it did not ask for.
         """
         check_interventions(interventions, self.n_layers)
         wanted = [i for i in interventions if not (isinstance(i, AttentionBias) and i.is_zero)]
-        outer = self._interventions
-        self._interventions = (*outer, *wanted)
-        try:
+        if not wanted:
+            yield self
+            return
+        with ExitStack() as stack:
+            with self._turn():
+                stack.callback(self._leave, self._interventions, self._intervening)
+                self._intervening = get_ident()
+            self._interventions = (*self._interventions, *wanted)
             with self._place(wanted):
                 yield self
-        finally:
-            self._interventions = outer
+
+    def _leave(self, interventions: tuple[Intervention, ...], thread: int | None) -> None:
+        self._interventions, self._intervening = interventions, thread
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Let one thread at a time run the model, and none while another has interventions in place."""
+        with self._passing:
+            if self._intervening not in (None, get_ident()):
+                raise InputError(
+                    f"another thread is inside an intervention on {self.name}: wait until it has left the block, or give each "
+                    "thread a model of its own"
+                )
+            yield
 
     @contextmanager
     def suspended(self) -> Iterator[Self]:
         """Run the block without the interventions that are in place, which is the untouched model to the last bit."""
-        outer, self._interventions = self._interventions, ()
+        if not self._interventions:
+            yield self
+            return
+        with self._turn():
+            outer, self._interventions = self._interventions, ()
         try:
             yield self
         finally:

@@ -70,6 +70,10 @@ class NnsightModel(LiveModel):
     def dtype(self) -> torch.dtype:
         return self._local.dtype
 
+    @property
+    def vocabulary_size(self) -> int:
+        return self._local.vocabulary_size
+
     def forward(self, batch: Batch) -> Tensor:
         """Run the model and return logits (batch, position, vocab)."""
         return self._local.forward(batch)

@@ -64,6 +64,10 @@ class TransformerLensModel(LiveModel):
         return dtype
 
     @property
+    def vocabulary_size(self) -> int:
+        return int(self.underlying.cfg.d_vocab)
+
+    @property
     def basis(self) -> str:  # type: ignore[override]  # weights may be processed after wrapping
         """ "raw", or "centred" once the weights that write to the residual stream were made to write no mean.
 
@@ -80,7 +84,7 @@ class TransformerLensModel(LiveModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Run the model and return logits (batch, position, vocab)."""
-        with self._given(batch):
+        with self._turn(), self._given(batch):
             logits: Tensor = self.underlying(
                 batch.input_ids, attention_mask=batch.real.long(), return_type="logits", use_cache=False
             )
@@ -98,7 +102,7 @@ class TransformerLensModel(LiveModel):
 
             return read
 
-        with ExitStack() as stack:
+        with self._turn(), ExitStack() as stack:
             for layer in set(layers):
                 stack.enter_context(_hooked(self._stream_point(layer), keep(layer)))
             self._run_until_stopped(batch)
@@ -120,7 +124,7 @@ class TransformerLensModel(LiveModel):
 
             return read_weights, read_output
 
-        with ExitStack() as stack:
+        with self._turn(), ExitStack() as stack:
             for layer in set(layers):
                 attention = self._attention(layer, f"block {layer} of {self.name}")
                 for point, read in zip(
@@ -140,7 +144,7 @@ class TransformerLensModel(LiveModel):
     def generate_ids(self, batch: Batch, **options: Any) -> Tensor:
         """Return prompt and continuation, (batch × sequences, position), by the generation of transformers."""
         options.setdefault("pad_token_id", self.pad_token_id)
-        with self._given(batch, generating=True):
+        with self._turn(), self._given(batch, generating=True):
             ids: Tensor = self.underlying.original_model.generate(
                 input_ids=batch.input_ids, attention_mask=batch.real.long(), **options
             )

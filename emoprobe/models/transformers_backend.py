@@ -82,6 +82,10 @@ class TransformersModel(LiveModel):
         dtype: torch.dtype = self.underlying.dtype
         return dtype
 
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self.underlying.get_input_embeddings().weight.shape[0])
+
     # Running ---------------------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> Tensor:
@@ -91,7 +95,7 @@ class TransformersModel(LiveModel):
                 f"{self.name} ({type(self.underlying).__name__}) has no language-model head, and so no logits: it can be "
                 "probed and traced, or loaded with its head"
             )
-        with self._given(batch):
+        with self._turn(), self._given(batch):
             logits: Tensor = self.underlying(**self._inputs(batch), use_cache=False).logits
         return logits
 
@@ -108,7 +112,7 @@ class TransformersModel(LiveModel):
 
             return read
 
-        with ExitStack() as stack:
+        with self._turn(), ExitStack() as stack:
             for layer in set(layers):
                 stack.enter_context(self._watch(layer, keep(layer)))
             self._run_until_stopped(batch)
@@ -140,7 +144,7 @@ class TransformersModel(LiveModel):
 
             return read
 
-        with ExitStack() as stack:
+        with self._turn(), ExitStack() as stack:
             stack.enter_context(eager(self.underlying))
             for layer in set(layers):
                 stack.enter_context(self._site(layer).module.register_forward_hook(keep(layer)))
@@ -165,7 +169,7 @@ class TransformersModel(LiveModel):
                 f"{self.name} ({type(self.underlying).__name__}) {what}, and so cannot generate text"
             )
         options.setdefault("pad_token_id", self.pad_token_id)
-        with self._given(batch, generating=True):
+        with self._turn(), self._given(batch, generating=True):
             ids: Tensor = self.underlying.generate(
                 input_ids=batch.input_ids, attention_mask=batch.real.long(), **options
             )
@@ -363,7 +367,7 @@ class TransformersModel(LiveModel):
     def _try_out(self, layer: int, strength: float) -> Tensor:
         """Return what the attention of a block gives for two rows of made-up tokens, under a made-up bias alone."""
         # Spread over the vocabulary: neighbouring ids may all be special tokens, whose embeddings are hardly apart.
-        step = max(1, _vocabulary(self) // 8)
+        step = max(1, self.vocabulary_size // 8)
         ids = (torch.arange(1, 7) * step).repeat(2, 1)
         ids[1, 5] += step
         ids = ids.to(self.device)
@@ -402,10 +406,6 @@ def _first(output: Any) -> Tensor:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _vocabulary(model: TransformersModel) -> int:
-    return int(model.underlying.get_input_embeddings().weight.shape[0])
 
 
 def _beside(forward: Forward | None, device: torch.device) -> Forward:

@@ -140,7 +140,8 @@ def inline_figure(svg: str, name: str) -> Markup:
     svg = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)
     for colour, variable in VARIABLES.items():
         svg = re.sub(re.escape(colour), variable, svg, flags=re.IGNORECASE)
-    return Markup(svg)
+    # ACTIVE was looked for above, the name is escaped, and the page's policy runs nothing.
+    return Markup(svg)  # nosec B704
 
 
 def prose(text: str) -> str:

@@ -29,10 +29,12 @@ from threadpoolctl import threadpool_limits
 import emoprobe
 from emoprobe import drawing
 from emoprobe.artefacts import versions, write_bytes
+from emoprobe.checks import check_record, reading
 from emoprobe.corpora import Corpus
 from emoprobe.models import LiveModel
 from emoprobe.notebook import shown
 from emoprobe.progress import bars
+from emoprobe.redaction import redacted
 from emoprobe.report import render
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.result import Result
@@ -42,6 +44,22 @@ SMALL = 20_000_000
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "scipy", "pandas", "matplotlib")
 
 SIGNS = {-1: "the opposite is shown", 0: "not shown", 1: "shown, beyond all controls"}
+
+RECORD = {
+    **dict.fromkeys(("title", "command", "begun"), str),
+    "seed": int,
+    "model": dict.fromkeys(("blocks", "width", "parameters"), int),
+    "corpus": {
+        "name": str,
+        "fitted_on": int,
+        "held_out": int,
+        "labels": [str],
+        "dimensions": {...: [(int, float)]},
+    },
+    "versions": {...: str},
+    "hardware": {"system": str, "cores": (int, type(None)), "threads": int, "accelerator": (str, type(None))},
+}
+"""What `about` gives, and the report shows, at the least."""
 
 Step = Callable[[], Result]
 
@@ -146,6 +164,8 @@ class Study:
 def load_study(path: str | Path) -> Study:
     """Read the folder of a study, finished or not. Raises `InputError` where there is none or where it is damaged."""
     folder = RunFolder.open(path)
+    with reading(folder.path / "manifest.json", "record of a study"):
+        check_record(folder.manifest, RECORD)
     return Study(folder.path, tuple(folder.load(name) for name in folder.done), folder.manifest)
 
 
@@ -169,7 +189,7 @@ def about(
 ) -> dict[str, Any]:
     return {
         "title": f"{Path(model.name).name if os.path.isabs(model.name) else model.name} on {corpus.name}",
-        "command": command,
+        "command": redacted(command),
         "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "seed": seed,
         "model": {

@@ -25,6 +25,7 @@ import pandas as pd
 
 from emoprobe import drawing
 from emoprobe.artefacts import write_bytes
+from emoprobe.checks import check_record, parse_json
 from emoprobe.errors import InputError
 from emoprobe.study.result import Result
 
@@ -43,6 +44,13 @@ FIELDS = (
     "remarks",
     "published",
 )
+RESULT = {name: str for name in FIELDS if name not in ("sign", "checks", "remarks")} | {
+    "sign": (int, type(None)),
+    "checks": {...: bool},
+    "remarks": [str],
+    "figure": bool,
+}
+"""What the JSON of a result has to be."""
 STORED = ("tables", "results", "figures")
 
 
@@ -115,14 +123,18 @@ class RunFolder:
         """Read a step's result; its figure is there as SVG."""
         stem = self.path / "results" / name
         try:
-            record = json.loads(stem.with_suffix(".json").read_text("utf-8"))
+            record = parse_json(stem.with_suffix(".json").read_bytes())
+            check_record(record, RESULT)
+            if record["name"] != name or record["sign"] not in (None, -1, 0, 1):
+                raise InputError(f"it is called {record['name'][:60]!r}, with sign {record['sign']}")
             table = pd.read_parquet(stem.with_suffix(".parquet"))
             drawn = self.path / "figures" / f"{name}.svg"
             svg = drawn.read_text("utf-8") if record.pop("figure") else ""
             return Result(**{**record, "remarks": tuple(record["remarks"])}, table=table, svg=svg)
         except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error) if isinstance(error, InputError) else type(error).__name__
             raise InputError(
-                f'the result "{name}" in "{self.path}" is damaged ({type(error).__name__}): delete '
+                f'the result "{name}" in "{self.path}" is damaged ({reason}): delete '
                 f"{stem.with_suffix('.json')} and run the study again"
             ) from error
 
@@ -151,16 +163,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f'"{path}" holds no study: there is no manifest.json in it')
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        if manifest["format"] > FORMAT:
-            raise InputError(f'"{file}" was written by a later emoprobe: upgrade this one')
-        manifest["study"], manifest["steps"] = dict(manifest["study"]), dict(manifest["steps"])
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f'"{file}" is damaged ({type(error).__name__}: {error}): give another folder'
-        ) from error
+        manifest: dict[str, Any] = parse_json(file.read_bytes())
+        check_record(manifest, {"format": int, "study": dict, "steps": {...: {"seconds": (int, float)}}})
+    except (OSError, ValueError) as error:
+        raise InputError(f'"{file}" is damaged ({error}): give another folder') from error
+    if manifest["format"] > FORMAT:
+        raise InputError(f'"{file}" was written by a later emoprobe: upgrade this one')
     return manifest
 
 

@@ -11,6 +11,7 @@ import torch
 from emoprobe.corpora.stories.prompts import Request
 from emoprobe.errors import InputError
 from emoprobe.models.live import LiveModel
+from emoprobe.redaction import redacted
 
 
 class Writer(Protocol):
@@ -61,7 +62,8 @@ class ModelWriter:
 class EndpointWriter:
     """Let a chat model behind an OpenAI-compatible address write, one request at a time, over `huggingface_hub`'s client.
 
-    `url` is the address up to and with the version (http://localhost:8000/v1), `key` its token. A request that fails is tried
+    `url` is the address up to and with the version (http://localhost:8000/v1), `key` its token: the prompts go to that address
+    and nowhere else, and neither the token nor a password in the address is written down. A request that fails is tried
     again `retries` times, each time after twice as long.
     """
 
@@ -80,14 +82,15 @@ class EndpointWriter:
         from huggingface_hub import InferenceClient
 
         self._client = InferenceClient(base_url=url, api_key=key or "none", timeout=300)
-        self._url, self._model = url, model
+        self._model = model
+        self._shown = redacted(url)  # what is logged beside every text
         self._options: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
         self._retries, self._wait, self._sleep = retries, wait, sleep
 
     @property
     def name(self) -> str:
         """The model's name and where it is."""
-        return f"{self._model} at {self._url}"
+        return f"{self._model} at {self._shown}"
 
     def __call__(self, requests: Sequence[Request], seed: int) -> list[str]:
         """Write one reply after another."""
@@ -101,8 +104,9 @@ class EndpointWriter:
                 return str(answer.choices[0].message.content or "")
             except Exception as error:  # the client's errors are many, and so are its transports'
                 if attempt == self._retries:
+                    reason = redacted(" ".join([type(error).__name__, *str(error).splitlines()[:1]]))
                     raise InputError(
-                        f"{self._url} does not answer ({' '.join([type(error).__name__, *str(error).splitlines()[:1]])}): "
+                        f"{self._shown} does not answer ({reason}): "
                         "check the address, the model's name and the key; what is written so far is kept"
                     ) from error
                 self._sleep(self._wait * 2**attempt)

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from emoprobe.artefacts import write_bytes
+from emoprobe.checks import check_record, parse_json
 from emoprobe.corpora.loaders import load_corpus
 from emoprobe.corpora.schema import Corpus
 from emoprobe.corpora.stories import prompts as asked
@@ -33,6 +34,7 @@ KEPT = "kept"
 SHORTEST = {asked.STORIES: 30, asked.NEUTRAL: 20, asked.DIALOGUES: 20, asked.DEFLECTION: 20}
 """Words below which a text is no text."""
 FEWEST_TURNS = 2
+ENTRY = {**dict.fromkeys(("key", "kind", "topic", "writer", "reply"), str), "emotions": [str], "seed": int}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -176,18 +178,25 @@ def _entries(log: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the entries of a log; a last line that was not written to its end is passed over."""
     if not log.exists():
         return
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = log.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
+            row = parse_json(line.decode())
+        except ValueError as error:
             if number == len(lines):
                 return
             raise InputError(f"{log}, line {number}: not JSON ({error}); repair it or take it out") from error
-        if row is not None:
-            if not {"key", "kind", "topic", "emotions", "writer", "seed", "reply"} <= set(row):
-                raise InputError(f"{log}, line {number}: no entry of a story log")
-            yield row
+        try:
+            check_record(row, ENTRY)
+            if row["kind"] not in SHORTEST:
+                raise InputError(f"there is no kind {row['kind'][:60]!r}")
+        except InputError as error:
+            raise InputError(
+                f"{log}, line {number}: no entry of a story log ({error}); take it out"
+            ) from error
+        yield row
 
 
 def clean(entries: Iterable[Mapping[str, Any]], keys: set[str] | None = None) -> pd.DataFrame:

@@ -1,0 +1,124 @@
+"""What comes out of a file is looked at before it is believed: JSON, records, names, layers, tensors.
+
+Whoever reads a file says what it has to hold; what is then said names the place in it, and `reading` adds the file.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emoprobe.errors import InputError
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Return what JSON from anywhere says.
+
+    Raises `ValueError` for whatever it cannot be: no JSON, nested too deeply, a number too long to be one, and a key that an
+    object has twice, of which `json` would quietly take the last.
+    """
+    try:
+        return json.loads(content, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:60]!r} is there twice")
+    return found
+
+
+@contextmanager
+def reading(path: str | Path, kind: str) -> Iterator[None]:
+    """Say of which file it is, where what was read from it makes no artefact of this kind."""
+    try:
+        yield
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        reason = " ".join(
+            (str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}").split()
+        )
+        raise InputError(
+            f'"{path}" is damaged, it holds no whole {kind} ({reason[:300]}): give another file'
+        ) from error
+
+
+def check_record(record: object, wanted: Mapping[Any, Any], where: str = "") -> None:
+    """Raise `InputError` unless `record` is an object with these keys, each with a value as it is `wanted`.
+
+    That is a type or several, a list of one type for a list of such values, or again such a mapping; in one, the key ... stands
+    for all keys that there are.
+    """
+    if not isinstance(record, Mapping):
+        raise InputError(f"{where or 'its record'} is no object")
+    keys = record if ... in wanted else wanted
+    for key in keys:
+        kind, name, value = (
+            wanted.get(key, wanted.get(...)),
+            f"{where}{'.' if where else ''}{key}",
+            record.get(key),
+        )
+        if isinstance(kind, Mapping):
+            check_record(value, kind, name)
+        elif isinstance(kind, list):
+            if not isinstance(value, list) or not all(is_a(item, kind[0]) for item in value):
+                raise InputError(f"{name} is {_short(value)}, no list of {kind[0].__name__}")
+        elif key not in record or not is_a(value, kind):
+            raise InputError(f"{name} is {_short(value)}" if key in record else f"it has no {name}")
+
+
+def is_a(value: object, kind: Any) -> bool:
+    """Say whether a value is of a type, or of one of several; True is no whole number here, though it is one to Python."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What would break a line, command a terminal or turn the direction of writing, where a name is shown."""
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise `InputError` for a name that is there twice, or cannot be shown on one line as it is."""
+    listed = list(names)
+    for name in listed:
+        if UNSHOWN.search(name):
+            raise InputError(f"the name {name[:60]!r} holds control characters")
+        if listed.count(name) > 1:
+            raise InputError(f"the name {name[:60]!r} is there twice")
+
+
+def check_layers(layers: Iterable[int], last: int) -> None:
+    """Raise `InputError` unless layers rise from 0 or more to `last` or less."""
+    listed = list(layers)
+    if not listed or any(a >= b for a, b in zip([-1, *listed], [*listed, last + 1], strict=True)):
+        raise InputError(f"layers {_short(listed)} do not rise within 0 to {last}")
+
+
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `InputError` for a tensor that holds anything but finite real numbers."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{name} holds {str(tensor.dtype).removeprefix('torch.')}, no real numbers")
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise InputError(f"{name} holds numbers that are not finite ({bad} of {tensor.numel()})")
