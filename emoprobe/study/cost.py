@@ -250,20 +250,20 @@ def _claims(fitted: int, held_out: int, length: float, labels: int) -> list[Work
 
 def _concepts(fitted: int, held_out: int, length: float, labels: int) -> list[Work]:
     own = {  # texts, tokens of each, fits
-        "scenarios": (144, 40, 0.11),
-        "intensity": (324, 28, 0.12),
+        "scenarios": (144, 38, 0.06),
+        "intensity": (324, 28, 0.06),
         "dissociation": (16, 50, 0.02),
-        "reply": (880, 8, 0.05),
-        "persistence": (52, 60, 0.05),
-        "negation": (384, 37, 0.1),
-        "binding": (256, 53, 0.06),
-        "speakers": (400, 120, 0.05),
-        "deflection": (400, 120, 0.05),
-        "chronic": (400, 120, 0.05),
-        "sources": (889, 21, 0.05),
+        "reply": (880, 8, 0.03),
+        "persistence": (52, 62, 0.03),
+        "negation": (384, 34, 0.04),
+        "binding": (256, 46, 0.05),
+        "speakers": (936, 164, 0.2),
+        "deflection": (576, 106, 0.06),
+        "chronic": (516, 100, 0.2),
+        "sources": (1451, 20, 0.1),
     }
     return [
-        readings("emotion vectors", READ, 3 * fitted, length, fits=0.6),
+        readings("emotion vectors", READ, 3 * fitted, length, fits=0.4),
         *(readings(step, READ, texts, tokens, fits=fits) for step, (texts, tokens, fits) in own.items()),
     ]
 
