@@ -13,6 +13,7 @@ from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
+import small_probes
 import torch
 from planted_probes import planted_probes
 from tiny import tiny_model
@@ -22,10 +23,11 @@ from fastapi.testclient import TestClient
 
 from emoprobe import explorer
 from emoprobe.errors import InputError
-from emoprobe.explorer import launch, server
+from emoprobe.explorer import launch, readings, server
 from emoprobe.explorer.readings import Subject
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet, difference_map, trace
+from emoprobe.probes.summary import two
 from emoprobe.steering import steer
 from emoprobe.study.claims.word_classes import word_places
 from emoprobe.valattn import Valuation, inject
@@ -261,6 +263,18 @@ def test_the_pieces_are_the_text(client: TestClient, text: str) -> None:
     assert tokens <= 512 and all((p["token"] or 0) < tokens for p in found["pieces"])
 
 
+def test_a_character_of_several_tokens_has_the_colour_of_the_last(
+    client: TestClient, model: LiveModel
+) -> None:
+    batch = model.tokenize("a👍b")
+    assert batch.offsets is not None
+    bytes_of = [token for token, span in enumerate(batch.offsets[0]) if span == (1, 2)]
+    assert len(bytes_of) > 1
+    found = asked(client, "read", **question(text="a👍b"))["pieces"]
+    assert [piece["text"] for piece in found] == ["", "a", "👍", "b"]  # the first is the start token
+    assert found[2]["token"] == bytes_of[-1]
+
+
 def test_a_long_text_is_read_as_far_as_the_model_reads_and_says_so(
     client: TestClient, model: LiveModel
 ) -> None:
@@ -340,6 +354,17 @@ def test_continuations_are_the_models(client: TestClient, model: LiveModel, prob
     assert found["changed"] != found["untouched"]
     same = asked(client, "continue", text=TEXT, **(chosen | {"strength": 0, "steering": 0}))
     assert same["changed"] == same["untouched"] == found["untouched"]
+
+
+def test_what_probes_are_worth_is_said() -> None:
+    fitted = small_probes.probes()
+    found = readings.about(Subject.of(small_probes.model(), fitted))["concepts"]
+    worth = {concept["name"]: concept["worth"] for concept in found}
+    best = fitted.scores[fitted.scores.concept == "planted"].sort_values("value").iloc[-1]
+    assert (
+        f"Pearson r {two(best.value)} [" in worth["planted"] and f"at layer {best.layer}" in worth["planted"]
+    )
+    assert "Not supported: not shown to be above shuffled annotations" in worth["noise"]
 
 
 def test_what_probes_are_called_is_said_as_it_is(client: TestClient) -> None:

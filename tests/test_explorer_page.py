@@ -144,7 +144,7 @@ def test_hostile_text_is_shown_as_it_is(page: Any, concept: str) -> None:
     page.fill("#other", HOSTILE.replace("bold", "thin"))
     settled(page)
     assert shown(page, "#tokens") == HOSTILE
-    assert concept in shown(page, "#tokens-caption")
+    assert concept in shown(page, "#tokens-caption") and shown(page, "#worth")
     assert HOSTILE[-60:] in shown(page, "#continuation")
     assert not page.locator("#results script, #results img, #results b").count()
     assert page.locator("#tokens").evaluate("element => getComputedStyle(element).unicodeBidi") == "isolate"

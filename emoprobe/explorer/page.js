@@ -175,6 +175,7 @@ function drawRead() {
   show("tokens", ...spans);
   $("tokens-caption").textContent =
     `${chosenConcept()} at layer ${chosenLayer()}, in ${read.unit}. Orange: above, blue: below ${read.centre}. ${read.notice || ""}`;
+  $("worth").textContent = state.about.concepts.find(({ name }) => name === chosenConcept()).worth;
   const rows = read.map.columns.map((token, place) =>
     el("tr", {}, el("th", { scope: "row" }, token), el("td", { class: "number", style: styles[place] }, number(values[place]))));
   const head = el("tr", {}, el("th", { scope: "col" }, "token"), el("th", { scope: "col" }, chosenConcept()));

@@ -6,7 +6,7 @@ in, which are those of traces and maps everywhere else. This file knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from emoprobe.models import LiveModel
 from emoprobe.probes import HeatMap, ProbeSet, difference_map, trace
 from emoprobe.probes.heat_maps import Panel
 from emoprobe.probes.readout import Trace, pieces, shade, visible
+from emoprobe.probes.summary import METRICS, best_rows, two, verdict
 from emoprobe.steering import steer
 from emoprobe.study.claims.word_classes import word_places
 from emoprobe.study.word_magnitudes import Floats, gains, reading, word_tokens
@@ -82,6 +83,7 @@ def _valued(probes: ProbeSet) -> list[str]:
 def about(subject: Subject) -> Answer:
     """Return what there is to choose from."""
     model, probes, valuation = subject.model, subject.probes, subject.valuation
+    worth = {row["concept"]: _worth(row) for row in best_rows(probes).to_dict("records")}
     return {
         "model": model.name,
         "blocks": model.n_layers,
@@ -90,13 +92,25 @@ def about(subject: Subject) -> Answer:
         "limit": subject.limit,
         "corpus": str(probes.metadata.get("corpus", "unknown texts")),
         "concepts": [
-            {"name": name, "kind": probes.kinds[name], "best": probes.best_layer(name)} for name in probes
+            {
+                "name": name,
+                "best": probes.best_layer(name),
+                "worth": worth.get(name, "Its probe has not been scored."),
+            }
+            for name in probes
         ],
         "layers": list(probes.layers),
         "kinds": SHORT,
         "valued": [] if valuation is None else list(valuation.dimensions),
         "writes": not getattr(model, "is_encoder", False),
     }
+
+
+def _worth(row: dict[Hashable, Any]) -> str:
+    """Say how far a concept's probe is to be believed, by its score at its best layer and what its controls say."""
+    value, low, high = (two(row[name]) for name in ("value", "low", "high"))
+    score = f"{METRICS[row['metric']]} {value} [{low}, {high}] at layer {row['layer']}"
+    return f"On held-out texts its probe has {score}. {verdict(row)}."
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
