@@ -92,7 +92,7 @@ def _check_finite(
     named = ", ".join(str(indices[row]) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
     raise InputError(
         f"text {named}: the residual stream of {model.name} in {str(model.dtype).removeprefix('torch.')} is not finite for "
-        f"{int(bad.any(0).sum())} of {int(batch.real.sum())} tokens of a batch, first at layer {layers[at[0]]}: load the model "
+        f"{int(bad[at[0]].sum())} of {int(batch.real.sum())} tokens of a batch, first at layer {layers[at[0]]}: load the model "
         "in float32 or bfloat16, lower the strength of what intervenes, or leave these texts out"
     )
 
