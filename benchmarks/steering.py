@@ -20,16 +20,16 @@ import numpy as np
 import pandas as pd
 import torch
 from steering_erasing import DEPTH, erased, told_erased
+from steering_speed import speed, told_speed
 
 import emoprobe as ep
 from emoprobe.artefacts import write_bytes
-from emoprobe.controls import turned_at_random
 from emoprobe.corpora import Corpus
 from emoprobe.corpora.generator import EMOTIONS, aftermaths
 from emoprobe.layers import resolve_layers
 from emoprobe.models import LiveModel
 from emoprobe.probes import Direction, ProbeSet
-from emoprobe.steering import at_equal_cost, coherence, generations, nll, specificity
+from emoprobe.steering import at_equal_cost, coherence, generations, specificity
 from emoprobe.study import feelings
 from emoprobe.study.concepts.deflection import hidden_directions
 from emoprobe.study.concepts.dialogues import dialogues, topics
@@ -48,8 +48,6 @@ the ground-truth model (an earlier training of it; at half the depth disgust doe
 SWEPT, LAMBDAS = (0.05, 0.1, 0.2, 0.4), (1.0, 2.0, 4.0, 8.0)
 """Strengths and λ that are swept upward with controls, and downward without."""
 CONTROLS, PROMPTS, SENTENCES = 10, 6, 2
-REPEATS, WORDS = 2, 8
-"""Pairs of timed runs, whose median is told, and words of a prompt of the sweep that is timed."""
 Lines = list[str]
 
 
@@ -297,68 +295,7 @@ def speakers() -> dict[str, Any]:
     return record
 
 
-def speed() -> dict[str, Any]:
-    """Time steered generation beside untouched, and a sweep beside the bare passes that it cannot do without."""
-    from speed import compare, make_model  # type: ignore[import-not-found]  # benchmarks/speed.py
-
-    torch.set_num_threads(1)
-    model, tokens = make_model("cpu"), 256
-    vector = turned_at_random(torch.ones(model.d_model), 0)
-    model.residual_norms()
-    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
-
-    def steered() -> object:
-        with ep.steer(model, vector, 0.1):
-            return model.generate("That evening the rope ran out", **options)
-
-    def untouched() -> object:
-        return model.generate("That evening the rope ran out", **options)
-
-    generating = compare({"ours": steered, "bare": untouched}, REPEATS)
-    prompts = [" ".join(text.split()[:WORDS]) for text in ep.load_corpus("passages").texts[:32]]
-    batch = model.tokenize(prompts)
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.real.long(),
-        "position_ids": batch.position_ids,
-    }
-
-    def swept() -> object:
-        return ep.sweep(
-            model,
-            vector,
-            np.linspace(-0.5, 0.5, 11).tolist(),
-            prompts,
-            [nll(prompts)],
-            controls=0,
-            progress=False,
-        )
-
-    def passes() -> None:
-        for _ in range(11):
-            model.underlying(**inputs, use_cache=False)
-
-    sweeping = compare({"ours": swept, "bare": passes}, REPEATS)
-    return {"tokens": tokens, "generation": generating, "sweep": sweeping}
-
-
 # Telling -------------------------------------------------------------------------------------------------------------
-
-
-def told_speed(found: dict[str, Any]) -> Lines:
-    """Return the table of `speed`."""
-    generating, sweeping = found["generation"], found["sweep"]
-    return [
-        "### Speed (12 blocks, width 768, random weights, one CPU thread)",
-        "",
-        "| what | CPU time, ratio | wall time, ratio | target |",
-        "|---|---|---|---|",
-        f"| tokens per second over {found['tokens']} tokens, steered at one layer beside untouched "
-        f"| {1 / generating['cpu_ratio']:.3f} | {1 / generating['ratio']:.3f} | at least 0.95 |",
-        f"| a sweep of 11 strengths × 32 prompts (NLL) beside its 11 bare passes | {sweeping['cpu_ratio']:.3f} "
-        f"| {sweeping['ratio']:.3f} | at most 1.3 |",
-        "",
-    ]
 
 
 def told(found: dict[str, Any]) -> Lines:
@@ -400,8 +337,7 @@ def main() -> None:
         f"corpus, added at {DEPTH:g} of the depth, the library's default. That layer and s = {STATED:g} were settled after a "
         "look at the ground-truth model, an earlier training of it included, where at half the depth one emotion did not rise; "
         "no other model was looked at for them. Beginnings are few, so that intervals are wide; random directions lower or "
-        "raise words by chance, and nulls are told as such. The sweep was timed while it still ran "
-        "6 of its 11 strengths a second time with the opposite sign, which it no longer does.",
+        "raise words by chance, and nulls are told as such.",
         "",
     ]
     for name in (name for name in names if name in record):

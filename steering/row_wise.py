@@ -22,8 +22,8 @@ T = TypeVar("T")
 Passes: TypeAlias = Generator[tuple[Callable[[Batch], Tensor], Batch], Tensor, T]
 """Yields a reader and a batch, such as `model.forward` and `model.tokenize(prompts)`, and is sent reader(batch), without
 gradients, whose first dimension is the batch's rows."""
-POSITIONS = 4096
-"""Positions up to which the runs of `run_together` are put into one pass: those of 32 texts of 128 tokens."""
+POSITIONS = 2048
+"""Positions up to which the runs of `run_together` are put into one pass: those of 32 texts of 64 tokens."""
 
 
 class RowWise:
