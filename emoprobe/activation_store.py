@@ -126,13 +126,7 @@ class ActivationStore:
         by_layer = vectors.to(self.dtype).unbind(1)
         tensors = {self._name(layer): part for layer, part in zip(self.layers, by_layer, strict=True)} | sums
         record = {"asked": self.asked, "sha256": {name: _sha256(part) for name, part in tensors.items()}}
-        try:
-            write_artefact(self._path(number), KIND, VERSION, tensors, record)
-        except OSError as error:
-            raise InputError(
-                f'cannot write to "{self.folder}" ({error.strerror}): what is there is kept, and the same call goes on behind '
-                "it once there is room"
-            ) from error
+        write_artefact(self._path(number), KIND, VERSION, tensors, record)
 
     def _read(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
         path = self._path(number)
@@ -241,10 +235,7 @@ def _opened(folder: Path, asked: dict[str, Any]) -> ActivationStore:
     if not (folder / INDEX).is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f'"{folder}" holds something else: give a folder that is new or empty')
-        try:
-            write_bytes(folder / INDEX, (json.dumps(asked, indent=1) + "\n").encode())
-        except OSError as error:
-            raise InputError(f'cannot write to "{folder}" ({error.strerror}): give another folder') from error
+        write_bytes(folder / INDEX, (json.dumps(asked, indent=1) + "\n").encode())
     found = _index(folder)
     other = [name for name in asked if found.get(name) != asked[name]]
     if other:

@@ -43,17 +43,27 @@ def digest(parts: Mapping[str, Any]) -> str:
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write a file under its final name only once all of it is on disk."""
+    """Write a file under its final name only once all of it is on disk.
+
+    Raises `InputError` where it cannot be written, as on a full disk; what was under that name is still there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(
+                f'cannot write to "{path}" ({error.strerror}): make room there, or give another place; what was written before '
+                "is kept"
+            ) from error
         raise
     return path
 

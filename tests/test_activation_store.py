@@ -1,7 +1,10 @@
 """Activations on disk are those in memory, to the bit the same after any interruption, and damage to them is seen."""
 
+import errno
 import json
+import os
 import shutil
+import tempfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from tiny import tiny_model
 from emoprobe import activation_store
 from emoprobe.activation_store import load_activations, store_activations
 from emoprobe.activations import capture
+from emoprobe.artefacts import write_bytes
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.models.live import LiveModel
@@ -196,3 +200,22 @@ def test_a_disk_without_room_is_said_to_be_full_before_anything_is_read(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(26 * 2 * model.d_model * 4 - 1))
     with pytest.raises(InputError, match="do not fit"):
         store_activations(model, TEXTS, tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize("where", ["mkstemp", "write", "replace"])
+def test_a_file_that_cannot_be_written_leaves_what_was_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    path = write_bytes(tmp_path / "kept", b"before")
+
+    def full(*given: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if where == "write":
+            patch.setattr(os, "chmod", full)
+        else:
+            patch.setattr(tempfile if where == "mkstemp" else os, where, full)
+        with pytest.raises(InputError, match=r"cannot write to .*kept.*No space left.*make room"):
+            write_bytes(path, b"after")
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"] and path.read_bytes() == b"before"

@@ -127,7 +127,7 @@ def bundled_probes(model: LiveModel) -> ProbeSet:
     probes = fit_probes(model, corpus)
     try:
         _say(f"kept: {probes.save(kept)}")
-    except OSError as error:  # a home that may not be written to is no reason not to explore
+    except InputError as error:  # a home that may not be written to is no reason not to explore
         _say(f"the probes could not be kept for next time: {error}")
     return probes
 

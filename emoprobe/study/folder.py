@@ -81,10 +81,7 @@ class RunFolder:
                 file.unlink()
             steps = {}
         folder = cls(path, {"format": FORMAT, "study": asked, **about, "steps": steps})
-        try:
-            folder._write_manifest()
-        except OSError as error:
-            raise InputError(f'cannot write to "{path}" ({error.strerror}): give another folder') from error
+        folder._write_manifest()
         return folder
 
     @classmethod
