@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from rich.filesize import decimal
-from rich.progress import track
 from torch import Tensor
 
 from emoprobe.activations import Pool, pooling, room, stream_residuals
@@ -29,6 +28,7 @@ from emoprobe.artefacts import read_artefact, write_artefact, write_bytes
 from emoprobe.checks import parse_json
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
+from emoprobe.progress import track
 
 if TYPE_CHECKING:
     from emoprobe.models.live import LiveModel
@@ -196,9 +196,7 @@ def store_activations(
     found = (read(model, piece) for piece in pieces) if workers is None else workers.map(read, pieces)
     title = f"reading {model.name}, {decimal(store.size)} to {store.folder}"
     kept = len(store.rows) - len(missing)
-    for number in track(
-        missing, title, total=len(store.rows), completed=kept, disable=not progress, transient=True
-    ):
+    for number in track(missing, title, wanted=progress, total=len(store.rows), completed=kept):
         store.write(number, *next(found))
     if isinstance(pool, Adding):
         for number in range(len(store.rows)):

@@ -80,11 +80,18 @@ def styled() -> Iterator[None]:
         yield
 
 
+class Picture(Figure):
+    """A figure that a notebook shows, though pyplot does not know of it: on the notebook's own ground, light or dark."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self, dpi=110, ground="none")
+
+
 def panels(
     rows: int = 1, columns: int = 1, height: float = 2.6, **options: Any
 ) -> tuple[Figure, np.ndarray[Any, Any]]:
     """Return a figure of the common width and its axes (rows, columns); `height` is that of one row, in inches."""
-    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    figure = Picture(figsize=(WIDTH, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -194,9 +201,9 @@ def inline(drawn: str, what: str) -> str:
     return drawn[drawn.find("<svg") :].replace("<svg", shape, 1)
 
 
-def png(figure: Figure, dpi: int = 160) -> bytes:
-    """Return a figure as PNG on white, for slides and mails."""
+def png(figure: Figure, dpi: int = 160, ground: str = "white") -> bytes:
+    """Return a figure as PNG; on white it serves slides and mails."""
     buffer = io.BytesIO()
     with styled():
-        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor=ground, metadata={"Software": None})
     return buffer.getvalue()

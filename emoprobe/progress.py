@@ -20,13 +20,15 @@ BETWEEN = 0.2
 """Seconds between two updates in a notebook, at least."""
 
 
-def track(items: Iterable[Item], description: str, wanted: bool, total: int | None = None) -> Iterator[Item]:
+def track(
+    items: Iterable[Item], description: str, wanted: bool, total: int | None = None, completed: int = 0
+) -> Iterator[Item]:
     """Yield the items, and meanwhile show how many are done and how long the rest will take, where that is wanted.
 
-    `total` is how many there are, for those that do not know their length.
+    `total` is how many there are, for those that do not know their length, and `completed` how many were done before.
     """
     with bars(wanted) as bar:
-        yield from bar.track(items, total=total, description=description)
+        yield from bar.track(items, total=total, completed=completed, description=description)
 
 
 def bars(wanted: bool, *columns: str | ProgressColumn, console: Console | None = None) -> Progress:

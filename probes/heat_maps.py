@@ -127,7 +127,7 @@ def draw_panels(panels: Sequence[Panel], unit: str, kind: str) -> Figure:
     columns = [visible(name) for name in panels[0].columns]
     with drawing.styled():
         size = max(drawing.WIDTH, 0.2 * len(columns) + 2), (0.2 * len(panels[0].layers) + 1.2) * len(panels)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = drawing.Picture(figsize=size, layout="constrained")
         axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
         for axis, panel, reach in zip(axes, panels, _reaches(panels, kind), strict=True):
             # The deepest layer on top, as the stream rises through them.

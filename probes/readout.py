@@ -134,7 +134,7 @@ class Trace:
         )
         with drawing.styled():
             width, height = max(4.0, 0.2 * len(tokens) + 2), 0.35 * len(field) + 1.6
-            figure = Figure(figsize=(width, height), layout="constrained")
+            figure = drawing.Picture(figsize=(width, height), layout="constrained")
             axes = figure.subplots()
             image = axes.imshow(field, cmap=drawing.DIVERGING, vmin=-1, vmax=1, aspect="auto")
             axes.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)

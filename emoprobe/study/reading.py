@@ -143,7 +143,7 @@ def _draw(
             title = f"{concept} at layer {layer}, annotated {number(targets(corpus, concept)[row])}"
             blocks.append((title, _lines(text, part)))
     height = sum(len(lines) + 1.6 for _, lines in blocks) * LINE
-    figure = Figure(figsize=(drawing.WIDTH, height))
+    figure = drawing.Picture(figsize=(drawing.WIDTH, height))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, drawing.WIDTH), ylim=(height, 0))
     axis.axis("off")

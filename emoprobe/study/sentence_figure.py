@@ -34,7 +34,7 @@ def draw(comparison: SentenceComparison) -> Figure:
 
 
 def _draw(comparison: SentenceComparison) -> Figure:
-    figure = Figure(figsize=(drawing.WIDTH, 7.6), layout="constrained")
+    figure = drawing.Picture(figsize=(drawing.WIDTH, 7.6), layout="constrained")
     conditions = list(comparison.readings)
     widths = [0.32 * len(conditions), 0.32 * (len(conditions) - 1), 2.0, 2.0]
     axes = figure.subplots(len(SENTENCES), 4, width_ratios=widths)
