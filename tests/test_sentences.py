@@ -1,8 +1,6 @@
 """The two sentences: attention read from a live model, word magnitudes, and the claims of the method's source."""
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -429,20 +427,6 @@ def test_controls_of_a_probed_valuation_are_other_valuations_of_its_norm(
             torch.cosine_similarity(control, other, dim=-1).abs().max() < 0.9
             for other in (first, *controls[:row])
         )
-
-
-def test_the_example_prints_the_claims_and_writes_the_figure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], short: None
-) -> None:
-    model = tiny_model("llama", dtype=torch.float32)
-    model.underlying.save_pretrained(tmp_path / "model")
-    model.tokenizer.save_pretrained(tmp_path / "model")
-    example = Path(__file__).resolve().parents[1] / "examples" / "two_sentences.py"
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(example))["main"](str(tmp_path / "model"))
-    printed = capsys.readouterr().out
-    assert all(claim in printed for claim in CLAIMS) and "two data points" in printed
-    assert (tmp_path / "two_sentences.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_strength_zero_changes_nothing_at_all() -> None:
