@@ -13,8 +13,7 @@ from examples.run import METADATA, NOTEBOOKS, executed, tidied
 
 CHECKS = {
     "1_fit_probes": """
-import numpy as np
-assert set(scores.concept) == set(CONCEPTS) and (scores.layer0.notna() & scores.bag_of_words.notna()).all()
+assert set(best.index) == set(CONCEPTS) and best[["layer0", "bag_of_words", "control_task"]].notna().all(axis=None)
 assert (best.low < best.value).all() and (best.value < best.high).all()
 assert (best.value > best.shuffled_best_high).all()  # readable at all
 assert best.groups.eq(len(set(corpus.groups))).all() and len(corpus) == TEXTS
