@@ -337,7 +337,8 @@ def main() -> None:
         f"corpus, added at {DEPTH:g} of the depth, the library's default. That layer and s = {STATED:g} were settled after a "
         "look at the ground-truth model, an earlier training of it included, where at half the depth one emotion did not rise; "
         "no other model was looked at for them. Beginnings are few, so that intervals are wide; random directions lower or "
-        "raise words by chance, and nulls are told as such.",
+        "raise words by chance, and nulls are told as such. Speed was measured while other programs took most of the "
+        "machine (load 7 to 17 on 2 cores): CPU time is to be read, wall time says what they took.",
         "",
     ]
     for name in (name for name in names if name in record):
