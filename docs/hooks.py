@@ -4,11 +4,13 @@ Pages are read where they lie, so that nothing is copied; links between files of
 The reference is made of what each package exports, the page of the command line of what the commands say of themselves.
 """
 
+import json
 import posixpath
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ ELSEWHERE = {
     **{f"benchmarks/{path.name}": f"benchmarks/{path.name}" for path in ROOT.glob("benchmarks/*.md")},
 }
 """Files of the repository, and the pages that they are."""
-PLACES = {page: file for file, page in ELSEWHERE.items()}
+NOTEBOOKS = {f"examples/{path.name}": f"examples/{path.stem}.md" for path in ROOT.glob("examples/*.ipynb")}
+PLACES = {page: file for file, page in (ELSEWHERE | NOTEBOOKS).items()}
 PACKAGES = (
     "models",
     "corpora",
@@ -62,6 +65,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the pages that do not lie in docs/."""
     for file, page in ELSEWHERE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / file)))
+    for file, page in NOTEBOOKS.items():
+        files.append(File.generated(config, page, content=notebook(ROOT / file)))
     emoprobe = griffe.load("emoprobe", search_paths=[_tree.name], try_relative_path=False)
     made = {"command-line": command_line(), "emoprobe": front_door(emoprobe)}
     made |= {package: exported(emoprobe[package]) for package in PACKAGES}
@@ -76,12 +81,33 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **rest: Any) -> st
 
     def turned(found: re.Match[str]) -> str:
         file = posixpath.normpath(posixpath.join(folder, found[1]))
-        to = ELSEWHERE.get(file, file.removeprefix("docs/"))
+        to = (ELSEWHERE | NOTEBOOKS).get(file, file.removeprefix("docs/"))
         if files.get_file_from_path(to) is None:
             return found[0]
         return f"]({posixpath.relpath(to, posixpath.dirname(here) or '.')}{found[2] or ''})"
 
     return re.sub(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", turned, markdown)
+
+
+def notebook(path: Path) -> str:
+    """Return an executed notebook as a page: its text, its code, and what that showed."""
+    parts = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts += [_shown(output) for output in cell.get("outputs", ())]
+    return "\n\n".join(parts)
+
+
+def _shown(output: dict[str, Any]) -> str:
+    found = {kind: "".join(content) for kind, content in output.get("data", {}).items()}
+    if "text/html" in found:
+        lines = [line for line in found["text/html"].splitlines() if line.strip()]  # a blank one would end it
+        return "\n".join(["<div>", *lines, "</div>"])
+    if "image/png" in found:
+        return f'<img alt="{escape(found["text/plain"])}" src="data:image/png;base64,{found["image/png"].strip()}">'
+    plain = found.get("text/plain", "".join(output.get("text", "")))
+    return f"```text\n{plain.rstrip()}\n```"
 
 
 def command_line() -> str:
