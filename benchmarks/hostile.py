@@ -207,13 +207,13 @@ def resealed(content: bytes, where: float, value: object) -> bytes:
 
 
 def judged(target: Callable[[bytes], object], content: bytes) -> str:
-    """Return "read" or "refused"; whatever else comes up goes on up."""
+    """Return "refused", or "right" for what was read; whatever else comes up goes on up."""
     try:
         target(content)
     except InputError as error:
         assert len(str(error).splitlines()) == 1, f"several lines: {error}"
         return "refused"
-    return "read"
+    return "right"
 
 
 WITH_RECORDS = ("probe set", "valuation", "emotion stream", "moments", "story log", "manifest", "result")
@@ -248,17 +248,28 @@ def one_round(
     def trial(drawn: tuple) -> None:
         where, what = drawn
         content = spoilt(clean, what) if where is None else resealed(clean, where, what)
-        try:
-            counts[name, judged(target, content)] += 1
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            key = f"{name}: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
-            counts[name, "finding"] += 1
-            if key not in findings:
-                findings[key] = f"{error}"[:300]
-                print("FINDING", key, findings[key], content[:300], flush=True)
+        tried(name, target, content, counts, findings)
 
     seed(number)(GENERATING(given(strategy)(trial)))()
+
+
+def tried(
+    name: str,
+    target: Callable[[bytes], object],
+    content: bytes,
+    counts: Counter[tuple[str, str]],
+    findings: dict[str, str],
+) -> None:
+    """Give a target its content, and count what comes of it; each finding is printed once."""
+    try:
+        counts[name, judged(target, content)] += 1
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        key = f"{name}: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+        counts[name, "finding"] += 1
+        if key not in findings:
+            findings[key] = f"{error}"[:300]
+            print("FINDING", key, findings[key], content[:300], flush=True)
 
 
 def guided(seconds: int) -> None:
@@ -266,21 +277,27 @@ def guided(seconds: int) -> None:
     import atheris
 
     folder = Path(tempfile.mkdtemp())
-    targets = list(Targets(folder).of.values())
+    targets = Targets(folder).of
     for module in ("artefacts", "checks", "corpora.tables", "corpora.cells", "corpora._checks", "corpora.loaders",
                    "probes.probe_set", "valattn.valuation", "steering.interchange", "study.folder"):  # fmt: skip
         for value in vars(sys.modules[f"emoprobe.{module}"]).values():
             if getattr(value, "__module__", "") == f"emoprobe.{module}" and hasattr(value, "__code__"):
                 atheris.instrument_func(value)
-    counts: Counter[str] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
+    findings: dict[str, str] = {}
+    begun, names = time.process_time(), list(targets)
 
     def one(data: bytes) -> None:
-        if data:
-            counts[judged(targets[data[0] % len(targets)][1], data[1:])] += 1
+        if not data:
+            return
+        name = names[data[0] % len(names)]
+        tried(name, targets[name][1], data[1:], counts, findings)
+        if sum(counts.values()) % 2000 == 0:
+            told(counts, time.process_time() - begun, findings)
 
     corpus = folder / "corpus"
     corpus.mkdir()
-    for number, (content, _) in enumerate(targets):
+    for number, (content, _) in enumerate(targets.values()):
         (corpus / str(number)).write_bytes(bytes([number]) + content)
     atheris.Setup(
         [
@@ -301,7 +318,7 @@ def told(counts: Counter, spent: float, findings: dict[str, str]) -> None:
     for name in names:
         print(
             f"| {name} | "
-            + " | ".join(str(counts[name, what]) for what in ("refused", "read", "finding"))
+            + " | ".join(str(counts[name, what]) for what in ("refused", "right", "finding"))
             + " |"
         )
     print(f"{sum(counts.values())} cases in {spent:.0f} s of CPU; {len(findings)} findings")

@@ -4,16 +4,17 @@ Whoever reads a file says what it has to hold; what is then said names the place
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from emoprobe.errors import InputError
+from emoprobe.errors import UNSHOWN, InputError
 
 
 def parse_json(content: str | bytes) -> Any:
@@ -35,6 +36,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice[:60]!r} is there twice")
     return found
+
+
+def read_parquet(path: str | Path) -> pa.Table:
+    """Return a table in which all that is text is UTF-8; Arrow looks for that only when asked, and later fails at it.
+
+    Raises `OSError` or `ValueError` for anything else.
+    """
+    table = pyarrow.parquet.read_table(path)
+    table.validate(full=True)
+    return table
 
 
 @contextmanager
@@ -78,7 +89,7 @@ def check_record(record: object, wanted: Mapping[Any, Any], where: str = "") -> 
             check_record(value, kind, name)
         elif isinstance(kind, list):
             if not isinstance(value, list) or not all(is_a(item, kind[0]) for item in value):
-                raise InputError(f"{name} is {_short(value)}, no list of {kind[0].__name__}")
+                raise InputError(f"{name} is {_short(value)}, not such a list")
         elif key not in record or not is_a(value, kind):
             raise InputError(f"{name} is {_short(value)}" if key in record else f"it has no {name}")
 
@@ -91,10 +102,6 @@ def is_a(value: object, kind: Any) -> bool:
 def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What would break a line, command a terminal or turn the direction of writing, where a name is shown."""
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -15,7 +15,6 @@ the next block or leaves the last one: our layer l is N = l - 1, and layer 0, th
 from __future__ import annotations
 
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +143,9 @@ def import_steering_vectors(path: str | Path) -> Direction:
     damaged or holds anything else, and for vectors of other places than what leaves a block.
     """
     path = _existing(path)
-    if not zipfile.is_zipfile(path):  # what torch.save writes is one
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"  # what torch.save writes; zipfile.is_zipfile raises for some files
+    if not zipped:
         try:
             named = load(path.read_bytes())
             vectors = {int(block): vector for block, vector in named.items()}

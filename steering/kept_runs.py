@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emoprobe.artefacts import write_bytes
-from emoprobe.checks import check_record, parse_json, reading
+from emoprobe.checks import check_record, parse_json, read_parquet, reading
 from emoprobe.errors import InputError
 
 Values = dict[str, NDArray[np.float64]]
@@ -66,6 +66,7 @@ class KeptRuns:
             return make()
         if name in self:
             with reading(self._file(name), "run of a sweep"):
+                read_parquet(self._file(name))
                 groups = pd.read_parquet(self._file(name)).groupby("measure", sort=False)["value"]
                 found = {str(measure): values.to_numpy(float) for measure, values in groups}
                 if name != UNTOUCHED and {key: values.shape for key, values in found.items()} != self._like:

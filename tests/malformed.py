@@ -124,7 +124,7 @@ def judge(case: Case, place: Place) -> str:
     with no_longer_than(SECONDS):
         status, out, error = _called(action) if callable(action) else _typed(action)
     seen = f"{case.name}: status {status}\n{error}"
-    told = [line for line in error.splitlines() if not line.startswith("emoprobe: warning: ")]
+    told = [line for line in error.splitlines() if line and not line.startswith("emoprobe: warning: ")]
     if status == cli.BAD_INPUT:
         assert case.right is None or case.either, f"refused: {seen}"
         assert len(told) == 1 and told[0].startswith("emoprobe: "), seen

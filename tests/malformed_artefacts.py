@@ -465,6 +465,7 @@ def _vectors() -> Iterator[Case]:
         "pickle-tail": clean[:-30],
         "pickle-plain": b"\x80\x04cos\nsystem\n(S'touch outside'\ntR.",
         "zip-of-nothing": b"PK\x05\x06" + bytes(18),
+        "zip-of-several-disks": b"PK\x06\x07" + struct.pack("<IQI", 0, 0, 9) + b"PK\x05\x06" + bytes(18),
         "a-number": saved(5),
         "strings": saved({"a": "b"}),
         "nan": saved({1: torch.full((4,), float("nan"))}),

@@ -113,6 +113,7 @@ def _delimited() -> Iterator[Case]:
             "unclosed-quote": clean + '"and then',
             "other-separator": clean.replace(separator, "|"),
             "gzip": gzip.compress(clean.encode()),
+            "line-break-in-a-column": '"te\nxt"' + clean.removeprefix("text"),
             "random-bytes": np.random.default_rng(0).bytes(4096),
         }
         for name, content in refused.items():
@@ -324,6 +325,9 @@ def _parquet() -> Iterator[Case]:
     wrong = {
         "text-numbers": _stored(_table(text=pa.array(range(size)))),
         "text-bytes": _stored(_table(text=pa.array([b"\xff\xfe"] * size))),
+        "text-not-utf-8": _stored(
+            _table(text=pa.Array.from_buffers(pa.string(), size, pa.array([b"\xff\xfe "] * size).buffers()))
+        ),
         "text-lists": _stored(_table(text=pa.array([["a"]] * size))),
         "text-structs": _stored(_table(text=pa.array([{"a": 1}] * size))),
         "text-null": _stored(_table(text=pa.array(["a"] + [None] * (size - 1)))),

@@ -305,6 +305,8 @@ def _studies() -> Iterator[Case]:
                 either=optional,
             )
     yield case("intact", lambda folder: None, shown)
+    yield case("manifest-study-empty", changed(manifest, "study", {}))
+    yield case("manifest-steps-huge", changed(manifest, "steps", {"probing": {"seconds": 10**400}}))
     yield case("result-name-path", changed(result, "name", "../../outside"), shown, either=True)
     yield case("result-further", changed(result, "other", 1))
     for name, value in {"script": "<script>alert(1)</script>", "template": "{{ 7*7 }}"}.items():

@@ -16,8 +16,7 @@ import pyarrow as pa
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from emoprobe.checks import UNSHOWN
-from emoprobe.errors import InputError
+from emoprobe.errors import UNSHOWN, InputError
 
 FIXED = ("text", "labels", "group", "source", "split", "spans")
 RESERVED = {*FIXED, "start", "end", "words"}

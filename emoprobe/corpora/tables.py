@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict
 from datasets.table import InMemoryTable
 
-from emoprobe.checks import parse_json
+from emoprobe.checks import parse_json, read_parquet
 from emoprobe.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -170,7 +169,7 @@ def _json_lines(path: Path, content: str) -> Iterable[object]:
 def _parquet(path: Path) -> Table:
     _check_file(path)
     try:
-        table = pa.parquet.read_table(path)
+        table = read_parquet(path)
         data = Dataset(InMemoryTable(table))  # which finds the class names that the hub's files carry
     except (
         OSError,

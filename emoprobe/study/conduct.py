@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jinja2 import TemplateError
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -29,8 +30,8 @@ from threadpoolctl import threadpool_limits
 import emoprobe
 from emoprobe import drawing
 from emoprobe.artefacts import versions, write_bytes
-from emoprobe.checks import check_record, reading
 from emoprobe.corpora import Corpus
+from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
 from emoprobe.notebook import shown
 from emoprobe.progress import bars
@@ -44,22 +45,6 @@ SMALL = 20_000_000
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "scipy", "pandas", "matplotlib")
 
 SIGNS = {-1: "the opposite is shown", 0: "not shown", 1: "shown, beyond all controls"}
-
-RECORD = {
-    **dict.fromkeys(("title", "command", "begun"), str),
-    "seed": int,
-    "model": dict.fromkeys(("blocks", "width", "parameters"), int),
-    "corpus": {
-        "name": str,
-        "fitted_on": int,
-        "held_out": int,
-        "labels": [str],
-        "dimensions": {...: [(int, float)]},
-    },
-    "versions": {...: str},
-    "hardware": {"system": str, "cores": (int, type(None)), "threads": int, "accelerator": (str, type(None))},
-}
-"""What `about` gives, and the report shows, at the least."""
 
 Step = Callable[[], Result]
 
@@ -121,7 +106,7 @@ class Study:
     def __getitem__(self, name: str) -> Result:
         """Return the result of an experiment. Raises `InputError` where there is none of that name."""
         if name not in self.names:
-            raise emoprobe.InputError(f'no result "{name}": there are {", ".join(self.names)}')
+            raise InputError(f'no result "{name}": there are {", ".join(self.names)}')
         return self.results[self.names.index(name)]
 
     def write_report(self) -> Path:
@@ -164,9 +149,14 @@ class Study:
 def load_study(path: str | Path) -> Study:
     """Read the folder of a study, finished or not. Raises `InputError` where there is none or where it is damaged."""
     folder = RunFolder.open(path)
-    with reading(folder.path / "manifest.json", "record of a study"):
-        check_record(folder.manifest, RECORD)
-    return Study(folder.path, tuple(folder.load(name) for name in folder.done), folder.manifest)
+    study = Study(folder.path, tuple(folder.load(name) for name in folder.done), folder.manifest)
+    try:
+        render(study.results, study.manifest)
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f'"{path}" is damaged, it lacks what a report shows ({error}): give another folder'
+        ) from error
+    return study
 
 
 # The record ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import pandas as pd
 
 from emoprobe import drawing
 from emoprobe.artefacts import write_bytes
-from emoprobe.checks import check_record, parse_json
+from emoprobe.checks import check_record, parse_json, read_parquet
 from emoprobe.errors import InputError
 from emoprobe.study.result import Result
 
@@ -124,6 +124,7 @@ class RunFolder:
             check_record(record, RESULT)
             if record["name"] != name or record["sign"] not in (None, -1, 0, 1):
                 raise InputError(f"it is called {record['name'][:60]!r}, with sign {record['sign']}")
+            read_parquet(stem.with_suffix(".parquet"))
             table = pd.read_parquet(stem.with_suffix(".parquet"))
             drawn = self.path / "figures" / f"{name}.svg"
             svg = drawn.read_text("utf-8") if record.pop("figure") else ""
