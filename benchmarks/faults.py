@@ -45,7 +45,10 @@ from emoprobe.steering import kl, nll  # noqa: E402
 
 MODEL, CORPUS = small_model(), small_corpus(texts=240)
 VECTOR = torch.linspace(-1, 1, MODEL.d_model)
-TIMES = re.compile(rb'"(seconds|begun|written|ended|durations?)": ?("[^"]*"|[0-9.]+)|\d+\.\d+ s\b')
+TIMES = re.compile(
+    rb'"(seconds|begun|written|ended|durations?)": ?("[^"]*"|[0-9.]+)'
+    rb"|\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d ?[+-]\d{4}|\b\d+(\.\d+)? (s|min)\b"
+)
 """What may differ: moments and durations."""
 
 
@@ -286,6 +289,10 @@ def main() -> None:
     torch.set_num_threads(1)
     record: dict[str, Any] = {"asked": asked.kills, "seed": asked.seed, "machine": os.uname().machine}
     record |= {"kills": {}, "full disks": {}}
+    kept = asked.out / "faults.json"
+    if kept.is_file() and len(asked.only) < len(WORK):  # what was not asked for stays as it was
+        before = json.loads(kept.read_text("utf-8"))
+        record |= {part: before[part] for part in ("kills", "full disks")}
     with tempfile.TemporaryDirectory() as place:
         for name in asked.only:
             here = Path(place) / name
