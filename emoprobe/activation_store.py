@@ -24,7 +24,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from emoprobe.activations import Pool, pooling, room, stream_residuals
-from emoprobe.artefacts import read_artefact, write_artefact, write_bytes
+from emoprobe.artefacts import read_artefact, versions, write_artefact, write_bytes
 from emoprobe.checks import parse_json
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
@@ -233,7 +233,8 @@ def _opened(folder: Path, asked: dict[str, Any]) -> ActivationStore:
     if not (folder / INDEX).is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f'"{folder}" holds something else: give a folder that is new or empty')
-        write_bytes(folder / INDEX, (json.dumps(asked, indent=1) + "\n").encode())
+        about = {**asked, "versions": versions()}
+        write_bytes(folder / INDEX, (json.dumps(about, indent=1) + "\n").encode())
     found = _index(folder)
     other = [name for name in asked if found.get(name) != asked[name]]
     if other:

@@ -16,10 +16,12 @@ from torch import Tensor
 from emoprobe.checks import is_a, parse_json
 from emoprobe.errors import InputError
 
+PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
+"""What numbers may depend on."""
 KEY = "emoprobe"  # one metadata entry only: safetensors keeps several in no fixed order
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Return the installed version of each package, for the record."""
     found = {}
     for package in packages:
@@ -71,10 +73,9 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 def write_artefact(
     path: str | Path, kind: str, version: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> Path:
-    """Write tensors and a JSON record of what they are; equal content gives equal bytes."""
-    metadata = {
-        KEY: json.dumps({"kind": kind, "version": version, **record}, sort_keys=True, allow_nan=False)
-    }
+    """Write tensors and a JSON record of what they are and of package versions; equal content gives equal bytes."""
+    described = {"kind": kind, "version": version, "versions": versions(), **record}
+    metadata = {KEY: json.dumps(described, sort_keys=True, allow_nan=False)}
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_bytes(path, save(content, metadata))
 

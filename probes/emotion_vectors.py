@@ -33,7 +33,7 @@ from emoprobe.notebook import shown
 from emoprobe.probes.closed_form import Components, principal_components, without_components
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut
 from emoprobe.probes.features import check_finite, few_threads
-from emoprobe.probes.fit import PACKAGES, probe_layers, tidied
+from emoprobe.probes.fit import probe_layers, tidied
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.tasks import LABELS, plan
 from emoprobe.probes.text_moments import text_moments
@@ -191,7 +191,7 @@ def emotion_vectors(
         "corpus": corpus.name,
         "corpus_fingerprint": corpus.fingerprint,
         "texts": len(stories),
-        "versions": versions(PACKAGES),
+        "versions": versions(),
     }
     mean, norms = read.tokens.mean[kept], read.tokens.norm[kept]
 

@@ -54,7 +54,6 @@ from emoprobe.progress import bars
 if TYPE_CHECKING:
     from emoprobe.workers import RayWorkers
 
-PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
 SPLITS = 3
 """How often the groups are dealt into halves."""
 SHUFFLES = {"label": 2, "dimension": 10}
@@ -188,7 +187,7 @@ def fit_probes(
             "corpus_fingerprint": corpus.fingerprint,
             "texts": len(corpus),
             "level": level,
-            "versions": versions(PACKAGES),
+            "versions": versions(),
         },
         basis=model.basis,
         confounds=_confounds(checked, [LABELS, *kinds], corpus.name),

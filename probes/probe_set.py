@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from emoprobe.models.live import LiveModel
     from emoprobe.probes.geometry import Geometry
 
-KIND, VERSION = "probe set", 1
+KIND, VERSION = "probe set", 2
 COLUMNS = (
     "layer concept metric value low high chance shuffled shuffled_low shuffled_high shuffled_best_high p q "
     "layer0 layer0_gain_low layer0_gain_high bag_of_words bag_of_words_gain_low bag_of_words_gain_high "
@@ -55,6 +55,8 @@ RECORD = {
     "scores": {"rows": [list], "columns": [str]},
 }
 """What the record of a file has at the least."""
+ABOUT_THE_FILE = ("kind", "version", "versions", "digest")
+"""What its digest does not cover."""
 TENSORS = ("directions", "scale", "offset", "reference_mean", "reference_std", "residual_norms")
 
 
@@ -323,7 +325,7 @@ def _typed(table: Mapping[str, Any], columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
-    described = {name: record[name] for name in record if name not in ("kind", "version", "digest")}
+    described = {name: record[name] for name in record if name not in ABOUT_THE_FILE}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

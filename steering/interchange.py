@@ -14,6 +14,7 @@ the next block or leaves the last one: our layer l is N = l - 1, and layer 0, th
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from emoprobe.artefacts import write_bytes
+from emoprobe.artefacts import KEY, versions, write_bytes
 from emoprobe.checks import check_tensors, reading
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers
@@ -70,6 +71,7 @@ def export_gguf(
         writer = gguf.GGUFWriter(written, ARCHITECTURE)
         writer.add_string(f"{ARCHITECTURE}.model_hint", str(getattr(config, "model_type", model.name)))
         writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vectors))
+        writer.add_string(KEY, _account(model))
         for block, vector in vectors.items():
             writer.add_tensor(f"{TENSOR}{block}", vector.numpy())
         writer.write_header_to_file()
@@ -132,7 +134,8 @@ def export_steering_vectors(
     Raises `InputError` for layer 0, for strength 0, for a model whose residual stream was processed, and as `add` does.
     """
     vectors = _added(model, direction, strength, layers, unit, norms)
-    return write_bytes(path, save({str(block): vector for block, vector in vectors.items()}))
+    named = {str(block): vector for block, vector in vectors.items()}
+    return write_bytes(path, save(named, {KEY: _account(model)}))
 
 
 def import_steering_vectors(path: str | Path) -> Direction:
@@ -171,6 +174,11 @@ def import_steering_vectors(path: str | Path) -> Direction:
     ):
         raise InputError(f'"{path}" holds no SteeringVector, nor a dict from numbers of blocks to tensors')
     return _direction(path, found)
+
+
+def _account(model: LiveModel) -> str:
+    """Return what is written beside vectors for whoever asks where they come from; other tools pass over it."""
+    return json.dumps({"fingerprint": model.fingerprint(), "versions": versions()}, sort_keys=True)
 
 
 @dataclass

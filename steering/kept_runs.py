@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from emoprobe.artefacts import write_bytes
+from emoprobe.artefacts import versions, write_bytes
 from emoprobe.checks import check_record, parse_json, read_parquet, reading
 from emoprobe.errors import InputError
 
@@ -41,10 +41,12 @@ class KeptRuns:
             return
         record = self.folder / "asked.json"
         if not record.is_file():
-            write_bytes(record, (json.dumps(asked, indent=1, sort_keys=True) + "\n").encode())
+            about = {**asked, "versions": versions()}
+            write_bytes(record, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
         with reading(record, "account of a sweep"):
             before = parse_json(record.read_bytes())
             check_record(before, {})
+            before.pop("versions", None)  # those that it was begun with
         other = sorted(name for name in {*asked, *before} if asked.get(name) != before.get(name))
         if other:
             raise InputError(

@@ -103,6 +103,8 @@ class EmotionStream:
         """
         if valuation.weight.shape[-1] == d_model:
             valuation = valuation.widened(width)
+        record = {**valuation.metadata, "stream_seed": seed}
+        valuation = valuation.with_record(metadata=record, basis=valuation.basis)
         width, updates = valuation.weight.shape[-1] - d_model, len(valuation.layers) - 1
         generator = torch.Generator().manual_seed(seed)
 

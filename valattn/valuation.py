@@ -212,7 +212,12 @@ class Valuation:
             tuple(wanted),
             ranges=ranges,
             centre=centre,
-            metadata={"source": "probes", "gain": gain, "model": probes.model},
+            metadata={
+                "source": "probes",
+                "gain": gain,
+                "model": probes.model,
+                "seed": probes.metadata.get("seed"),
+            },
             basis=probes.basis,
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from emoprobe.artefacts import write_bytes
+from emoprobe.artefacts import versions, write_bytes
 from emoprobe.checks import check_record, parse_json
 from emoprobe.corpora.loaders import load_corpus
 from emoprobe.corpora.schema import Corpus
@@ -136,6 +136,7 @@ def _append(log: Path, writer: Writer, batch: Sequence[Request], seed: int) -> N
             "seed": seed,
             "batch": digest.hex()[:16],
             "of": len(batch),
+            "versions": versions(),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "reply": reply,
         }
