@@ -31,6 +31,7 @@ def load_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    remote: bool = False,
 ) -> LiveModel:
     """Load a language model, ready to be read and intervened in.
 
@@ -39,9 +40,20 @@ def load_model(
     (BERT) come with their masked-language-model head where the checkpoint has one. `backend` is the library that runs the
     model: "transformers", "transformer_lens" (always with plain attention) or "nnsight". `dtype`, `device_map`,
     `quantization_config`, `revision`, `attn_implementation` and `trust_remote_code` are those of transformers; no code of a
-    checkpoint is ever run unless `trust_remote_code` says so. `device` is where the model goes, by default the CPU. Raises
-    `InputError` if there is no such model, or if both `device` and `device_map` are given.
+    checkpoint is ever run unless `trust_remote_code` says so. `device` is where the model goes, by default the CPU. With
+    `remote` (backend "nnsight") no weights are loaded, and NDIF's server runs the model: see `nnsight_remote`; it needs a key
+    (environment variable NDIF_API_KEY), and sends it your texts. Raises `InputError` if there is no such model, or if both
+    `device` and `device_map` are given.
     """
+    if remote:
+        elsewhere = {"device": device, "device_map": device_map, "quantization_config": quantization_config}
+        _check_remote(
+            str(name), backend, [option for option, value in elsewhere.items() if value is not None]
+        )
+        remotely: LiveModel = import_module("emoprobe.models.nnsight_remote").load_remote(
+            str(name), revision, dtype, attn_implementation
+        )
+        return remotely
     if device is not None and device_map is not None:
         raise InputError(
             "give device= or device_map=, not both: the map says where the parts of the model go"
@@ -192,6 +204,19 @@ def _check_backend(backend: str, attn_implementation: str | None) -> None:
         raise InputError(
             f'attn_implementation="{attn_implementation}" cannot be had with TransformerLens, which computes attention by '
             "itself: leave it out"
+        )
+
+
+def _check_remote(name: str, backend: str, elsewhere: list[str]) -> None:
+    if backend != "nnsight":
+        raise InputError(f'remote=True with backend="{backend}": only backend="nnsight" runs models remotely')
+    if elsewhere:
+        raise InputError(
+            f"remote=True with {', '.join(elsewhere)}=: the server says where its model lies; leave it out"
+        )
+    if name in BUNDLED or Path(name).exists():
+        raise InputError(
+            f'"{name}" lies on this machine, and no server knows it: give a hub name, or leave out remote=True'
         )
 
 
