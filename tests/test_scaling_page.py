@@ -1,0 +1,50 @@
+"""The plan on the page of scaling is what its own formulas give."""
+
+import re
+from math import ceil
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
+ROW = re.compile(r"^\| `(\w+)` \| .+ \| `(.+?)` \| ([\d.,e]+) \|$", re.MULTILINE)
+
+
+def recomputed(page: str) -> dict[str, tuple[float, str]]:
+    """Return for each name what its formula gives, and what is shown."""
+    names: dict[str, float] = {}
+    found = {}
+    for name, formula, shown in ROW.findall(page):
+        names[name] = eval(formula, {"__builtins__": {}, "ceil": ceil}, names)
+        found[name] = names[name], shown
+    return found
+
+
+def agrees(value: float, shown: str) -> bool:
+    """Whether a number is right to the last digit that is shown."""
+    mantissa, _, power = shown.replace(",", "").partition("e")
+    unit = 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
+    return abs(value - float(mantissa) * 10.0 ** int(power or 0)) <= 0.5001 * unit
+
+
+def test_every_number_is_what_its_formula_gives() -> None:
+    found = recomputed(PAGE.read_text("utf-8"))
+    assert len(found) == PAGE.read_text("utf-8").count("\n| `") > 30
+    for name, (value, shown) in found.items():
+        assert agrees(value, shown), f"{name}: {value} is shown as {shown}"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "right"), [(98.31, "98.3", True), (98.31, "98.4", False), (2826.0, "2,826", True)]
+)
+def test_digits_are_compared(value: float, shown: str, right: bool) -> None:
+    assert agrees(value, shown) is right
+
+
+def test_what_the_text_says_beside_the_tables() -> None:
+    names = {name: value for name, (value, _) in recomputed(PAGE.read_text("utf-8")).items()}
+    assert round(names["work"] / 1e12 / 3600) == 15  # hours on a CPU of 1 TFLOP/s
+    attention = 4 * names["layers"] * names["d"] * 512
+    assert round(100 * attention / (2 * names["parameters"])) == 1  # percent
+    assert 0.2 < names["by_token"] / names["reserved"] < names["by_token"] / names["hours"] < 0.5
+    assert names["worth"] > 32 * 256  # so that larger batches alone do not make moments smaller than vectors
