@@ -70,6 +70,7 @@ def probes_like(width: int = 16, layers: tuple[int, ...] = (0, 1, 2, 3)) -> Simp
         directions=directions,
         reference_mean=tokens.mean(1),
         reference_std=spread,
+        metadata={"seed": 7},
         tokens=tokens,
     )
 
