@@ -95,10 +95,8 @@ def test_probes_are_fitted_without_weights_and_keep_no_key(
     found = ep.fit_probes(live, small_corpus(), **options)
     wanted = ep.fit_probes(load(saved(family), "transformers"), small_corpus(), **options)
     assert torch.allclose(found.directions, wanted.directions, atol=1e-4)
-    traced = ep.trace(live, found, TEXTS[0], layer=1)
-    assert len(traced.frame) == len(
-        ep.trace(load(saved(family), "transformers"), wanted, TEXTS[0], layer=1).frame
-    )
+    traced = ep.trace(live, found, TEXTS[0])
+    assert len(traced.frame) == len(ep.trace(load(saved(family), "transformers"), wanted, TEXTS[0]).frame)
     assert found.fingerprint != wanted.fingerprint  # weights were not seen
     assert KEY.encode() not in found.save(tmp_path / "probes.safetensors").read_bytes()
     assert KEY not in repr(live) + str(live.info().to_dict()) + str(vars(live))
