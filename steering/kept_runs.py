@@ -1,7 +1,8 @@
 """A sweep's finished runs in a folder, so that an interrupted sweep goes on where it was.
 
-The folder holds `asked.json`, what was swept, and one Parquet file for each run, written whole or not at all. Measures are
-functions and cannot be compared; what they say of the untouched model can, and is, before anything is taken from a folder.
+The folder holds `asked.json`, what was swept, and one Parquet file for each run, written whole or not at all. Measures and
+edits are functions, and are compared by what `described` says of them; what measures say of the untouched model is compared
+too, before anything is taken from a folder.
 """
 
 from __future__ import annotations
@@ -10,20 +11,57 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
-from emoprobe.artefacts import versions, write_bytes
+from emoprobe.artefacts import digest, versions, write_bytes
 from emoprobe.checks import check_record, parse_json, read_parquet, reading
 from emoprobe.errors import InputError
+from emoprobe.steering.row_wise import RowWise
 
 Values = dict[str, NDArray[np.float64]]
 """Measure -> one number for each text."""
 UNTOUCHED = "untouched"
+
+
+def described(thing: Any, ours: bool = True) -> str:
+    """Say what decides what a function, its arguments or what they hold do, so that two that differ are told apart.
+
+    Of the package's own functions that is all that they hold; of a user's, whose state may change from call to call, their
+    code and the numbers, words, tensors and functions that they hold.
+    """
+    again = partial(described, ours=ours)
+    if isinstance(thing, Tensor):
+        return digest({"": thing})
+    if isinstance(thing, RowWise):
+        return again(thing.passes)
+    if isinstance(thing, partial):
+        return again((thing.func, thing.args, tuple(sorted(thing.keywords.items()))))
+    if isinstance(thing, FunctionType):
+        own = thing.__module__.startswith("emoprobe.")
+        held = tuple(cell.cell_contents for cell in thing.__closure__ or ())
+        code = None if own else thing.__code__
+        given = (thing.__defaults__, tuple(sorted((thing.__kwdefaults__ or {}).items())))
+        return described((thing.__qualname__, code, given, held), own)
+    if isinstance(thing, CodeType):
+        return again((thing.co_code.hex(), thing.co_names, thing.co_consts))
+    if isinstance(thing, tuple) or (ours and isinstance(thing, list)):
+        return f"({', '.join(map(again, thing))})"
+    if isinstance(thing, dict) and ours:
+        return again(sorted(thing.items()))
+    if is_dataclass(thing) and ours:
+        return again([getattr(thing, field.name) for field in fields(thing)])
+    if thing is None or isinstance(thing, str | int | float):
+        return repr(thing)
+    return type(thing).__qualname__
 
 
 class KeptRuns:

@@ -81,8 +81,8 @@ def coherence(
 ) -> RowWise:
     """Measure what `nll` and `kl` do, in one pass over `texts`.
 
-    The untouched model's logits are those at the first call for a model, which therefore has to come before any
-    intervention (a sweep begins so). They are kept as long as the measure and the model are: tokens × vocabulary numbers
+    The untouched model's logits are those of the last call without interventions, which has to come before any with them
+    (a sweep begins so). They are kept as long as the measure and the model are: tokens × vocabulary numbers
     in the model's dtype. Raises `InputError` where the first call is too late, and for a text of one token.
     """
     texts = _listed(texts)
@@ -91,7 +91,9 @@ def coherence(
     @RowWise
     def measure(model: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, Tensor]]:
         _refuse_positions(model, names[1], "generated", "last")
-        before = untouched.get(model)
+        before = (
+            untouched.get(model) if model.interventions else None
+        )  # else anew, for weights may have changed
         if before is None and model.interventions:
             raise InputError(
                 f"{names[1]} has to be measured on the untouched model before it is in an intervention"

@@ -85,7 +85,8 @@ def run_together(
         reader, batch = asked[min(asked)]
         if len(asked) < len(runs) or not all(_same(batch, other) for _, other in asked.values()):
             raise InputError("a row-wise measure has to ask for the same passes whatever the model says")
-        size = max(1, POSITIONS // batch.input_ids.numel())
+        # Interventions around these runs may be meant for single prompts, whose rows would stand elsewhere.
+        size = 1 if model.interventions else max(1, POSITIONS // batch.input_ids.numel())
         for first in range(0, len(runs), size):
             group = range(first, min(first + size, len(runs)))
             with model.intervene(*side_by_side([runs[run] for run in group])), torch.no_grad():

@@ -29,7 +29,7 @@ from emoprobe.models import LiveModel
 from emoprobe.progress import track
 from emoprobe.steering.dose_response import NEGATED, RANDOM, STEERED, UNRELATED, Floats, Sweep
 from emoprobe.steering.edits import add
-from emoprobe.steering.kept_runs import KeptRuns
+from emoprobe.steering.kept_runs import KeptRuns, described
 from emoprobe.steering.measures import Measure
 from emoprobe.steering.row_wise import RowWise, run_together
 from emoprobe.steering.vectors import Vector, random_like
@@ -112,9 +112,10 @@ def sweep(
         "model": model.fingerprint(),
         "intervention": _content(intervention),
         "unrelated": unrelated if unrelated is None else _content(unrelated),
-        "edit": getattr(edit, "__qualname__", repr(edit)),
+        "edit": described(edit),
+        "measures": [described(measure) for measure in measures],
         "layers": repr(layers),
-        "positions": repr(positions),
+        "positions": described(positions),
         "prompts": prompts,
         "seed": seed,
     }

@@ -132,6 +132,21 @@ def test_interventions_around_them_act_on_every_run() -> None:
                 assert apart(row, model.forward(batch), batch.real) < 1e-10
 
 
+def test_interventions_around_them_that_are_meant_for_one_prompt_act_on_that_one() -> None:
+    model = tiny_model("gpt2")
+    v, w = vector(model), vector(model, 8)
+    runs = [add(model, w, 0.3, 1), add(model, w, -0.3, 2), []]
+    measure = nll(TEXTS)
+    mask = torch.zeros(len(TEXTS), model.tokenize(TEXTS).input_ids.shape[1], dtype=torch.bool)
+    mask[0] = True
+    for positions in (mask, [[(0, 4)], *[[]] * (len(TEXTS) - 1)]):
+        with model.intervene(*add(model, v, 2.0, 1, positions=positions)):
+            found = run_together(model, lambda: measure.passes(model, PROMPTS), runs)
+            for run, values in zip(runs, found, strict=True):
+                with model.intervene(*run):
+                    assert torch.allclose(values["nll"], measure(model, PROMPTS)["nll"], atol=1e-10)
+
+
 def test_rows_that_do_not_divide_and_caches_are_refused_and_leave_the_model_as_it_was() -> None:
     model = tiny_model("gpt2")
     untouched, v = model.logits(TEXTS), vector(model)

@@ -442,11 +442,84 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=match):
             run([0.5], **options)
-    with pytest.raises(InputError, match="intervention differ"):
+    with pytest.raises(InputError, match="intervention, measures differ"):
         sweep(model, -vector(model), [0.5], PROMPTS, [inner], out=tmp_path / "kept", progress=False)
-    with pytest.raises(InputError, match="say something else of the untouched model"):
+    with pytest.raises(InputError, match="measures differ"):
         other = [continuation({"glad": [" sad"]})]
         sweep(model, vector(model), [0.5], PROMPTS, other, out=tmp_path / "kept", progress=False)
+
+
+def test_a_sweep_is_not_gone_on_with_by_another_measure_edit_or_mask(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+
+    def doubled(live: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"kl": 2 * live.logits(list(prompts))[:, -1, 0]}
+
+    def trebled(live: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"kl": 3 * live.logits(list(prompts))[:, -1, 0]}
+
+    doubled.__qualname__ = trebled.__qualname__ = "measure"
+    edits = [lambda *given, w=weights: scheduled(add(*given), w) for weights in ((1.0,), (-3.0,))]
+    edits += [
+        lambda *given: scheduled(add(*given), [0.5]),
+        lambda *given: scheduled(add(*given), [0.25]),
+        partial(add, unit="raw"),
+    ]
+    masks = [torch.ones(len(PROMPTS), 800, dtype=torch.bool) for _ in range(2)]
+    masks[1][1, 400] = False
+    asked = [
+        {"measures": [kl(TEXTS)]},
+        {"measures": [kl([*TEXTS[:2], "He was afraid."])]},
+        {"measures": [kl(TEXTS, batch_size=1)]},
+    ]
+    asked += [{"measures": [kl(PROMPTS)], "edit": edit} for edit in edits]
+    asked += [{"measures": [continuation({"glad": [" happy"]})], "positions": mask} for mask in masks]
+    asked += [{"measures": [measure]} for measure in (doubled, trebled)]
+
+    def run(number: int, folder: int) -> Sweep:
+        given = {"edit": add, **asked[number]}
+        measures = given.pop("measures")
+        return sweep(
+            model,
+            vector(model),
+            [0.5],
+            PROMPTS,
+            measures,
+            controls=0,
+            progress=False,
+            out=tmp_path / str(folder),
+            **given,
+        )  # type: ignore[arg-type]
+
+    for number in range(len(asked)):
+        first = run(number, number)
+        assert run(number, number).raw.equals(first.raw)
+        for other in range(number):
+            with pytest.raises(InputError, match="holds another sweep"):
+                run(number, other)
+
+
+def test_a_measure_that_has_changed_by_itself_is_seen_by_what_it_says(tmp_path: Path) -> None:
+    model, state = tiny_model("gpt2"), [1.0]
+
+    def measure(live: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"first": state[0] * live.logits(list(prompts))[:, -1, 0]}
+
+    given = {"controls": 0, "progress": False, "out": tmp_path}
+    sweep(model, vector(model), [0.5], PROMPTS, [measure], **given)  # type: ignore[arg-type]
+    state[0] = 2.0
+    with pytest.raises(InputError, match="say something else of the untouched model"):
+        sweep(model, vector(model), [0.5], PROMPTS, [measure], **given)  # type: ignore[arg-type]
+
+
+def test_the_cost_is_against_the_model_as_it_is_now() -> None:
+    model, measure = tiny_model("gpt2"), kl(TEXTS)
+    sweep(model, vector(model), [0.5], PROMPTS, [measure], controls=0, progress=False)
+    with torch.no_grad():
+        model.underlying.transformer.h[1].mlp.c_fc.weight.mul_(1.5)
+    again = sweep(model, vector(model), [0.5], PROMPTS, [measure], controls=0, progress=False)
+    fresh = sweep(model, vector(model), [0.5], PROMPTS, [kl(TEXTS)], controls=0, progress=False)
+    assert again.raw.equals(fresh.raw) and (again.raw[again.raw.strength == 0].value == 0).all()
 
 
 def test_it_shows_itself_and_nothing_that_a_name_smuggles_in() -> None:

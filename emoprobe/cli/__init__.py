@@ -136,7 +136,7 @@ def _run(given: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         status = INTERRUPTED
     if status == INTERRUPTED:  # some releases of typer return it, others raise
-        resumes = given[0] in RESUMED
+        resumes = given[0] in RESUMED or (given[0] == "sweep" and {"-o", "--output"} & set(given))
         kept = "what is done is kept, and the same command resumes" if resumes else "nothing was written"
         sys.stderr.write(f"\nemoprobe: interrupted; {kept}\n")
     return status if isinstance(status, int) else 0
