@@ -1,15 +1,23 @@
 """The explorer's server: whom it answers, what it answers, and that nothing is left behind, whatever was asked."""
 
 import asyncio
+import base64
+import hashlib
+import html
 import logging
 import os
+import re
+import socket
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -26,7 +34,7 @@ from emoprobe.errors import InputError
 from emoprobe.explorer import launch, readings, server
 from emoprobe.explorer.readings import Subject
 from emoprobe.models import LiveModel
-from emoprobe.probes import ProbeSet, difference_map, trace
+from emoprobe.probes import ProbeSet, difference_map, heat_map, trace
 from emoprobe.probes.summary import two
 from emoprobe.steering import steer
 from emoprobe.study.claims.word_classes import word_places
@@ -110,12 +118,32 @@ def test_a_form_of_another_page_cannot_ask(client: TestClient) -> None:
 
 def test_the_page_needs_nothing_else_and_may_do_nothing_else(client: TestClient) -> None:
     reply = client.get(f"/{TOKEN}/")
-    policy = reply.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
-    assert reply.headers["referrer-policy"] == "no-referrer" and reply.headers["cache-control"] == "no-store"
+    style, script = (
+        base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        for source in re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", reply.text, re.DOTALL)
+    )
+    assert reply.headers["content-security-policy"] == (
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
     assert "src=" not in reply.text and "@import" not in reply.text and "url(" not in reply.text
     for hidden in ("docs", "redoc", "openapi.json"):
         assert client.get(f"/{TOKEN}/{hidden}").status_code == 404
+
+
+@pytest.mark.parametrize(("path", "status"), [(f"/{TOKEN}/", 200), (f"/{TOKEN}/more", 404), ("/", 403)])
+def test_every_reply_says_what_a_browser_may_do_with_it(client: TestClient, path: str, status: int) -> None:
+    reply = client.get(path)
+    found = dict(reply.headers)
+    for own in ("content-length", "content-type", "content-security-policy"):  # the last has its own test
+        assert found.pop(own)
+    assert reply.status_code == status and found == {
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+        "cache-control": "no-store",
+    }
 
 
 # What it takes --------------------------------------------------------------------------------------------------------
@@ -181,6 +209,23 @@ def test_a_question_of_unknown_length_is_refused(client: TestClient) -> None:
     reply = client.post(f"/{TOKEN}/read", content=iter([b"{}"]), headers={"content-type": "application/json"})
     assert reply.status_code == 411
 
+    request = client.build_request("POST", f"/{TOKEN}/read", json=question())
+    del request.headers["content-length"]
+    assert client.send(request).status_code == 411
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("coding", ["chunked", "gzip, chunked", "identity"])
+def test_a_question_in_pieces_is_refused_whatever_length_it_gives(
+    client: TestClient, method: str, coding: str
+) -> None:
+    request = client.build_request(
+        method, f"/{TOKEN}/{'about' if method == 'GET' else 'read'}", json=question()
+    )
+    request.headers["Transfer-Encoding"] = coding
+    assert "content-length" in request.headers
+    assert client.send(request).status_code == 411
+
 
 def test_no_more_questions_are_taken_than_a_person_has(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
@@ -243,6 +288,17 @@ def test_readings_are_those_of_a_trace(
     direct = frame.pivot(index="layer", columns="position", values="value")
     assert found["map"]["rows"] == direct.index.tolist()
     np.testing.assert_allclose(np.array(found["map"]["values"], float), direct.to_numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["read_out", "z"])
+def test_a_maps_colours_are_those_of_the_heat_map(
+    client: TestClient, model: LiveModel, probes: ProbeSet, kind: str
+) -> None:
+    found = asked(client, "read", **question(kind=kind))["map"]["styles"]
+    shown = heat_map(model, probes, TEXT, "calm", kind=kind)._repr_html_()
+    rows = [re.findall('<td style="(.*?)">', row) for row in shown.split("<tr>")[1:]]
+    assert found == [row for row in rows if row][::-1]  # a table has its deepest layer on top
+    assert len({style for row in found for style in row}) > 10
 
 
 def test_token_colours_are_those_of_a_trace(client: TestClient, model: LiveModel, probes: ProbeSet) -> None:
@@ -330,16 +386,27 @@ def test_attention_and_magnitudes_are_the_models(
         [t for t, (a, b) in enumerate(batch.offsets[0]) if min(b, end) - max(a, start) > 0]  # type: ignore[index]
         for start, end in word_places(TEXT)
     ]
-    with torch.no_grad(), inject(model, subject.valuation, 0.7):
-        outputs, weights = model.attention(batch, [1])
-    heads = weights[0, 0].mean(0) if head is None else weights[0, 0, head]
-    attention = [
-        [sum(float(heads[q, k]) for q in own for k in seen) / len(own) for seen in of_word] for own in of_word
-    ]
-    np.testing.assert_allclose(np.array(found["valued"]["values"], float), attention, atol=1e-12)
-    sizes = [float(outputs[0, 0, own].norm()) for own in of_word]
-    np.testing.assert_allclose(np.array(found["magnitudes"])[:, 1], sizes, rtol=1e-12)
-    assert not np.allclose(*np.array(found["magnitudes"]).T)  # λ does something
+    attention, sizes = {}, {}
+    for lam in (0.0, 0.7):
+        with torch.no_grad(), inject(model, subject.valuation, lam):
+            outputs, weights = model.attention(batch, [1])
+        heads = weights[0, 0].mean(0) if head is None else weights[0, 0, head]
+        attention[lam] = np.array(
+            [
+                [sum(float(heads[q, k]) for q in own for k in seen) / len(own) for seen in of_word]
+                for own in of_word
+            ]
+        )
+        sizes[lam] = np.array([float(outputs[0, 0, own].norm()) for own in of_word])
+    shown = {name: np.array(found[name]["values"], float) for name in ("standard", "valued", "change")}
+    np.testing.assert_allclose(shown["standard"], attention[0.0], atol=1e-12)
+    np.testing.assert_allclose(shown["valued"], attention[0.7], atol=1e-12)
+    np.testing.assert_allclose(shown["change"], attention[0.7] - attention[0.0], atol=1e-12)
+    assert np.abs(shown["change"]).max() > 1e-6  # λ does something
+    np.testing.assert_allclose(np.array(found["magnitudes"]).T, [sizes[0.0], sizes[0.7]], rtol=1e-12)
+    shares = {lam: size / size.mean() for lam, size in sizes.items()}
+    np.testing.assert_allclose(found["gains"], shares[0.7] / shares[0.0] - 1, atol=1e-12)
+    assert np.abs(found["gains"]).max() > 1e-6
     still = asked(client, "attend", text=TEXT, layer=1, head=head, strength=0)
     assert still["standard"] == still["valued"] and set(still["gains"]) == {0.0}
 
@@ -354,6 +421,13 @@ def test_continuations_are_the_models(client: TestClient, model: LiveModel, prob
     assert found["changed"] != found["untouched"]
     same = asked(client, "continue", text=TEXT, **(chosen | {"strength": 0, "steering": 0}))
     assert same["changed"] == same["untouched"] == found["untouched"]
+
+
+def test_what_is_kept_of_a_continuation_is_as_long_as_was_asked(client: TestClient, model: LiveModel) -> None:
+    chosen = {"concept": "valence", "layer": 2, "strength": 0, "steering": 0}
+    for count in (3, 8):
+        found = asked(client, "continue", text=TEXT, **chosen, new_tokens=count)["untouched"]
+        assert found == model.generate(TEXT, max_new_tokens=count, do_sample=False)
 
 
 def test_what_probes_are_worth_is_said() -> None:
@@ -400,11 +474,17 @@ def test_a_question_that_fails_leaves_the_model_as_it_was(
 
 
 def test_a_running_explorer_is_on_this_machine_alone_and_ends(
-    model: LiveModel, probes: ProbeSet, capfd: pytest.CaptureFixture[str]
+    model: LiveModel,
+    probes: ProbeSet,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     import httpx
 
-    with explorer.explore(model, probes, browser=False, wait=False) as running:
+    with (
+        explorer.explore(model, probes, browser=False, wait=False) as running,
+        caplog.at_level(logging.DEBUG, logger="uvicorn.access"),
+    ):
         address = running.address
         assert address.startswith("http://127.0.0.1:") and len(address.split("/")[3]) >= 32
         origin = {"origin": address.rsplit("/", 2)[0]}
@@ -417,7 +497,39 @@ def test_a_running_explorer_is_on_this_machine_alone_and_ends(
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
     written = capfd.readouterr()
-    assert "unmentionable" not in written.out + written.err and address in written.err
+    assert written.err == f"emoprobe: the explorer is at {address}\n" and not written.out + caplog.text
+
+
+def test_the_port_is_open_to_this_machine_alone() -> None:
+    with launch._bound(0) as place:
+        assert place.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("line", ["OPTIONS *", "GET foo", "GET *", "POST foo", "GET http://127.0.0.1"])
+def test_a_path_that_is_none_is_refused_as_any_other(model: LiveModel, probes: ProbeSet, line: str) -> None:
+    with explorer.explore(model, probes, browser=False, wait=False) as running:
+        place = urlsplit(running.address)
+        with socket.create_connection((place.hostname, place.port), timeout=10) as asking:
+            asking.sendall(f"{line} HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n\r\n".encode())
+            reply = b"".join(iter(lambda: asking.recv(4096), b"")).decode()
+    assert reply.startswith("HTTP/1.1 403 ") and "content-security-policy: default-src 'none'" in reply
+
+
+def test_a_browser_is_started_with_a_file_for_this_user_alone_and_not_with_the_token(
+    model: LiveModel, probes: ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(launch.webbrowser, "open", opened.append)
+    monkeypatch.setattr(launch.secrets, "token_urlsafe", lambda _: 'token"&<b>')
+    with explorer.explore(model, probes, wait=False) as running:
+        (uri,) = opened
+        assert uri.startswith("file:///") and "token" not in unquote(uri)
+        page = Path(urlsplit(uri).path)
+        assert stat.S_IMODE(page.stat().st_mode) == 0o600
+        assert stat.S_IMODE(page.parent.stat().st_mode) == 0o700
+        (target,) = re.findall(r'<meta http-equiv="refresh" content="0; url=([^"]*)">', page.read_text())
+        assert html.unescape(target) == running.address and not re.search('[<>"]', target)
+    assert not page.parent.exists()
 
 
 def test_an_explorer_that_is_interrupted_ends(
@@ -434,7 +546,7 @@ def test_an_explorer_that_is_interrupted_ends(
     monkeypatch.setattr(launch.webbrowser, "open", opened.append)
     monkeypatch.setattr(explorer.Explorer, "wait", interrupted)
     running = explorer.explore(model, probes)
-    assert opened == [running.address]
+    assert len(opened) == 1
     with pytest.raises(httpx.ConnectError):
         httpx.get(running.address)
 

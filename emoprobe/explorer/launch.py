@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import secrets
 import socket
@@ -9,8 +10,9 @@ import sys
 import threading
 import time
 import webbrowser
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -55,7 +57,7 @@ def explore(
     running = Explorer(Subject.of(live, probes, valuation), port)
     _say(f"the explorer is at {running.address}")
     if browser:
-        webbrowser.open(running.address)
+        running.open()
     if wait:
         _say("Ctrl-C ends it")
         with running, suppress(KeyboardInterrupt):
@@ -64,7 +66,7 @@ def explore(
 
 
 class Explorer:
-    """Hold a running explorer: `.address` is its page's, `.stop()` ends it, and so does leaving a `with` block."""
+    """Hold a running explorer: `.address` is its page's, `.open()` shows it, `.stop()` or leaving a `with` block ends it."""
 
     def __init__(self, subject: Subject, port: int = 0) -> None:
         import uvicorn
@@ -78,6 +80,7 @@ class Explorer:
         options = uvicorn.Config(
             application(subject, token), log_level="critical", access_log=False, lifespan="off", ws="none"
         )
+        self._folders = ExitStack()
         self._server: uvicorn.Server = uvicorn.Server(options)
         self._thread = threading.Thread(target=self._server.run, args=([place],), daemon=True)
         self._thread.start()
@@ -90,6 +93,21 @@ class Explorer:
         if not self._server.started:
             raise InputError("the explorer's server did not start: give another port")
 
+    def open(self) -> None:
+        """Open the page in a browser, by way of a file that this user alone may read and that goes when the server ends.
+
+        What a browser is started with can be read by all users of the machine, and the address holds the token.
+        """
+        page = Path(self._folders.enter_context(TemporaryDirectory(prefix="emoprobe-"))) / "explorer.html"
+        page.touch(0o600)
+        address = html.escape(self.address)
+        page.write_text(
+            f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={address}">'
+            f'<title>emoprobe</title><a href="{address}">The explorer</a>\n',
+            "utf-8",
+        )
+        webbrowser.open(page.as_uri())
+
     def wait(self) -> None:
         """Wait until the server has ended, or until it is interrupted."""
         while self._thread.is_alive():
@@ -97,6 +115,7 @@ class Explorer:
 
     def stop(self) -> None:
         """End the server."""
+        self._folders.close()
         self._server.should_exit = True
         self._thread.join(PATIENCE)
 

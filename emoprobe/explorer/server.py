@@ -201,9 +201,11 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        _, token, *rest = scope["path"].split("/", 2)
+        token, _, rest = (
+            scope["path"].partition("/")[2].partition("/")
+        )  # a path may be "*", or lack its slash
         refused = self._refused(scope["method"], token, headers)
-        inner = {**scope, "path": f"/{rest[0] if rest else ''}"}
+        inner = {**scope, "path": f"/{rest}"}
         inner.pop("raw_path", None)
         await (refused or self.app)(inner, receive, self._with_headers(send))
 
@@ -213,6 +215,8 @@ class Guard:
             return refusal(403, "The explorer is for this machine alone.")
         if not hmac.compare_digest(token.encode(), self.token):
             return refusal(403, "The address lacks its token: use the whole of what emoprobe has printed.")
+        if "transfer-encoding" in headers:  # in pieces, a question may be longer than it says
+            return refusal(411, "The question comes in pieces: send it whole, with its length.")
         if method not in ("GET", "HEAD"):
             if headers.get("origin") != f"http://{host}":
                 return refusal(403, "The explorer answers its own page only.")
