@@ -19,6 +19,12 @@ if shutil.which("nvidia-smi") is None:  # is read when triton is first imported,
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hand files out in their order: by number of tests, the notebooks, few and long, would come last and keep one worker."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of shared corpora and models (EMOPROBE_SHARED, or ../shared), or skip the test."""
