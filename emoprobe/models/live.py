@@ -90,6 +90,12 @@ class LiveModel(ABC):
         self._intervening: int | None = None  # the thread whose interventions are in place
         self._reference_norms: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_passing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _passing=RLock())  # a copy runs by itself
+
     # What a backend provides -----------------------------------------------------------------------------------------
 
     @property
