@@ -35,13 +35,14 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
 def rates(sweep: Sweep) -> pd.DataFrame:
     """Return one row per strength, condition, seed and measure that is a share: rate, low, high, scenarios.
 
-    The 95 % interval is `wilson`'s over scenarios. Measures that are no shares (log-odds) are left out: see `Sweep.frame`.
+    The 95 % interval is `wilson`'s over scenarios; those without a value (NaN) are not counted. Measures that are no shares
+    (log-odds) are left out: see `Sweep.frame`.
     """
     keys = ["strength", "condition", "seed", "measure"]
     shares = sweep.raw[~sweep.raw.measure.str.endswith(LOG_ODDS)]
     rows = []
     for key, group in shares.groupby(keys, sort=False, dropna=False):
-        value, n = float(group["value"].mean()), len(group)
+        value, n = float(group["value"].mean()), int(group["value"].count())
         rows.append((*key, value, *wilson(value, n), n))
     table = pd.DataFrame(rows, columns=[*keys, "rate", "low", "high", "scenarios"])
     return table.astype({"seed": "Int64"})
@@ -92,6 +93,8 @@ def _verdict(row: dict[str, object], specific: bool) -> str:
         return unmeasured + f"{answers:.0%} of its answers are answers at all"
     if specific:
         return f"{'rises' if slope > 0 else 'falls'} with strength"
+    if n == 0:
+        return unmeasured + "none of its scenarios could be counted"
     if highest <= 1 / n and baseline <= 1 / n:
         return unmeasured + f"at its floor ({baseline:.0%}), and no strength takes it off"
     if lowest >= 1 - 1 / n and baseline >= 1 - 1 / n:
