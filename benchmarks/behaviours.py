@@ -134,6 +134,9 @@ def told_preferences(prefer: dict[str, Any]) -> list[str]:
         if prefer["measurable"]
         else "do NOT hold in both orders: nothing can be measured"
     )
+    permuted = (
+        "" if "between" in best else " (may be too small: single activities were permuted, not categories)"
+    )
     interval = span(shift["shift"], shift["low"], shift["high"])
     gain = span(shift["gain"], shift["gain_low"], shift["gain_high"])
     return [
@@ -143,8 +146,9 @@ def told_preferences(prefer: dict[str, Any]) -> list[str]:
         f"P(A or B) = {prefer['answered']:.2g}. Mean scores: {liked}.",
         "",
         f"Foreseen: {prefer['significant']} of {prefer['concepts']} concepts at q < 0.05; furthest {best['concept']}, r = "
-        f"{span(best['r'], best['low'], best['high'])}, within categories {number(best['within'])}, q = {best['q']:.2g}; one "
-        f"more random direction {number(best['random_low'])} to {number(best['random_high'])}.",
+        f"{span(best['r'], best['low'], best['high'])}, within categories {number(best['within'])}, "
+        f"q = {best['q']:.2g}{permuted}; one more random direction "
+        f"{number(best['random_low'])} to {number(best['random_high'])}.",
         "",
         f"Steered ({CONCEPT}, s = {SPAN_STRENGTH} on the words of half of the activities): shift {interval} nats (random "
         f"{ranged(prefer['random']['shift'])}), gain {gain} (random {ranged(prefer['random']['gain'])}), published score "

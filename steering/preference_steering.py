@@ -115,21 +115,26 @@ class PreferenceShift:
         steered activities on the Elo scale, all pairs taken together; `from_baseline`, the correlation of these changes with
         the ratings before, near −1 for mere compression; and `within`, the spread of ratings among steered activities alone as
         a share of what it was. `random_low` and `random_high` are the 95 % prediction interval for the shift of one more random
-        direction. `compressed` says that the gain's interval lies below 1; `moved`, that the shift's interval excludes 0 and
-        the shift lies outside of random directions', where `straddling`, the share of steered–reference pairs on the rarer side
-        of even, is large enough to know what happens there.
+        direction, `random_gain_low` and `random_gain_high` that for the gain. `compressed` says that the gain's interval lies
+        below 1 and the gain below random directions'; `moved`, that the shift's interval excludes 0 and the shift lies outside
+        of random directions', where `straddling`, the share of steered–reference pairs on the rarer side of even, is large
+        enough to know what happens there. Neither is ever said where untouched preferences are not `measurable`: changes of
+        choices that do not hold in both orders cannot be told from those of noise.
         """
         rows = [self._row(number) for number in range(len(self.names))]
         table = pd.DataFrame(rows)
-        random = table["shift"][table.condition == RANDOM].to_numpy()
-        low, high = prediction_interval(random)
+        random = table[table.condition == RANDOM]
+        low, high = prediction_interval(random["shift"].to_numpy())
+        gain_low, gain_high = prediction_interval(random.gain.to_numpy())
         table["random_low"], table["random_high"] = low, high
+        table["random_gain_low"], table["random_gain_high"] = gain_low, gain_high
+        measurable = self.untouched.measurable
         apart = (table.low > 0) | (table.high < 0)
-        table["compressed"] = table.gain_high < 1 - ROUNDING
+        table["compressed"] = measurable & (table.gain_high < 1 - ROUNDING) & (table.gain < gain_low)
         told = table.straddling >= STRADDLING
-        table["moved"] = told & apart & ~table["shift"].between(low, high) & np.isfinite(low)
+        table["moved"] = measurable & told & apart & ~table["shift"].between(low, high) & np.isfinite(low)
         table["verdict"] = [
-            _verdict(*flags) for flags in zip(told, table.moved, table.compressed, strict=True)
+            _verdict(measurable, *flags) for flags in zip(told, table.moved, table.compressed, strict=True)
         ]
         return table
 
@@ -251,7 +256,9 @@ def _shift_and_gain(before: Floats, after: Floats) -> Floats:
     return np.array([shift, gain])
 
 
-def _verdict(told: bool, moved: bool, compressed: bool) -> str:
+def _verdict(measurable: bool, told: bool, moved: bool, compressed: bool) -> str:
+    if not measurable:
+        return "cannot be told: untouched choices do not hold in both orders"
     if not told:
         return "cannot be told: nearly all steered activities were better liked before, or worse, than all others"
     if moved:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
+from itertools import permutations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = NDArray[np.float64]
 RESAMPLES, PERMUTATIONS = 400, 2000
+FEWEST_CATEGORIES = 4
+"""Categories below which no order of them is rarer than 1 in 20."""
+ALL_ORDERS_UP_TO = 8
+"""Categories up to which every order of them is tried (8! = 40320), instead of `PERMUTATIONS` drawn ones."""
 
 
 @cache
@@ -219,11 +224,14 @@ def probe_correlation(
 
     Read-outs are means over the tokens of the activity in a question about it alone, at `layer` (by default the fitted one
     nearest to two thirds of the depth). `r` is Pearson's with the Bradley–Terry scores, `low` and `high` its 95 % interval over
-    whole categories; `within` is r after each category's mean is taken out, since categories differ in much else. `p` is from
-    scores permuted over activities (two-sided), `q` the same with false discoveries controlled over concepts (Benjamini and
-    Hochberg 1995), `p_any` the chance that any of the concepts reaches as far (Westfall and Young's maximum). `random_low` and
-    `random_high` are the 95 % prediction interval for r of one more random direction. Raises `InputError` for a layer without
-    probes, fewer than two controls, and a tokenizer that does not say where its tokens lie.
+    whole categories; `within` is r after each category's mean is taken out, since categories differ in much else, and `between`
+    r of the categories' means. `p` is that of `between` (two-sided), from permutations of which category has which mean score:
+    read-outs and scores are alike within a category, so that single activities are not exchangeable. All orders are tried of
+    eight categories or fewer, else 2000 drawn ones; with fewer than four categories p is NaN. `q` is p with false discoveries
+    controlled over concepts (Benjamini and Hochberg 1995), `p_any` the chance that any of the concepts reaches as far (Westfall
+    and Young's maximum). `random_low` and `random_high` are the 95 % prediction interval for r of one more random direction.
+    Raises `InputError` for a layer without probes, fewer than two controls, and a tokenizer that does not say where its tokens
+    lie.
     """
     if controls < 2:
         raise InputError(f"controls={controls}: give at least 2, so that their range is known")
@@ -237,10 +245,8 @@ def probe_correlation(
     random = (streams.double() @ torch.stack(turned).double().T).numpy()
     scores, categories = found.scores, found.activities.category.to_numpy()
     r = _correlations(read, scores)
-    generator = np.random.default_rng(seed)
-    null = np.stack([np.abs(_correlations(read, generator.permutation(scores))) for _ in range(PERMUTATIONS)])
     low, high = np.transpose([correlation(column, scores, categories, seed)[1:] for column in read.T])
-    p = exceedance(np.abs(r), null)
+    between, p, p_any = _over_categories(read, scores, categories, seed)
     known = np.isfinite(p)
     q = np.full(len(p), np.nan)
     q[known] = false_discovery_control(p[known]) if known.any() else []
@@ -249,7 +255,7 @@ def probe_correlation(
         {
             **{"concept": probes.concepts, "layer": at, "r": r, "low": low, "high": high},
             "within": _correlations(_centred(read, categories), _centred(scores[:, None], categories)[:, 0]),
-            **{"p": p, "q": q, "p_any": exceedance(np.abs(r), null.max(1, keepdims=True))},
+            **{"between": between, "p": p, "q": q, "p_any": p_any},
             **{"random_low": random_low, "random_high": random_high},
         }
     )
@@ -341,6 +347,30 @@ def _correlations(columns: Floats, y: Floats) -> Floats:
     sizes = np.linalg.norm(x, axis=0) * np.linalg.norm(y)
     r: Floats = np.divide(y @ x, sizes, out=np.full(sizes.shape, np.nan), where=sizes > 1e-12)
     return r
+
+
+def _over_categories(
+    columns: Floats, y: Floats, groups: NDArray[np.object_], seed: int
+) -> tuple[Floats, Floats, Floats]:
+    """Return r of each column's category means with those of y, its p and that of the furthest of all columns, each (m,).
+
+    The null permutes which category has which mean of y; p values are NaN for fewer than four categories.
+    """
+    means = pd.DataFrame(np.column_stack([y, columns])).groupby(groups).mean().to_numpy()
+    of_y, of_columns = means[:, 0], means[:, 1:]
+    r = _correlations(of_columns, of_y)
+    if len(means) < FEWEST_CATEGORIES:
+        return r, np.full(r.shape, np.nan), np.full(r.shape, np.nan)
+    permuted = of_y[_orders(len(means), seed)].T
+    null = np.abs(np.stack([_correlations(permuted, column) for column in of_columns.T], axis=1))
+    return r, exceedance(np.abs(r), null), exceedance(np.abs(r), null.max(1, keepdims=True))
+
+
+def _orders(n: int, seed: int) -> NDArray[np.int64]:
+    """Return orders of n other than the given one, all of them where they are few (orders, n)."""
+    if n <= ALL_ORDERS_UP_TO:
+        return np.array(list(permutations(range(n)))[1:])
+    return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (PERMUTATIONS, 1)), axis=1)
 
 
 def _centred(columns: Floats, groups: NDArray[np.object_]) -> Floats:

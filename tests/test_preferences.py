@@ -1,5 +1,7 @@
 """Preferences: planted ones on a made-up scorer, a planted blur, and what a random model is asked, by hand."""
 
+from itertools import permutations as orders
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +26,7 @@ from emoprobe.steering import (
 )
 from emoprobe.steering.pairwise import ELO_PER_NAT, bradley_terry, elo
 from emoprobe.steering.preference_steering import half_of
+from emoprobe.steering.preferences import _over_categories
 from emoprobe.steering.vectors import random_like
 
 FEW = ["read a book", "walk the dog", "sing", "write a letter", "laugh"]
@@ -179,6 +182,32 @@ def test_a_planted_shift_is_found_with_and_without_a_blur() -> None:
     assert both.moved and both.compressed and both["shift"] == pytest.approx(0.8, abs=0.05)
 
 
+def test_choices_that_do_not_hold_in_both_orders_are_neither_shifted_nor_compressed() -> None:
+    noise = np.random.default_rng(0).normal(size=(32, 32)) + 2
+    np.fill_diagonal(noise, np.nan)
+    untouched = Preferences(activities(4), noise)
+    assert not untouched.measurable
+    for change in (lambda odds, side: 0.4 * odds, lambda odds, side: odds + 0.8 * side):
+        shift = steered_by(untouched, change)
+        assert (shift.frame.verdict == "cannot be told: untouched choices do not hold in both orders").all()
+        assert not shift.frame[["moved", "compressed"]].any(axis=None)
+        assert "0 of 1 directions shift" in repr(shift) and ", 0 compress them" in repr(shift)
+
+
+def test_a_blur_that_random_directions_share_is_not_the_directions() -> None:
+    untouched, _ = planted(spread=1.5, noise=0.1)
+    alone = steered_by(untouched, lambda odds, side: 0.6 * odds)
+    blurs = (0.4, 0.5, 0.6, 0.7, 0.8)
+    random = np.stack([blur * untouched.log_odds for blur in blurs])
+    shared = PreferenceShift(
+        alone.names, alone.conditions, untouched, alone.steered, np.stack([alone.log_odds[0], *random]), 0.5
+    )
+    assert alone.frame.compressed[0]
+    row = shared.frame.iloc[0]
+    assert row.gain_high < 0.7 and row.random_gain_low < row.gain < row.random_gain_high
+    assert not row.compressed and row.verdict == "no shift beyond random directions"
+
+
 def test_half_of_each_category_is_steered() -> None:
     listed = activities()
     steered = half_of(listed.category, 3)
@@ -259,7 +288,9 @@ def test_a_probe_that_foresees_preferences_is_told_from_one_that_does_not() -> N
     listed = activities(3)
     noise = np.full((24, 24), 0.0)
     read = probe_correlation(model, fitted, Preferences(listed, noise), 2, controls=2).set_index("concept")
-    assert read.r.isna().all()  # nothing is preferred, so that nothing can be foreseen
+    assert (
+        read[["r", "p", "q", "p_any"]].isna().all(axis=None)
+    )  # nothing is preferred, so that nothing can be foreseen
     from emoprobe.steering.preferences import _streams_of_activities
 
     streams = _streams_of_activities(model, list(listed.activity), 2, 5)
@@ -277,8 +308,52 @@ def test_a_probe_that_foresees_preferences_is_told_from_one_that_does_not() -> N
     table = probe_correlation(model, fitted, found, 2, controls=4).set_index("concept")
     assert table.r["planted"] > 0.98 and table.q["planted"] < 0.01 and table.p_any["planted"] < 0.01
     assert table.within["planted"] > 0.95 and table.low["planted"] > 0.8
+    assert table.between["planted"] > 0.98
     assert (table.q >= table.p - 1e-12).all() and (table.p_any >= table.p - 1e-12).all()
     assert table.random_low.iloc[0] < 0.5
+
+
+def alike_within_categories(order, categories, columns: int = 4):
+    """Read-outs (n, columns) and scores (n,) that share nothing but how alike they are within each category."""
+    every, member = np.unique(categories, return_inverse=True)
+    made = order.normal(size=(len(every), columns + 1))[member]
+    made += 0.3 * order.normal(size=made.shape)
+    return made[:, :-1], made[:, -1]
+
+
+def test_categories_that_are_alike_within_are_no_relation() -> None:
+    order, categories = np.random.default_rng(0), np.repeat(list("abcdef"), [6, 5, 4, 6, 3, 6])
+    found = [_over_categories(*alike_within_categories(order, categories), categories, 0) for _ in range(200)]
+    p, p_any = np.stack([p for _, p, _ in found]), np.stack([p_any.min() for *_, p_any in found])
+    assert (p < 0.05).mean() <= 0.08 and (p_any < 0.05).mean() <= 0.08
+    assert 0.4 < np.median(p) < 0.6
+
+
+def test_a_relation_across_categories_is_found_in_all_orders_or_drawn_ones() -> None:
+    order = np.random.default_rng(1)
+    for count, least in ((6, 1 / 720), (10, 1 / 2001)):
+        categories = np.repeat(np.arange(count), 4).astype(str)
+        read, scores = alike_within_categories(order, categories)
+        read[:, 2] = scores + 0.2 * order.normal(size=len(scores))
+        between, p, p_any = _over_categories(read, -scores, categories, 3)
+        means = [
+            [column[categories == c].mean() for c in np.unique(categories)] for column in (read[:, 2], scores)
+        ]
+        assert between[2] == pytest.approx(-np.corrcoef(means)[0, 1]) and between[2] < -0.95
+        assert least - 1e-12 <= p[2] <= p_any[2] <= 0.01 < p[[0, 1, 3]].min()
+    by_hand = [
+        abs(np.corrcoef(means[0][:4], np.array(means[1][:4])[list(o)])[0, 1]) for o in orders(range(4))
+    ]
+    few = np.isin(categories, np.unique(categories)[:4])
+    _, p, _ = _over_categories(read[few], scores[few], categories[few], 0)
+    assert p[2] == pytest.approx(np.mean(np.array(by_hand) >= by_hand[0] - 1e-12))
+
+
+def test_few_categories_have_no_p_value() -> None:
+    categories = np.repeat(list("abc"), 6)
+    read, scores = alike_within_categories(np.random.default_rng(2), categories)
+    between, p, p_any = _over_categories(read, scores, categories, 0)
+    assert np.isfinite(between).all() and np.isnan(p).all() and np.isnan(p_any).all()
 
 
 def test_shifts_are_set_against_correlations_over_concepts() -> None:
