@@ -96,6 +96,9 @@ def test_a_specific_matrix_is_told_from_one_that_is_not() -> None:
     assert table.others["b"] == pytest.approx(np.delete(specific.changes[1].mean(-1), 1).mean())
     assert table.random["b"] == pytest.approx(specific.changes[6:, 1].mean())
     assert "6 of 6 rise by more" in repr(specific)
+    uneven = specific.changes.copy()
+    uneven[0, 0] = [20.0] + [0.0] * 7  # one text makes the mean, so that its interval includes 0
+    assert "5 of 6 rise by more" in repr(Specificity(specific.concepts, uneven, 0.1, "nothing"))
 
 
 def test_concepts_need_both_a_direction_and_words() -> None:
@@ -153,6 +156,21 @@ def test_effects_are_compared_where_costs_are_equal_whatever_the_unit_of_strengt
     )
     assert down.strength["edits"] == pytest.approx(-frame.strength["edits", 0.2])
     assert down.effect["edits"] == pytest.approx(-frame.effect["edits", 0.2])
+
+
+def test_a_cost_that_falls_again_is_reached_where_it_is_reached_first() -> None:
+    cost, strengths = [0.0, 1.0, 0.5, 2.0], [0, 1, 2, 3]
+    rows = [
+        (float(s), "steered", None, name, k, value)
+        for s in strengths
+        for name, value in (("effect", 3.0 * s), ("cost", cost[s]))
+        for k in range(2)
+    ]
+    raw = pd.DataFrame(rows, columns=["strength", "condition", "seed", "measure", "text", "value"])
+    sweep = Sweep(raw.astype({"seed": "Int64"}), "", "")
+    frame = at_equal_cost({"a": sweep}, "effect", "cost", [0.25, 0.8]).frame
+    assert frame.strength.tolist() == pytest.approx([0.25, 0.8])
+    assert frame.effect.tolist() == pytest.approx([0.75, 2.4])
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
