@@ -159,7 +159,7 @@ def test_effects_are_compared_where_costs_are_equal_whatever_the_unit_of_strengt
 
 
 def test_a_cost_that_falls_again_is_reached_where_it_is_reached_first() -> None:
-    cost, strengths = [0.0, 1.0, 0.5, 2.0], [0, 1, 2, 3]
+    cost, strengths = [0.0, 1.0, 0.5, 0.6], [0, 1, 2, 3]
     rows = [
         (float(s), "steered", None, name, k, value)
         for s in strengths
