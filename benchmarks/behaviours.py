@@ -170,7 +170,9 @@ def main() -> None:
     kept = HERE / "behaviours.json"
     record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     for name in sources if given.only is None else given.only:
-        record[name] = asked(ep.load_model(sources[name]))
+        model = ep.load_model(sources[name])
+        model.name = name  # without the folder that it lies in
+        record[name] = asked(model)
         write_bytes(kept, (json.dumps(record, indent=1, default=float, ensure_ascii=False) + "\n").encode())
     lines = [
         "# Preferences and behaviours, beside their controls",
