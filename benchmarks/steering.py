@@ -111,13 +111,17 @@ def told_doses(name: str, found: dict[str, Any]) -> Lines:
         lines.append(
             f"| {row['concept']} | {own} | {row['monotone_to']:g} | {random} | {one_more} | {index} | {chance} |"
         )
+    least, none = table.monotone_to.min(), int((table.monotone_to == 0).sum())
+    rising = (
+        f"{none} of {len(table)} do not rise at all" if none else f"all rise at least up to s = {least:g}"
+    )
     by_dose = ", ".join(f"{value:.2f} at {dose}" for dose, value in found["index_by_dose"].items())
     return [
         *lines,
         "",
         f"Rises by more than one more random direction may: {above} of {len(table)}; zero lies where one more random "
-        f"direction would for {zero} of {len(table)}, and within the interval of random directions' mean for {mean_zero}; all "
-        f"rise at least up to s = {table.monotone_to.min():g}. Specificity index over concepts "
+        f"direction would for {zero} of {len(table)}, and within the interval of random directions' mean for {mean_zero}; "
+        f"{rising}. Specificity index over concepts "
         f"{span(total['index'], total['low'], total['high'])} (random directions "
         f"{ranged([total['chance_low'], total['chance_high']])}; columns shuffled p = {total['p']:.2g}); lowest "
         f"{table['index'].min():.2f}; by dose {by_dose}.",
