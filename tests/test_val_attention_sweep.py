@@ -69,7 +69,6 @@ def test_folded_is_the_formula(problem: Problem, dtype: torch.dtype) -> None:
     assert worst(draw(**shape, dtype=dtype), "folded", **options) < TOLERANCE[dtype]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(problem=problems(4097, masks=any_mask, capped=False))
 @sweep(max_examples=12)
@@ -97,7 +96,6 @@ def test_the_formula_in_half_precision_holds_where_strength_is_large(
     assert worst(inputs, "reference", **options) < TOLERANCE[dtype]
 
 
-@pytest.mark.slow
 @given(problem=problems(65, widths=(8, 64), masks=("none", "padding", "any")))
 @sweep(max_examples=10)
 def test_flex_is_the_formula(problem: Problem) -> None:
