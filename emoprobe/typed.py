@@ -95,9 +95,14 @@ def split(given: str | None) -> list[str] | None:
 
 def words(text: str) -> str:
     """Return a text that was typed, or that of standard input where it is "-"; refuse none, and the name of a file."""
-    if text == "-":
-        text = sys.stdin.read().rstrip("\n")
-    elif os.path.isfile(text):
+    piped = text == "-"
+    try:
+        if piped:
+            text = sys.stdin.read().rstrip("\n")
+        text.encode()  # bytes that are no UTF-8 come as half characters, which no tokenizer reads
+    except UnicodeError:
+        raise InputError("the text is not UTF-8: give it, or save its file, in that encoding") from None
+    if not piped and os.path.isfile(text):
         raise InputError(
             f'"{text}" is a file: to give what is in it, type - for the text and < {text} at the end'
         )

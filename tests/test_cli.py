@@ -583,3 +583,15 @@ def _wide(folder: Path) -> None:
 
 def test_input_errors_are_value_errors() -> None:
     assert issubclass(InputError, ValueError)
+
+
+def test_text_that_is_no_utf8_is_refused_in_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding in ({"errors": "surrogateescape"}, {}):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Das caf\xe9"), "utf-8", **encoding))
+        status, _, err = call("trace", "model", "probes.safetensors", "-")
+        assert (
+            status == 2
+            and err == "emoprobe: the text is not UTF-8: give it, or save its file, in that encoding\n"
+        )
+    status, _, err = call("steer", "model", "probes.safetensors", "valence", "\udcff evening")
+    assert status == 2 and "not UTF-8" in err
