@@ -23,7 +23,7 @@ import torch
 from rich.filesize import decimal
 from torch import Tensor
 
-from emoprobe.activations import Pool, pooling, room, stream_residuals
+from emoprobe.activations import Pool, capture, room
 from emoprobe.artefacts import read_artefact, versions, write_artefact, write_bytes
 from emoprobe.checks import parse_json
 from emoprobe.errors import InputError
@@ -209,11 +209,7 @@ def read_shard(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the vectors of some texts, float32 (texts, layers, d_model), and what a pool of their own has added up."""
     own = pool.anew() if isinstance(pool, Adding) else pool
-    pooled_by = pooling(own)
-    vectors = torch.empty(len(texts), len(layers), model.d_model)
-    for read in stream_residuals(model, texts, layers, batch_size=batch_size):
-        pooled = pooled_by(read.stream.float(), read.counted(start)).to("cpu", torch.float32)
-        vectors.index_copy_(0, torch.tensor(read.indices), pooled.transpose(0, 1))
+    vectors = capture(model, texts, layers, own, start=start, batch_size=batch_size)
     return vectors, own.sums() if isinstance(own, Adding) else {}
 
 
