@@ -58,11 +58,12 @@ def export(result: Shown, path: str | Path) -> Path:
     Tables are pandas frames, with `to_csv` and others of their own. Raises `InputError` for another ending.
     """
     path = Path(path)
-    if path.suffix == ".html":
+    ending = path.suffix.lower()
+    if ending == ".html":
         page = PAGE.format(title=escape(repr(result).splitlines()[0]), body=result._repr_html_())
         return write_bytes(path, page.encode())
-    if path.suffix == ".svg":
+    if ending == ".svg":
         return write_bytes(path, drawing.svg(result.plot()).encode())
-    if path.suffix == ".png":
+    if ending == ".png":
         return write_bytes(path, drawing.png(result.plot()))
     raise InputError(f'"{path}": give a file that ends in .html, .svg or .png; .frame.to_csv() writes tables')

@@ -153,8 +153,9 @@ def sweep(
     """
     import shutil
 
-    from emoprobe import drawing, typed
+    from emoprobe import typed
     from emoprobe.artefacts import write_bytes
+    from emoprobe.notebook import export
     from emoprobe.probes import load_probes
     from emoprobe.steering import kl, nll, read_out
     from emoprobe.steering import sweep as swept
@@ -196,10 +197,7 @@ def sweep(
         write_bytes(output, found.frame.to_csv(index=False).encode())
         shutil.rmtree(kept)
     if figure is not None:
-        picture = found.plot()
-        write_bytes(
-            figure, drawing.png(picture) if figure.suffix.lower() == ".png" else drawing.svg(picture).encode()
-        )
+        export(found, figure)
     written = [path for path in (output, figure) if path is not None]
     if as_json:
         write_json(subject=found.subject, model=found.model, sweep=found.frame, written=written)
