@@ -106,8 +106,8 @@ class KeptRuns:
             return make()
         if name in self:
             with reading(self._file(name), "run of a sweep"):
-                read_parquet(self._file(name))
-                groups = pd.read_parquet(self._file(name)).groupby("measure", sort=False)["value"]
+                table = read_parquet(self._file(name)).to_pandas()
+                groups = table.groupby("measure", sort=False)["value"]
                 found = {str(measure): values.to_numpy(float) for measure, values in groups}
                 if name != UNTOUCHED and {key: values.shape for key, values in found.items()} != self._like:
                     raise InputError("it has other measures, or other texts")

@@ -21,8 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from emoprobe import drawing
 from emoprobe.artefacts import write_bytes
 from emoprobe.checks import check_record, parse_json, read_parquet
@@ -124,8 +122,7 @@ class RunFolder:
             check_record(record, RESULT)
             if record["name"] != name or record["sign"] not in (None, -1, 0, 1):
                 raise InputError(f"it is called {record['name'][:60]!r}, with sign {record['sign']}")
-            read_parquet(stem.with_suffix(".parquet"))
-            table = pd.read_parquet(stem.with_suffix(".parquet"))
+            table = read_parquet(stem.with_suffix(".parquet")).to_pandas()
             drawn = self.path / "figures" / f"{name}.svg"
             svg = drawn.read_text("utf-8") if record.pop("figure") else ""
             return Result(**{**record, "remarks": tuple(record["remarks"])}, table=table, svg=svg)
