@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from emoprobe.artefacts import digest
 from emoprobe.errors import InputError
 from emoprobe.interventions import Intervention, Positions
 from emoprobe.layers import Layers
@@ -110,8 +109,8 @@ def sweep(
     untouched = _named(measure(model, prompts) for measure in measures)
     asked = {
         "model": model.fingerprint(),
-        "intervention": _content(intervention),
-        "unrelated": unrelated if unrelated is None else _content(unrelated),
+        "intervention": described(intervention),
+        "unrelated": described(unrelated),
         "edit": described(edit),
         "measures": [described(measure) for measure in measures],
         "layers": repr(layers),
@@ -234,10 +233,6 @@ def _checked(strengths: Sequence[float]) -> list[float]:
     if not given or not all(map(math.isfinite, given)):
         raise InputError(f"strengths={list(strengths)} is not a list of finite numbers")
     return sorted({0.0, *given})
-
-
-def _content(intervention: Vector | Valuation) -> str:
-    return digest({"": intervention} if isinstance(intervention, Tensor) else vars(intervention))
 
 
 def _subject(intervention: Vector | Valuation) -> str:
