@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel
 from emoprobe.corpora.emotion_words import load_word_norms
 from emoprobe.models import load_model
 from emoprobe.steering.kept_runs import KeptRuns
-from emoprobe.study.folder import RunFolder
+from emoprobe.study.folder import FIELDS, RunFolder
 from emoprobe.study.result import Result
 
 PROMPT = "The sun came up and"
@@ -283,19 +283,7 @@ def _studies() -> Iterator[Case]:
                 shown if loose else None,
                 either=loose,
             )
-    for key in (
-        "title",
-        "question",
-        "method",
-        "finding",
-        "controls",
-        "verdict",
-        "sign",
-        "checks",
-        "alt",
-        "remarks",
-        "published",
-    ):
+    for key in FIELDS[1:]:  # all but the name
         for name, value in {"missing": ..., "a-number": 7, "a-list": [[1]]}.items():
             optional = name == "missing" and key in ("sign", "checks", "alt", "published")
             yield case(
