@@ -16,6 +16,7 @@ from test_cli import COMMANDS, Call, _one_step, call, files  # noqa: F401
 from typer.main import get_command
 
 from emoprobe import cli
+from emoprobe.activation_store import load_activations
 from emoprobe.cli import completing
 from emoprobe.study import cost
 
@@ -100,6 +101,15 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(call: Call, valuations: Pat
     assert found["seconds"] > 0 and {"read", "writing"} >= {found["steps"][-1]["step"]}
     assert found["steps"][-1]["tokens"] == 2 * 80 * 2 * 9  # emotions, topics, texts each, tokens
     assert {path: path.stat().st_mtime_ns for path in valuations.rglob("*")} == before
+
+
+def test_disk_for_a_fit_is_counted(call: Call, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    asked = ("fit", "model", "days.csv", "-o", "kept.safetensors", *COLUMNS)
+    stated = json.loads(call(*asked, "--dry-run", "--json")[1])["disk"]
+    monkeypatch.setattr("shutil.rmtree", lambda folder: None)
+    assert call(*asked)[0] == 0
+    vectors = load_activations(files / "kept.safetensors.activations").size
+    assert vectors < stated < vectors + (files / "kept.safetensors").stat().st_size
 
 
 def test_bad_input_is_told_in_a_dry_run_too(call: Call) -> None:  # noqa: F811

@@ -196,17 +196,15 @@ def study_cost(kind: str, model: LiveModel, corpus: Corpus, limit: int | None = 
     length = float(np.mean(lengths(model, some)))
     steps = {"study": _study, "concepts": _concepts, "claims": _claims}[kind]
     work = [_probing(len(fitted), length), *steps(len(fitted), len(held_out), length, len(fitted.labels))]
-    vectors = 4 * len(fitted) * (model.n_layers + 1) * model.d_model
-    probes = 4 * (model.n_layers + 1) * model.d_model * (len(fitted.concepts) + 8)
+    vectors, probes = _sizes(model, fitted)
     name = f"{kind} of {model.name} on {corpus.name}, {len(fitted):,} texts to fit on and {len(held_out):,} held out"
     return estimate(name, model, work, some, fitted=fitted, kept=2 * vectors, disk=probes + REPORT)
 
 
 def fit_cost(model: LiveModel, corpus: Corpus) -> Cost:
-    """Return the cost of fitting probes at all layers."""
+    """Return the cost of fitting probes at all layers, on the command line, where vectors lie on disk until it is done."""
     length = float(np.mean(lengths(model, corpus.texts[:256])))
-    vectors = 4 * len(corpus) * (model.n_layers + 1) * model.d_model
-    probes = 4 * (model.n_layers + 1) * model.d_model * (len(corpus.concepts) + 8)
+    vectors, probes = _sizes(model, corpus)
     return estimate(
         f"fit of {model.name} on {corpus.name}, {len(corpus):,} texts",
         model,
@@ -214,8 +212,14 @@ def fit_cost(model: LiveModel, corpus: Corpus) -> Cost:
         corpus.texts,
         fitted=corpus,
         kept=2 * vectors,
-        disk=probes,
+        disk=vectors + probes,
     )
+
+
+def _sizes(model: LiveModel, corpus: Corpus) -> tuple[int, int]:
+    """Return the bytes of a corpus's vectors at all layers, and of its probes."""
+    one = 4 * (model.n_layers + 1) * model.d_model
+    return one * len(corpus), one * (len(corpus.concepts) + 8)
 
 
 def _probing(fitted: int, length: float) -> Work:
