@@ -1,5 +1,6 @@
 """Preferences: planted ones on a made-up scorer, a planted blur, and what a random model is asked, by hand."""
 
+from dataclasses import replace
 from itertools import permutations as orders
 
 import numpy as np
@@ -105,6 +106,15 @@ def test_bradley_terry_is_logistic_regression_with_a_term_for_the_place() -> Non
     both, _ = bradley_terry(expit(found.log_odds), np.stack([weights, np.ones((n, n))]))
     np.testing.assert_allclose(both[0], scores)
     np.testing.assert_allclose(both[1], bradley_terry(expit(found.log_odds))[0])
+
+
+def test_intervals_are_over_pairs_in_both_orders() -> None:
+    found, _ = planted(lean=0.0, noise=1.0)
+    turned = replace(found, log_odds=-found.log_odds.T)  # who was asked about first, the other way round
+    columns = ["activity", "score", "low", "high"]
+    assert np.allclose(
+        found.frame[columns[1:]].to_numpy(), turned.frame[columns[1:]].to_numpy(), atol=1e-6
+    ) and list(found.frame.activity) == list(turned.frame.activity)
 
 
 def test_ties_are_half_and_the_always_chosen_stay_finite() -> None:

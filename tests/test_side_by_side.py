@@ -1,6 +1,7 @@
 """Runs side by side in one batch: each comes out as it would alone, whatever is done to the others."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,23 @@ def test_what_asks_for_other_passes_after_other_answers_is_refused() -> None:
         with pytest.raises(InputError, match="same passes whatever the model says"):
             run_together(model, lambda refused=refused: refused(model, PROMPTS), runs)
     assert torch.equal(model.logits(PROMPTS), untouched)
+
+
+def test_the_same_tokens_with_other_padding_are_other_passes() -> None:
+    model = tiny_model("gpt2")
+    runs = [[*add(model, vector(model), s, 1)] for s in (0.1, -0.1)]
+    begun = []
+
+    def passes(live: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, Tensor]]:
+        batch = live.tokenize(prompts)
+        if begun:
+            batch = replace(batch, real=batch.real & (batch.real.cumsum(-1) > 1))
+        begun.append(True)
+        logits = yield live.forward, batch
+        return {"x": logits[:, -1, 0]}
+
+    with pytest.raises(InputError, match="same passes whatever the model says"):
+        run_together(model, lambda: passes(model, PROMPTS), runs)
 
 
 def test_what_a_measure_refuses_it_refuses_of_runs_together_too() -> None:

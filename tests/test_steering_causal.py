@@ -1,6 +1,7 @@
 """Specificity of steering and effects at equal cost, on planted matrices, planted curves and a random model."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from tiny import tiny_model
 from torch import Tensor
 
 from emoprobe.errors import InputError
+from emoprobe.intervals import prediction_interval
 from emoprobe.models import LiveModel
 from emoprobe.steering import Specificity, Sweep, at_equal_cost, continuation, rotate, specificity, steer
 from emoprobe.steering.causal import index_of
@@ -99,6 +101,18 @@ def test_a_specific_matrix_is_told_from_one_that_is_not() -> None:
     uneven = specific.changes.copy()
     uneven[0, 0] = [20.0] + [0.0] * 7  # one text makes the mean, so that its interval includes 0
     assert "5 of 6 rise by more" in repr(Specificity(specific.concepts, uneven, 0.1, "nothing"))
+
+
+def test_p_is_that_of_all_orders_and_chance_is_each_concepts_own() -> None:
+    found = made_up(np.random.default_rng(3).normal(size=(4, 4)), noise=0.01)
+    indices = index_of(found.changes[:4].mean(-1))
+    every = [indices[range(4), order].mean() for order in permutations(range(4))]
+    exact = np.mean(np.array(every) >= indices.diagonal().mean() - 1e-12)
+    assert 0.05 < exact < 0.6 and found.index["p"] == pytest.approx(exact, abs=0.04)
+    random = index_of(found.changes[4:].mean(-1))
+    for k, row in found.table.iterrows():
+        assert (row.chance_low, row.chance_high) == pytest.approx(prediction_interval(random[:, k]))
+    assert found.table.chance_low.nunique() == 4
 
 
 def test_concepts_need_both_a_direction_and_words() -> None:

@@ -1,12 +1,13 @@
 """The content-leak check: a direction that brings back the fitted texts is told from one that brings back others."""
 
+import pandas as pd
 import pytest
 import torch
 from tiny import tiny_model
 
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
-from emoprobe.steering import content_leak, generations, overlap, steer
+from emoprobe.steering import ContentLeak, content_leak, generations, overlap, steer
 
 PROMPTS = ["I am so glad that you came", "The dog", "They were afraid of the dark and", "It rained"]
 STRENGTH, LENGTH = 2.0, 16
@@ -36,6 +37,21 @@ def test_texts_that_steering_brings_back_are_a_leak_and_those_it_does_not_are_no
     shared = content_leak(model, vector(model), own, own, PROMPTS, STRENGTH, **OPTIONS)
     assert not shared.leaks and "no sign" in repr(shared)
     assert shared.frame.change[0] > 0 and shared.frame.change[2] == 0
+
+
+def test_an_excess_that_a_single_text_makes_is_no_leak() -> None:
+    rows = [
+        ("fitted texts", 0.1, 0.5, 0.4, 0.6, -0.1, 0.1),
+        ("fresh texts", 0.1, 0.0, -0.1, 0.1, -0.1, 0.1),
+        ("excess of fitted", 0.0, 0.5, 0.1, 0.9, -0.1, 0.1),
+    ]
+    columns = ["overlap", "untouched", "change", "low", "high", "random_low", "random_high"]
+    frame = pd.DataFrame(rows, columns=columns)
+    assert ContentLeak(frame, 0.1, 3, "made up").leaks
+    frame.loc[2, "low"] = -0.1  # the interval over prompts
+    assert not ContentLeak(frame, 0.1, 3, "made up").leaks
+    frame.loc[2, ["low", "random_high"]] = 0.1, 0.6  # random directions do as much
+    assert not ContentLeak(frame, 0.1, 3, "made up").leaks
 
 
 def test_its_numbers_are_those_of_the_texts_that_are_written() -> None:

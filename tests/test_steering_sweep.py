@@ -499,6 +499,18 @@ def test_a_sweep_is_not_gone_on_with_by_another_measure_edit_or_mask(tmp_path: P
                 run(number, other)
 
 
+def test_a_kept_run_of_other_texts_or_measures_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    given = {"controls": 0, "progress": False, "out": tmp_path}
+    sweep(model, vector(model), [0.5], PROMPTS, [nll(TEXTS)], **given)  # type: ignore[arg-type]
+    kept = tmp_path / "steered-0.5.parquet"
+    whole = pd.read_parquet(kept)
+    for damaged in (whole.iloc[:-1], whole.assign(measure="other")):
+        damaged.to_parquet(kept, index=False)
+        with pytest.raises(InputError, match="other measures, or other texts"):
+            sweep(model, vector(model), [0.5], PROMPTS, [nll(TEXTS)], **given)  # type: ignore[arg-type]
+
+
 def test_a_measure_that_has_changed_by_itself_is_seen_by_what_it_says(tmp_path: Path) -> None:
     model, state = tiny_model("gpt2"), [1.0]
 
