@@ -31,9 +31,9 @@ def executed(path: Path, *more: str) -> NotebookNode:
     """
     book = nbformat.read(path, as_version=4)
     book.cells += [nbformat.v4.new_code_cell(cell) for cell in more]
-    NotebookClient(
-        book, timeout=600, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
-    ).execute()
+    place = {"metadata": {"path": FOLDER}}
+    # What a cell prints comes in as many pieces as its timing makes of it.
+    NotebookClient(book, timeout=600, kernel_name="python3", coalesce_streams=True, resources=place).execute()
     return book
 
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+from outputs import alike
 
 from emoprobe.cli import app, main
 from emoprobe.corpora import load_corpus
@@ -38,7 +39,6 @@ FENCE = re.compile(
     r"(?:\n```text\n(?P<shown>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
-DECIMAL = re.compile(r"([-−+]?\d+\.\d+)")
 README_PRINTS = ("accuracy", "Pearson r", "read_out", "row cosine", "learned")
 SAMPLE = 52
 """Passages on which the README's block is run, at two layers: on all of both it takes minutes."""
@@ -124,20 +124,6 @@ def commands(body: str) -> Iterator[tuple[str, str]]:
 def check(block: Block, shown: str, printed: str) -> None:
     if shown and not alike(shown, printed):
         pytest.fail(f"{block} shows\n{shown}\nand prints\n{printed}", pytrace=False)
-
-
-def alike(shown: str, printed: str) -> bool:
-    """Return whether texts are the same but for spaces and for one in the last digit of decimal numbers."""
-    left, right = (DECIMAL.split(" ".join(text.split())) for text in (shown, printed))
-    return (
-        len(left) == len(right)
-        and left[::2] == right[::2]
-        and all(
-            abs(float(a.replace("−", "-")) - float(b.replace("−", "-")))
-            < 1.01 * 10.0 ** -len(a.partition(".")[2])
-            for a, b in zip(left[1::2], right[1::2], strict=True)
-        )
-    )
 
 
 def test_outputs_are_compared() -> None:

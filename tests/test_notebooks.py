@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from outputs import alike
 
 from examples.run import METADATA, NOTEBOOKS, executed, tidied
 
@@ -69,11 +70,29 @@ assert moved["annotated"] > 0 and moved["annotations shuffled"] > 0 and moved["n
 def test_a_notebook_runs_and_its_results_are_what_they_should_be(path: Path) -> None:
     book = executed(path, CHECKS[path.stem])
     kept = nbformat.read(path, as_version=4)
-    shown = [[sorted(output.get("data", {})) for output in cell.get("outputs", [])] for cell in kept.cells]
-    again = [
-        [sorted(output.get("data", {})) for output in cell.get("outputs", [])] for cell in tidied(book).cells
+    shown, again = said(kept), said(tidied(book))[:-1]
+    assert [[kinds for kinds, _ in cell] for cell in again] == [
+        [kinds for kinds, _ in cell] for cell in shown
     ]
-    assert again[:-1] == shown  # what is kept was made by these cells
+    for cell, other in zip(shown, again, strict=True):
+        for (_, before), (_, now) in zip(cell, other, strict=True):
+            assert alike(before, now), (
+                f"kept: {before}\nprinted: {now}"
+            )  # what is kept was made by these cells
+
+
+def said(book: nbformat.NotebookNode) -> list[list[tuple[list[str], str]]]:
+    """Return for each cell what kinds of outputs there are, and what each says in words."""
+    return [
+        [
+            (
+                sorted(output.get("data", {})),
+                output.get("data", output).get("text/plain", output.get("text", "")),
+            )
+            for output in cell.get("outputs", [])
+        ]
+        for cell in book.cells
+    ]
 
 
 def test_there_is_a_check_for_each_notebook() -> None:
