@@ -5,9 +5,9 @@
 Fit, study, sweep, learning and stories, on a small random model, each in a process that is forked when all is loaded and
 ended by SIGKILL at a moment drawn from the length of undisturbed work, until `--kills` of each have hit. After each kill every
 file under a final name must be whole; when the work ends, what it leaves must be that of undisturbed work, byte for byte but
-for times, and no part that was done before a kill may have been written again. Then the same work on a disk that is too small
-for it (a tmpfs, which only the superuser may mount): it must say so, and go on when there is room. Writes faults.json and
-faults.md.
+for times, with no temporary file beside it, and no part that was done before a kill may have been written again. Then the
+same work on a disk that is too small for it (a tmpfs, which only the superuser may mount): it must say so, and go on when there
+is room. Writes faults.json and faults.md.
 """
 
 from __future__ import annotations
@@ -172,9 +172,9 @@ def files(folder: Path) -> list[Path]:
 
 
 def left(folder: Path) -> dict[str, bytes]:
-    """Return what work has left, without times."""
+    """Return what work has left, temporary files too, without times."""
     found = {}
-    for file in files(folder):
+    for file in filter(Path.is_file, folder.rglob("*")):
         content = file.read_bytes()
         if file.suffix in (".json", ".jsonl", ".html"):
             content = TIMES.sub(b"", content)

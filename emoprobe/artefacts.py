@@ -1,13 +1,15 @@
 """Tensors with their record in one `.safetensors` file: written whole or not at all, never pickled."""
 
+import glob
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from tempfile import NamedTemporaryFile
+from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -15,6 +17,11 @@ from torch import Tensor
 
 from emoprobe.checks import is_a, parse_json
 from emoprobe.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed process has left there stays
+    fcntl = None  # type: ignore[assignment]
 
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
 """What numbers may depend on."""
@@ -47,17 +54,22 @@ def digest(parts: Mapping[str, Any]) -> str:
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write a file under its final name only once all of it is on disk.
 
-    Raises `InputError` where it cannot be written, as on a full disk; what was under that name is still there.
+    What a process that was killed in the midst of writing this file has left beside it is removed. Raises `InputError` where
+    the file cannot be written, as on a full disk; what was under that name is still there.
     """
     path = Path(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        _remove_left_over(path)
+        with _temporary(path) as file:
+            temporary = file.name
             file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
+            file.flush()
+            os.chmod(temporary, 0o644)  # temporary files may only be read by their owner
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -68,6 +80,34 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
             ) from error
         raise
     return path
+
+
+# Temporary files are locked by whoever writes them. The system lets go of a lock when its process ends, however it ends, so
+# that a temporary file without a lock is one that was left, on whatever host and whoever has its process number now.
+
+
+def _temporary(path: Path) -> IO[bytes]:
+    """Open and lock a new file beside `path`, under a name that `_remove_left_over` knows."""
+    while True:
+        file = NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False)
+        if fcntl is None:
+            return file
+        with suppress(OSError):  # a file system without locks: nothing can be known to be left there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another process took it for one that was left, before it was locked
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove the temporary files of `path` whose processes are no more."""
+    if fcntl is None:
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}.part"):
+        if left.is_file() and not left.is_symlink():  # a pipe would be waited for
+            with suppress(OSError), left.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 def write_artefact(

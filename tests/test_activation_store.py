@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
-from emoprobe import activation_store
+from emoprobe import activation_store, artefacts
 from emoprobe.activation_store import load_activations, store_activations
 from emoprobe.activations import capture
 from emoprobe.artefacts import write_bytes
@@ -202,7 +201,7 @@ def test_a_disk_without_room_is_said_to_be_full_before_anything_is_read(
         store_activations(model, TEXTS, tmp_path, **OPTIONS)
 
 
-@pytest.mark.parametrize("where", ["mkstemp", "write", "replace"])
+@pytest.mark.parametrize("where", ["NamedTemporaryFile", "write", "replace"])
 def test_a_file_that_cannot_be_written_leaves_what_was_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
 ) -> None:
@@ -215,7 +214,7 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(
         if where == "write":
             patch.setattr(os, "chmod", full)
         else:
-            patch.setattr(tempfile if where == "mkstemp" else os, where, full)
+            patch.setattr(artefacts if where == "NamedTemporaryFile" else os, where, full)
         with pytest.raises(InputError, match=r"cannot write to .*kept.*No space left.*make room"):
             write_bytes(path, b"after")
     assert [file.name for file in tmp_path.iterdir()] == ["kept"] and path.read_bytes() == b"before"

@@ -9,7 +9,7 @@ from tiny import CONTEXT, tiny_model
 
 from emoprobe.errors import InputError
 from emoprobe.interventions import ResidualEdit
-from emoprobe.models import load_model
+from emoprobe.models import _not_finite, load_model
 
 TEXTS = ["The sun came up.", "She was sad.", "I am so glad that you came!"]
 
@@ -118,6 +118,15 @@ def test_large_weights_are_none_of_these(tmp_path: Path) -> None:
     tensors["model.layers.1.mlp.up_proj.weight"].fill_(3e38)  # their sum overflows
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     load_model(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_numbers_of_any_width_are_counted(dtype: torch.dtype) -> None:
+    largest = torch.full((3, 2**20), torch.finfo(dtype).max, dtype=dtype)  # more than one part; sums overflow
+    assert _not_finite(largest) == 0
+    largest[0, 0] = largest[2, -1] = float("nan")
+    assert _not_finite(largest) == 2
+    assert _not_finite(torch.full((3,), float("nan"), device="meta")) == _not_finite(torch.ones(3).int()) == 0
 
 
 def test_a_token_without_an_embedding_is_refused() -> None:

@@ -8,9 +8,7 @@ licence.
 from __future__ import annotations
 
 import csv
-import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,11 +72,7 @@ def _download(name: str, addresses: dict[str, str]) -> Path:
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "emoprobe" / name
     for file, address in addresses.items():
         if not (folder / file).exists():
-            content = _get(address)
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
-                part.write(content)
-            os.replace(part.name, folder / file)  # so that a file is there as a whole or not at all
+            write_bytes(folder / file, _get(address))
     return folder
 
 

@@ -107,18 +107,24 @@ def _check_weights(name: str, model: Any, missing: Iterable[str]) -> None:
             f"{', …' if len(made_up) > 3 else ''}), which would be random numbers: get the model again"
         )
     for path, weight in model.named_parameters():
-        # The sum is no finite number where one of them is none, and needs no memory.
-        if (
-            weight.is_floating_point()
-            and not weight.is_meta
-            and not weight.sum(dtype=torch.float32).isfinite()
-        ):
-            bad = int((~weight.isfinite()).sum())
-            if bad:
-                raise InputError(
-                    f'"{name}" is damaged: {bad} of the {weight.numel()} numbers of {path} are not finite; get the model '
-                    "again, or load it in another dtype"
-                )
+        bad = _not_finite(weight.detach())
+        if bad:
+            raise InputError(
+                f'"{name}" is damaged: {bad} of the {weight.numel()} numbers of {path} are not finite; get the model again, or '
+                "load it in another dtype"
+            )
+
+
+def _not_finite(weight: torch.Tensor) -> int:
+    """Count the numbers that are not finite, reading each once and copying none where there is none."""
+    if weight.is_meta or not weight.is_floating_point():
+        return 0
+    # A sum in a weight's own dtype is twenty times as fast as one that converts; of 8 bits there is none.
+    total = weight.sum(dtype=torch.float32 if weight.itemsize == 1 else None)
+    if total.isfinite():
+        return 0
+    parts = torch.split(weight.flatten(), 2**20)  # large finite numbers too may add up to infinity
+    return sum(int((~part.double().isfinite()).sum()) for part in parts)
 
 
 def _auto_class(config: Any) -> Any:

@@ -1,0 +1,131 @@
+"""What killed processes leave beside their files goes with the next writing of the same file, and nothing else does."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from emoprobe import artefacts
+from emoprobe.artefacts import write_bytes
+
+pytestmark = pytest.mark.skipif(artefacts.fcntl is None, reason="files are locked on POSIX only")
+WRITING = """
+import os, signal, sys
+from emoprobe.artefacts import write_bytes
+
+rename = os.replace
+
+def replace(*given):
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))  # all is written, but for its name
+    rename(*given)
+
+os.replace = replace
+write_bytes(sys.argv[1], b"theirs")
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+@contextmanager
+def writer(path: Path, sent: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that sends itself a signal when it has written all of a file but its name."""
+    with subprocess.Popen([sys.executable, "-c", WRITING, str(path), sent]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_what_a_killed_process_has_left_goes_with_the_next_writing(tmp_path: Path) -> None:
+    path = tmp_path / "[a] (1)*.json"
+    for killed in range(2):
+        with writer(path, "SIGKILL") as process:
+            assert process.wait(timeout=60) == -signal.SIGKILL
+        (left,) = names(tmp_path)
+        assert left.startswith(f".{path.name}.") and left.endswith(".part"), killed
+    write_bytes(tmp_path / "other.json", b"")
+    assert left in names(tmp_path), "of another file"
+    write_bytes(path, b"ours")
+    assert names(tmp_path) == [path.name, "other.json"] and path.read_bytes() == b"ours"
+
+
+def test_what_a_living_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    with writer(path, "SIGSTOP") as process:
+        os.waitpid(process.pid, os.WUNTRACED)
+        write_bytes(path, b"ours")
+        assert len(names(tmp_path)) == 2 and path.read_bytes() == b"ours"
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(timeout=60) == 0
+    assert names(tmp_path) == [path.name] and path.read_bytes() == b"theirs"
+
+
+def test_files_of_the_users_own_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    mine = [".file.json.part", ".file.json.abcdefgh", ".file.json.ABCDEFGH.part", ".file.json.abcdefghi.part"]
+    mine += ["file.json.abcdefgh.part", ".other.json.abcdefgh.part"]
+    for name in mine:
+        (tmp_path / name).touch()
+    (tmp_path / ".file.json.linked00.part").symlink_to(tmp_path / mine[0])
+    (tmp_path / ".file.json.folder00.part").mkdir()
+    os.mkfifo(tmp_path / ".file.json.pipe0000.part")
+    before = names(tmp_path)
+    write_bytes(path, b"")
+    assert names(tmp_path) == sorted([*before, path.name])
+
+
+def test_a_temporary_file_that_is_removed_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock: Callable[..., None] = artefacts.fcntl.flock
+    calls = []
+
+    def late(file: object, operation: int) -> None:
+        calls.append(operation)
+        if len(calls) == 1:  # between making and locking it, another process comes by
+            monkeypatch.setattr(artefacts.fcntl, "flock", flock)
+            artefacts._remove_left_over(tmp_path / "file.json")
+        flock(file, operation)
+
+    monkeypatch.setattr(artefacts.fcntl, "flock", late)
+    write_bytes(tmp_path / "file.json", b"ours")
+    assert calls == [artefacts.fcntl.LOCK_EX]
+    assert names(tmp_path) == ["file.json"] and (tmp_path / "file.json").read_bytes() == b"ours"
+
+
+def test_without_locks_files_are_written_and_nothing_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".file.json.abcdefgh.part").touch()
+
+    def none(file: object, operation: int) -> None:
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(artefacts.fcntl, "flock", none)
+    write_bytes(tmp_path / "file.json", b"ours")
+    monkeypatch.setattr(artefacts, "fcntl", None)
+    write_bytes(tmp_path / "file.json", b"ours")
+    assert names(tmp_path) == [".file.json.abcdefgh.part", "file.json"]
+
+
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(4)]
+
+    def write(content: bytes) -> None:
+        for _ in range(25):
+            write_bytes(tmp_path / "file", content)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert not (tmp_path / "file").exists() or (tmp_path / "file").read_bytes() in contents
+    assert names(tmp_path) == ["file"]
