@@ -12,16 +12,12 @@ from emoprobe import InputError
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.study.concepts import dissociation as module
-from emoprobe.study.concepts.dissociation import (
-    across,
-    continued,
-    difference,
-    dissociation,
-    reply,
-    toward_reply,
-)
+from emoprobe.study.concepts import reply as reply_module
+from emoprobe.study.concepts.dissociation import dissociation, toward_reply
 from emoprobe.study.concepts.places import Prompt, turn
+from emoprobe.study.concepts.reply import continued, difference, reply
 from emoprobe.study.concepts.stimuli import load
+from emoprobe.study.concepts.two_places import across
 
 CONCEPTS = ("fear", "anger", "sadness", "contentment", "joy", "love")
 EMOTIONS = ("afraid", "angry", "sad", "calm", "happy", "loving")
@@ -188,8 +184,8 @@ def test_all_outcomes_of_telling(
     tells: str,
     better: str,
 ) -> None:
-    monkeypatch.setattr(module, "continued", lambda *_: [[" yes"]] * 30)
-    monkeypatch.setattr(module, "read_beside_random", reading(*replies(*planted)))
+    monkeypatch.setattr(reply_module, "continued", lambda *_: [[" yes"]] * 30)
+    monkeypatch.setattr(reply_module, "read_beside_random", reading(*replies(*planted)))
     found = reply(model, probes, prompts=TEXTS)
     assert found.verdict.startswith(tells) and better in found.verdict
 
@@ -200,8 +196,8 @@ def test_means_of_probes_alone_would_tell_everything(
     values, over = replies(0.0, 0.0, 0.0, 0.0)
     offset = 10 * noise(6, seed=3)
     values[:, :, 1] += offset
-    monkeypatch.setattr(module, "continued", lambda *_: [[" yes"]] * 30)
-    monkeypatch.setattr(module, "read_beside_random", reading(values, over + offset))
+    monkeypatch.setattr(reply_module, "continued", lambda *_: [[" yes"]] * 30)
+    monkeypatch.setattr(reply_module, "read_beside_random", reading(values, over + offset))
     found = reply(model, probes, prompts=TEXTS)
     rows = found.table.set_index("measure").value
     assert rows["r of before the reply with the reply, as published"] > 0.9

@@ -13,10 +13,11 @@ from emoprobe import InputError
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.study.concepts.binding import binding
-from emoprobe.study.concepts.dissociation import dissociation, reply
+from emoprobe.study.concepts.dissociation import dissociation
 from emoprobe.study.concepts.intensity import intensity
 from emoprobe.study.concepts.negation import negation
 from emoprobe.study.concepts.persistence import persistence
+from emoprobe.study.concepts.reply import reply
 from emoprobe.study.concepts.scenarios import scenarios
 from emoprobe.study.result import Result
 

@@ -30,12 +30,13 @@ from emoprobe.study.concepts.binding import generated as generated_scenes
 from emoprobe.study.concepts.chronic import chronic
 from emoprobe.study.concepts.deflection import deflection
 from emoprobe.study.concepts.dialogues import generated_pairs
-from emoprobe.study.concepts.dissociation import dissociation, reply
+from emoprobe.study.concepts.dissociation import dissociation
 from emoprobe.study.concepts.held_out import held_out
 from emoprobe.study.concepts.intensity import generated as generated_degrees
 from emoprobe.study.concepts.intensity import intensity
 from emoprobe.study.concepts.negation import negation
 from emoprobe.study.concepts.persistence import persistence
+from emoprobe.study.concepts.reply import reply
 from emoprobe.study.concepts.scenarios import scenarios
 from emoprobe.study.concepts.sources import sources
 from emoprobe.study.concepts.speakers import speakers
