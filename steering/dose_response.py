@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = NDArray[np.float64]
 STEERED, RANDOM, NEGATED, UNRELATED = "steered", "random", "negated", "unrelated"
+FLATTER = "flatter than"
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,10 +268,10 @@ def _beside_random(slope: float, interval: tuple[float, float], chance: tuple[fl
     nearest, furthest = sorted(map(abs, chance))
     together = chance[0] > 0 or chance[1] < 0  # controls have a trend of their own
     if interval[0] <= 0 <= interval[1]:  # no trend: all that can be told is that controls have one
-        return "flatter than" if together and max(map(abs, interval)) < nearest else ""
+        return FLATTER if together and max(map(abs, interval)) < nearest else ""
     if abs(slope) > furthest and not (together and slope * chance[0] < 0):
         return "steeper than"
-    return "flatter than" if together and slope * chance[0] > 0 else "the other way from"
+    return FLATTER if together and slope * chance[0] > 0 else "the other way from"
 
 
 def _verdict(

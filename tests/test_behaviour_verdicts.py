@@ -55,6 +55,11 @@ def test_staying_flat_where_random_directions_rise_is_no_trend() -> None:
     flat = made_up({s: (before + s * by).tolist() for s in strengths}, rising)
     summary = flat.summary().iloc[0]
     assert summary.beside_random == "flatter than" and summary.low < 0 < summary.high
-    assert verdicts(flat).verdict[0] == "no change beyond random directions"
+    less = "changes less with strength than under random directions"
+    assert verdicts(flat).verdict[0] == less
+    slower = made_up({s: (before + s * (0.1 + by)).tolist() for s in strengths}, rising)
+    summary = slower.summary().iloc[0]
+    assert summary.beside_random == "flatter than" and summary.low > 0  # it rises, as anything would
+    assert verdicts(slower).verdict[0] == less
     rises = made_up({s: (before + s * np.abs(by)).tolist() for s in strengths})
     assert verdicts(rises).verdict[0] == "rises with strength"

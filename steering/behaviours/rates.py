@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from emoprobe.steering.behaviours.trials import ANSWERED, GRADED, LOG_ODDS
-from emoprobe.steering.dose_response import STEERED, Sweep
+from emoprobe.steering.dose_response import FLATTER, STEERED, Sweep
 
 GIVES_ANSWERS = 0.5
 """Share of replies that could be graded, or probability of the two letters, below which a model does not take part."""
@@ -57,8 +57,10 @@ def verdicts(sweep: Sweep) -> pd.DataFrame:
 
     - "cannot be measured at this model's baseline: …", where fewer than half of its answers count as answers, or where the
       behaviour is at its floor or ceiling (at most one scenario's worth away) and no strength takes it off;
-    - "rises with strength" or "falls with strength", where the slope's interval excludes 0 and random directions of equal norm
-      are not as steep;
+    - "rises with strength" or "falls with strength", where the slope's interval excludes 0 and it is steeper than random
+      directions of equal norm make it, or goes the other way from them;
+    - "changes less with strength than under random directions", where these have a trend and the slope is flatter: no effect
+      of the direction's own, whichever way it goes;
     - "no change beyond random directions".
     """
     table = rates(sweep)
@@ -80,18 +82,18 @@ def verdicts(sweep: Sweep) -> pd.DataFrame:
             **{"lowest": part.rate.min(), "highest": part.rate.max()},
             **{"slope": summary.slope[measure], "beside_random": summary.beside_random[measure]},
         }
-        specific = bool(row["beside_random"]) and not summary.low[measure] <= 0 <= summary.high[measure]
-        rows.append({**row, "verdict": _verdict(row, specific)})
+        rows.append({**row, "verdict": _verdict(row)})
     return pd.DataFrame(rows)
 
 
-def _verdict(row: dict[str, object], specific: bool) -> str:
+def _verdict(row: dict[str, object]) -> str:
     unmeasured = "cannot be measured at this model's baseline: "
     baseline, answers, slope = (float(row[name]) for name in ("baseline", "answers", "slope"))  # type: ignore[arg-type]
     lowest, highest, n = float(row["lowest"]), float(row["highest"]), int(row["scenarios"])  # type: ignore[arg-type, call-overload]
     if answers < GIVES_ANSWERS:
         return unmeasured + f"{answers:.0%} of its answers are answers at all"
-    if specific:
+    flatter = row["beside_random"] == FLATTER
+    if row["beside_random"] and not flatter:
         return f"{'rises' if slope > 0 else 'falls'} with strength"
     if n == 0:
         return unmeasured + "none of its scenarios could be counted"
@@ -99,4 +101,6 @@ def _verdict(row: dict[str, object], specific: bool) -> str:
         return unmeasured + f"at its floor ({baseline:.0%}), and no strength takes it off"
     if lowest >= 1 - 1 / n and baseline >= 1 - 1 / n:
         return unmeasured + f"at its ceiling ({baseline:.0%}), and no strength takes it off"
+    if flatter:
+        return "changes less with strength than under random directions"
     return "no change beyond random directions"
