@@ -164,15 +164,25 @@ def room(*shape: int) -> Tensor:
 
 
 def pooling(pool: Pool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function of stream and counted positions that `pool` names, see `capture`."""
+    """Return the function of stream and counted positions that `pool` names, see `capture`.
+
+    Raises `InputError` for another name; so does a function given for `pool` once it gives what is infinite or NaN.
+    """
     if callable(pool):
-        return pool
+        return lambda stream, counted: _finite(pool(stream, counted))
     if pool == "mean":
         # A product with the mask would keep the NaN that some models compute at padding.
         return lambda stream, counted: stream.where(counted[..., None], 0).sum(-2) / counted.sum(-1)[:, None]
     if pool == "last":
         return lambda stream, counted: stream[:, :, -1]  # padding is on the left
     raise InputError(f'pool="{pool}" is not understood: give "mean", "last" or a function')
+
+
+def _finite(pooled: Tensor) -> Tensor:
+    """Return what a function of the user's made of a stream that is finite, if it is so too."""
+    if not pooled.isfinite().all():
+        raise InputError("pool= gave what is infinite or NaN: it has to give a finite vector for every text")
+    return pooled
 
 
 def mean_norms(model: LiveModel, texts: Sequence[str], *, start: int = 1, batch_size: int = 32) -> Tensor:

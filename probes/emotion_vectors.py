@@ -32,7 +32,7 @@ from emoprobe.models.live import LiveModel
 from emoprobe.notebook import shown
 from emoprobe.probes.closed_form import Components, principal_components, without_components
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut
-from emoprobe.probes.features import check_finite, few_threads
+from emoprobe.probes.features import few_threads
 from emoprobe.probes.fit import probe_layers, tidied
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.tasks import LABELS, plan
@@ -152,7 +152,6 @@ def emotion_vectors(
     reading: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
     read = _read(model, stories, captured, labels, folds, seed, **reading)
     vectors = read.vectors(centre)
-    check_finite(vectors[0].transpose(0, 1), captured, model.name)
     pool = "tokens" if components_over == "tokens" else "mean"
     components = principal_components(text_moments(model, plain.texts, captured, pool, **reading))
     cleaned, k = without_components(vectors.transpose(0, 1), components, share)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
-from torch import Tensor, isfinite
+from torch import Tensor
 
 from emoprobe.activation_store import store_activations
 from emoprobe.activations import Pool
@@ -107,7 +107,6 @@ def read_features(
         with nullcontext(keep) if keep is not None else TemporaryDirectory(prefix="emoprobe-") as folder:
             store = store_activations(model, corpus.texts, folder, captured, pool, workers=workers, **read)
             vectors = store.vectors()
-    check_finite(vectors, captured, model.name)
     fitted = {name for task in tasks for name in task.concepts}
     asked = tuple(
         name for name, _ in corpus.concepts if name in fitted and (not concepts or name in concepts)
@@ -134,16 +133,6 @@ def estimators_for(estimator: str, tasks: Sequence[Task]) -> dict[str, str]:
         raise InputError('estimator="logistic" is for labels, and these concepts are dimensions: use "ridge"')
     both = estimator in ("ridge", "mean_difference")
     return {kind: estimator if both else auto[kind] for kind in sorted(kinds)}
-
-
-def check_finite(vectors: Tensor, layers: Sequence[int], name: str) -> None:
-    """Raise `InputError` where vectors (texts, layers, d_model) hold what is infinite or NaN."""
-    finite = isfinite(vectors).all(dim=-1).all(dim=0)
-    if not bool(finite.all()):
-        broken = [layer for layer, fine in zip(layers, finite.tolist(), strict=True) if not fine]
-        raise InputError(
-            f"the residual stream of {name} is infinite or NaN at layers {broken}: load the model in another dtype"
-        )
 
 
 def few_threads(vectors: Tensor) -> threadpool_limits:

@@ -41,6 +41,13 @@ def test_a_stream_that_is_not_finite_is_counted_and_named() -> None:
     assert torch.equal(model.capture(TEXTS), untouched)
 
 
+def test_a_pool_that_is_not_finite_is_refused() -> None:
+    model = tiny_model("gpt2")
+    with pytest.raises(InputError, match="pool= gave what is infinite or NaN"):
+        model.capture(TEXTS, [1], lambda stream, counted: stream.sum(-2) / 0)
+    assert model.capture(TEXTS, [1], lambda stream, counted: stream[:, :, -1]).isfinite().all()
+
+
 def test_padding_may_be_anything() -> None:
     model = tiny_model("gpt2")
     real = model.tokenize(sorted(TEXTS, key=len)).real
