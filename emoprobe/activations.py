@@ -105,6 +105,16 @@ def windows(texts: Iterable[str], batch_size: int) -> Iterator[tuple[int, list[s
         first += len(window)
 
 
+def stretches(texts: Sequence[str], batch_size: int, most: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yield at most so many parts of about one length, with the number of the first text: windows that follow each other."""
+    size = batch_size * WINDOW
+    count = -(-len(texts) // size)
+    parts = min(most, count)
+    for part in range(parts):
+        first, end = (size * (number * count // parts) for number in (part, part + 1))
+        yield first, texts[first:end]
+
+
 def _by_length(window: list[tuple[int, str]], batch_size: int) -> Iterator[list[tuple[int, str]]]:
     # Characters stand in for tokens: sorting need not be exact, and each text is tokenised once only.
     window = sorted(window, key=lambda item: len(item[1]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from emoprobe.activations import Pool, pooling, stream_residuals, windows
+from emoprobe.activations import Pool, pooling, stream_residuals, stretches
 from emoprobe.corpora import Corpus
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
@@ -18,6 +18,9 @@ from emoprobe.probes.tasks import Task
 
 if TYPE_CHECKING:
     from emoprobe.workers import RayWorkers
+
+SHARES = 128
+"""Parts of a corpus for workers, however many they are: the moments of each move once, and a worker that dies loses one."""
 
 
 def corpus_moments(
@@ -37,8 +40,8 @@ def corpus_moments(
 
     Labels that exclude each other are classes; other labels, as 0 and 1, and dimensions are targets. `pool` and `start` are as
     in `emoprobe.activations.capture`; with `pool="tokens"` every token from the `start`-th on counts as one vector.
-    `device` is where moments are kept; it needs float64. `workers`, see `emoprobe.ray_workers`, read parts of the texts side
-    by side, and their moments add up.
+    `device` is where moments are kept; it needs float64. `workers`, see `emoprobe.ray_workers`, read SHARES parts of the texts
+    side by side, and hand over the moments of each; these add up to the same numbers whatever the number of workers.
     """
     read = partial(
         _task_moments,
@@ -50,9 +53,8 @@ def corpus_moments(
     )
     if workers is None:
         return read(model, (0, corpus.texts))
-    return workers.total(
-        read, windows(corpus.texts, batch_size), lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
-    )
+    shares = stretches(corpus.texts, batch_size, SHARES)
+    return workers.total(read, shares, lambda a, b: [x + y for x, y in zip(a, b, strict=True)])
 
 
 def _task_moments(

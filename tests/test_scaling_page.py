@@ -1,10 +1,12 @@
 """The plan on the page of scaling is what its own formulas give."""
 
 import re
-from math import ceil
+from math import ceil, log2
 from pathlib import Path
 
 import pytest
+
+from emoprobe.probes.text_moments import SHARES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 ROW = re.compile(r"^\| `(\w+)` \| .+ \| `(.+?)` \| ([\d.,e]+) \|$", re.MULTILINE)
@@ -47,4 +49,7 @@ def test_what_the_text_says_beside_the_tables() -> None:
     attention = 4 * names["layers"] * names["d"] * 512
     assert round(100 * attention / (2 * names["parameters"])) == 1  # percent
     assert 0.2 < names["by_token"] / names["reserved"] < names["by_token"] / names["hours"] < 0.5
-    assert names["worth"] > 32 * 256  # so that larger batches alone do not make moments smaller than vectors
+    assert (
+        names["shares"] == SHARES and 0.9 < names["part"] / names["worth"] < 1.1
+    )  # "here it is all the same"
+    assert log2(names["shares"]) == 7  # sums that the tree keeps

@@ -16,9 +16,10 @@ from small_probes import model, planted, probes, texts
 from emoprobe import activation_store, activations, cli, typed
 from emoprobe import workers as module
 from emoprobe.activation_store import store_activations
+from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
-from emoprobe.probes import fit_probes
+from emoprobe.probes import fit_probes, text_moments
 from emoprobe.probes.scorer import score_corpus
 from emoprobe.probes.tasks import plan
 from emoprobe.probes.text_moments import corpus_moments
@@ -57,6 +58,20 @@ def deadly(live: LiveModel, mark: Path) -> str:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return mark.name
+
+
+class Deadly:
+    """A mean over tokens that ends the worker at the eighth batch, the first time."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark, self.batches = mark, 0
+
+    def __call__(self, stream: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        self.batches += 1
+        if self.batches == 8 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return activations.pooling("mean")(stream, counted)
 
 
 def refusing(live: LiveModel, item: int) -> int:
@@ -100,12 +115,15 @@ def test_what_a_worker_raises_is_what_the_user_sees(workers: RayWorkers) -> None
         workers.total(refusing, [])
 
 
-def test_moments_are_those_of_one_process(workers: RayWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activations, "WINDOW", 8)  # 240 texts in 8 pieces
+@pytest.mark.parametrize("shares", [128, 3])
+def test_moments_are_those_of_one_process(
+    workers: RayWorkers, shares: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_moments, "SHARES", shares)  # 240 texts in 8 windows of 32
     corpus, tasks = planted()[0], plan(planted()[0], folds=3)
-    alone = corpus_moments(model(), corpus, tasks, [0, 2], batch_size=4)
-    together = corpus_moments(model(), corpus, tasks, [0, 2], batch_size=4, workers=workers)
-    again = corpus_moments(model(), corpus, tasks, [0, 2], batch_size=4, workers=workers)
+    alone = corpus_moments(model(), corpus, tasks, [0, 2], batch_size=1)
+    together = corpus_moments(model(), corpus, tasks, [0, 2], batch_size=1, workers=workers)
+    again = corpus_moments(model(), corpus, tasks, [0, 2], batch_size=1, workers=workers)
     for one, other, same in zip(alone, together, again, strict=True):
         assert torch.equal(one.count, other.count)
         for part in ("mean", "scatter"):
@@ -212,6 +230,39 @@ def test_a_store_is_the_same_though_a_worker_is_killed_in_the_midst(
     assert torch.equal(alone.mean, together.mean) and torch.equal(alone.norm, together.norm)
     after = {process for process, _ in workers.map(slowly, [0.2] * 4)}
     assert killed and len(after) == 2 and killed[0] not in after
+
+
+def test_moments_of_a_share_are_counted_once_though_its_worker_dies_in_the_midst(
+    workers: RayWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_moments, "SHARES", 2)
+    count = 4 * 32 * activations.WINDOW
+    values = np.random.default_rng(0).uniform(size=count)
+    columns = {"text": texts(count), PLANTED: values, "group": [f"group {n % 50}" for n in range(count)]}
+    corpus = Corpus.from_columns(columns, name="many", dimensions={PLANTED: (0.0, 1.0)})
+    tasks, mark = plan(corpus), tmp_path / "mark"
+    (alone,) = corpus_moments(model(), corpus, tasks, [2])
+    (together,) = corpus_moments(model(), corpus, tasks, [2], Deadly(mark), workers=workers)
+    assert mark.exists() and torch.equal(alone.count, together.count)
+    for part in ("mean", "scatter"):
+        wanted = getattr(alone, part)
+        assert (getattr(together, part) - wanted).abs().max() <= 1e-10 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 200])
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_parts_are_whole_windows_of_about_one_length(
+    count: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "WINDOW", 4)
+    given = [str(number) for number in range(count)]
+    parts = list(activations.stretches(given, 2, most))
+    assert [text for _, part in parts for text in part] == given
+    assert [given[first] for first, _ in parts] == [part[0] for _, part in parts]
+    assert len(parts) == min(most, -(-count // 8)) and all(first % 8 == 0 for first, _ in parts)
+    lengths = [-(-len(part) // 8) for _, part in parts]
+    assert max(lengths) - min(lengths) <= 1
+    assert list(activations.stretches([], 2, most)) == []
 
 
 def test_what_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
