@@ -1,12 +1,12 @@
 """Measure how time, memory and disk grow with texts, layers, width, concepts and workers, and fit the exponents.
 
-    python benchmarks/scaling.py [--most 1000000]
+    python benchmarks/scaling.py [--only texts layers width concepts workers] [--most 1000000]
 
 Models are random Llamas of few parameters, so that what the library does shows beside them. Each figure comes from a process
 of its own, forked when all is loaded: its CPU seconds and wall seconds, and by how much the most memory that it held exceeds
 what it held before, texts and model included. Exponents are slopes of least squares through logarithms, with standard errors.
-Workers are Ray's, warm, with one thread each; their CPU seconds are their own. Writes benchmarks/scaling.json and
-benchmarks/scaling.md.
+Workers are Ray's, warm, with one thread each; their CPU seconds are their own, and times are medians. Writes
+scaling.json and scaling.md beside it, and the exponents in docs/scaling.md; parts that are not asked for stay as they were.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).resolve().parent
+DOCS = HERE.parent / "docs" / "scaling.md"
+BEGIN, END = "<!-- benchmarks/scaling.py writes from here -->\n", "<!-- to here -->"
 sys.path.insert(0, str(HERE.parent / "tests"))  # a small tokenizer, and probes of given directions
 
 import numpy as np  # noqa: E402
@@ -55,8 +57,8 @@ LAYERS, WIDTHS, CONCEPTS, WORKERS = (
 )
 FEW, BATCH = 4_096, 128
 """Texts wherever something else varies, and how many are read at once."""
-SHARED, LONG = 8_192, 12
-"""Texts that workers share, and how many times longer each is: enough work for sharing to be worth it."""
+SHARED, LONG, REPEATS = 8_192, 12, 3
+"""Texts that workers share, how many times longer each is: enough work for sharing to be worth it; and how often they do."""
 SYLLABLES = [one + other for one, other in product("abcdefghij", repeat=2)]
 
 
@@ -159,11 +161,13 @@ def measured(make: Callable[..., Work], first: int, options: dict[str, int], fou
     found.send({"at": first, **cost, **({"disk": disk} if isinstance(disk, int) else {})})
 
 
-def series(make: Callable[..., Work], what: str, against: str, values: tuple[int, ...]) -> dict[str, Any]:
-    """Measure work for each value of what varies, and fit how its cost grows."""
+def series(
+    make: Callable[..., Work], what: str, against: str, values: tuple[int, ...], most: int
+) -> dict[str, Any]:
+    """Measure work for each value of what varies, up to `most`, and fit how its cost grows."""
     points = []
     fork = multiprocessing.get_context("fork")
-    for value in values:
+    for value in sorted({min(value, most) for value in values}):
         receiving, sending = fork.Pipe(duplex=False)
         options = {"count": FEW, against: value}
         child = fork.Process(target=measured, args=(make, value, options, sending))
@@ -179,8 +183,8 @@ def series(make: Callable[..., Work], what: str, against: str, values: tuple[int
 
 
 def exponent(points: list[dict[str, float]], cost: str) -> dict[str, float]:
-    """Return the slope of a cost through logarithms, and its standard error."""
-    costs = [max(point[cost], 1e-9) for point in points]
+    """Return the slope of a cost through logarithms, and its standard error; memory below a megabyte counts as one."""
+    costs = [max(point[cost], 1e6 if cost == "memory" else 1e-9) for point in points]
     line = linregress(np.log([point["at"] for point in points]), np.log(costs))
     return {"exponent": float(line.slope), "error": float(line.stderr)}
 
@@ -188,37 +192,35 @@ def exponent(points: list[dict[str, float]], cost: str) -> dict[str, float]:
 # Workers -------------------------------------------------------------------------------------------------------------
 
 
-def shared(count: int, blocks: int = 4, width: int = 64) -> list[dict[str, Any]]:
-    """Measure moments of longer texts in one process, and by Ray's workers; check that they are the same."""
+def shared(count: int = SHARED, blocks: int = 4, width: int = 64) -> list[dict[str, Any]]:
+    """Measure moments of longer texts in one process, and by Ray's workers; compare them with the former."""
     live, given = model(blocks, width), corpus(count, times=LONG)
-    tasks, rows = plan(given), []
+    few, wanted, costs = corpus(128), [], []
+    tasks, few_tasks = plan(given), plan(few)
 
-    def timed(workers: RayWorkers | None) -> dict[str, float]:
-        load, own, theirs = os.getloadavg()[0], time.process_time(), spent(workers)
-        wall = time.perf_counter()
-        (found,) = corpus_moments(live, given, tasks, workers=workers)
-        wall = time.perf_counter() - wall
-        rows.append(found)
-        cost = {
-            "wall": wall,
-            "cpu": time.process_time() - own,
-            "workers_cpu": spent(workers) - theirs,
-            "load": load,
-        }
-        return {
-            **cost,
-            "apart": float((found.scatter - rows[0].scatter).abs().max() / rows[0].scatter.abs().max()),
-        }
+    def timed(workers: RayWorkers | None) -> None:
+        corpus_moments(live, few, few_tasks, batch_size=1, workers=workers)  # four pieces: all is loaded
+        times = []
+        for _ in range(REPEATS):
+            load, own, theirs = os.getloadavg()[0], time.process_time(), spent(workers)
+            wall = time.perf_counter()
+            (found,) = corpus_moments(live, given, tasks, workers=workers)
+            wall = time.perf_counter() - wall
+            own = time.process_time() - own
+            times.append({"wall": wall, "cpu": own, "workers_cpu": spent(workers) - theirs, "load": load})
+        wanted.append(found.scatter)
+        apart = float((found.scatter - wanted[0]).abs().max() / wanted[0].abs().max())
+        middle = {cost: float(np.median([one[cost] for one in times])) for cost in times[0]}
+        costs.append({"workers": len(wanted) - 1, **middle, "apart": apart})
+        print(costs[-1], file=sys.stderr, flush=True)
 
-    costs = [{"workers": 0, **timed(None)}]
+    timed(None)
     with tempfile.TemporaryDirectory() as folder:
         live.underlying.save_pretrained(folder)
         live.tokenizer.save_pretrained(folder)
         for number in WORKERS:
             with ray_workers(folder, number) as workers:
-                spent(workers)  # they are there, and have loaded the model
-                costs.append({"workers": number, **timed(workers)})
-                print(costs[-1], file=sys.stderr, flush=True)
+                timed(workers)
     return costs
 
 
@@ -240,23 +242,23 @@ AGAINST = {"count": "texts", "blocks": "blocks, all layers", "width": "d_model",
 
 def page(found: dict[str, Any]) -> str:
     """Return the record as Markdown."""
-    low, high = found["load"]
+    grown = [one for part in PARTS for one in found["series"][part]]
     lines = [
         "# Scaling",
         "",
         "`python benchmarks/scaling.py`: random Llamas, of one block and width 32 where nothing else is said, float32, one "
         f"thread, batches of {BATCH}; {FEW:,} texts of seven tokens or so where their number does not vary. "
-        f"{found['machine']}, {found['cores']} cores that had other work too (load {low:.0f} to {high:.0f}), so that CPU "
-        f"seconds say more than wall seconds; {found['seconds']} s in all. Memory is what is added to what texts, annotations "
-        f"and model take; it is full from {32 * BATCH:,} texts on, which are sorted by length together. An exponent of 0 is "
-        "flat, of 1 proportional.",
+        f"{found['machine']}, {found['cores']} cores ({load(grown)}; above one, CPU seconds say more than wall seconds); "
+        f"{sum(found['seconds'].values())} s in all. Memory is what is added to what texts, annotations "
+        f"and model take, in exponents at least 1 MB; it is full from {32 * BATCH:,} texts on, which are sorted by length "
+        "together. An exponent of 0 is flat, of 1 proportional.",
         "",
         "| what | against | from … to | CPU, s | exponent | wall, exponent | memory, MB | exponent |",
         "|---|---|---|---|---|---|---|---|",
-        *map(summary, found["series"]),
+        *map(summary, grown),
         "",
     ]
-    disk = next(one for one in found["series"] if "disk" in one["exponents"])
+    disk = next(one for one in grown if "disk" in one["exponents"])
     each = [point["disk"] / point["at"] for point in disk["points"]]
     lines += [
         f"On disk `store_activations` took {each[0]:.0f} … {each[-1]:.0f} bytes a text, {fitted(disk, 'disk')}.",
@@ -266,7 +268,7 @@ def page(found: dict[str, Any]) -> str:
         "| what | against | at | CPU, s | wall, s | memory, MB | load |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in found["series"]:
+    for one in grown:
         for point in one["points"]:
             figures = [f"{point[cost]:.2f}" for cost in ("cpu", "wall")]
             figures += [f"{point['memory'] / 1e6:.1f}", f"{point['load']:.1f}"]
@@ -278,8 +280,9 @@ def page(found: dict[str, Any]) -> str:
         "## Workers",
         "",
         f"Moments of {SHARED:,} texts of {LONG} times that length, four blocks of width 64, by Ray's workers of one thread "
-        "each. `apart` is the largest difference from the moments of one process, relative to the largest entry. Wall seconds "
-        "tell of workers only where as many cores are free; CPU seconds tell what sharing costs.",
+        f"each; {speed_up(found['workers'])}. `apart` is the largest difference from the moments of one process, relative to "
+        "the largest entry. Wall seconds tell of workers only where as many cores are free; CPU seconds tell what sharing "
+        "costs.",
         "",
         "| workers | wall, s | CPU here, s | CPU of the workers, s | apart | load before |",
         "|---|---|---|---|---|---|",
@@ -290,6 +293,12 @@ def page(found: dict[str, Any]) -> str:
             f"| {row['workers'] or 'none'} | {' | '.join(figures)} | {row['apart']:.0e} | {row['load']:.1f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def load(grown: list[dict[str, Any]]) -> str:
+    """Say how busy the machine was."""
+    loads = [point["load"] for one in grown for point in one["points"]]
+    return f"load {min(loads):.1f} to {max(loads):.1f}"
 
 
 def summary(one: dict[str, Any]) -> str:
@@ -313,37 +322,76 @@ def fitted(one: dict[str, Any], cost: str) -> str:
     return f"{one['exponents'][cost]['exponent']:.2f} ± {one['exponents'][cost]['error']:.2f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--most", type=int, default=TEXTS[-1], help="texts")
-    most = parser.parse_args().most
-    torch.set_num_threads(1)
-    numbers = tuple(count for count in TEXTS if count <= most)
-    began = time.perf_counter()
-    grown = [
-        series(streamed, "text_moments of a generator", "count", numbers),
-        series(moments, "corpus_moments", "count", numbers[:-1]),
-        series(scores, "score_corpus of a generator", "count", numbers),
-        series(stored, "store_activations", "count", numbers[:-1]),
-        series(moments, "corpus_moments", "blocks", LAYERS),
-        series(scores, "score_corpus", "blocks", LAYERS),
-        series(stored, "store_activations", "blocks", LAYERS),
-        series(moments, "corpus_moments", "width", WIDTHS),
-        series(moments, "corpus_moments", "concepts", CONCEPTS),
-        series(scores, "score_corpus", "concepts", CONCEPTS),
+def speed_up(rows: list[dict[str, Any]]) -> str:
+    """Say how many times as fast two workers are as one."""
+    wall = {row["workers"]: row["wall"] for row in rows}
+    return f"two are {wall[1] / wall[2]:.2f} times as fast as one, and one {wall[0] / wall[1]:.2f} times as fast as none"
+
+
+def exponents(found: dict[str, Any]) -> str:
+    """Return what the documentation shows of it."""
+    grown = [one for part in PARTS for one in found["series"][part]]
+    lines = [
+        "| what | against | time (CPU) | memory beyond texts and model |",
+        "|---|---|---|---|",
+        *(
+            f"| {one['what']} | {AGAINST[one['against']]}, {one['points'][0]['at']:,} … {one['points'][-1]['at']:,} | "
+            f"{fitted(one, 'cpu')} | {fitted(one, 'memory')} |"
+            for one in grown
+        ),
+        "",
+        f"Of Ray's workers, {speed_up(found['workers'])}; {found['cores']} cores, {load(grown)}.",
     ]
-    loads = [point["load"] for one in grown for point in one["points"]]
-    found = {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load": [min(loads), max(loads)],
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "series": grown,
-        "workers": shared(SHARED),
-        "seconds": round(time.perf_counter() - began),
-    }
+    return "\n".join(lines) + "\n"
+
+
+def write(found: dict[str, Any]) -> None:
+    """Keep the record, and show it on both pages."""
     write_bytes(HERE / "scaling.json", (json.dumps(found, indent=1) + "\n").encode())
     write_bytes(HERE / "scaling.md", page(found).encode())
+    before, _, rest = DOCS.read_text("utf-8").partition(BEGIN)
+    write_bytes(DOCS, (before + BEGIN + exponents(found) + END + rest.partition(END)[2]).encode())
+
+
+PARTS: dict[str, list[tuple[Callable[..., Work], str, str, tuple[int, ...]]]] = {
+    "texts": [
+        (streamed, "text_moments of a generator", "count", TEXTS),
+        (moments, "corpus_moments", "count", TEXTS),
+        (scores, "score_corpus of a generator", "count", TEXTS),
+        (stored, "store_activations", "count", TEXTS),
+    ],
+    "layers": [
+        (moments, "corpus_moments", "blocks", LAYERS),
+        (scores, "score_corpus", "blocks", LAYERS),
+        (stored, "store_activations", "blocks", LAYERS),
+    ],
+    "width": [(moments, "corpus_moments", "width", WIDTHS)],
+    "concepts": [
+        (moments, "corpus_moments", "concepts", CONCEPTS),
+        (scores, "score_corpus", "concepts", CONCEPTS),
+    ],
+}
+"""What is measured, under what name, against what, and at which values."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = [*PARTS, "workers"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="parts to measure anew")
+    parser.add_argument("--most", type=int, default=TEXTS[-1], help="texts")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    found = json.loads((HERE / "scaling.json").read_text("utf-8"))
+    found |= {"machine": platform.machine(), "cores": os.cpu_count()}
+    found["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in asked.only:
+        began = time.perf_counter()
+        if name == "workers":
+            found["workers"] = shared()
+        else:
+            found["series"][name] = [series(*one, asked.most) for one in PARTS[name]]
+        found["seconds"][name] = round(time.perf_counter() - began)
+        write(found)
     print(page(found))
 
 

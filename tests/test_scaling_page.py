@@ -1,5 +1,6 @@
 """The plan on the page of scaling is what its own formulas give."""
 
+import json
 import re
 from math import ceil, log2
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 
 from emoprobe.probes.text_moments import SHARES
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "scaling.md"
 ROW = re.compile(r"^\| `(\w+)` \| .+ \| `(.+?)` \| ([\d.,e]+) \|$", re.MULTILINE)
 
 
@@ -53,3 +55,14 @@ def test_what_the_text_says_beside_the_tables() -> None:
         names["shares"] == SHARES and 0.9 < names["part"] / names["worth"] < 1.1
     )  # "here it is all the same"
     assert log2(names["shares"]) == 7  # sums that the tree keeps
+
+
+def test_exponents_are_those_of_the_record() -> None:
+    record = json.loads((ROOT / "benchmarks" / "scaling.json").read_text("utf-8"))
+    page = PAGE.read_text("utf-8")
+    for one in (one for part in record["series"].values() for one in part):
+        first, last = one["points"][0]["at"], one["points"][-1]["at"]
+        shown = [one["exponents"][cost] for cost in ("cpu", "memory")]
+        cells = " | ".join(f"{each['exponent']:.2f} ± {each['error']:.2f}" for each in shown)
+        row = rf"\| {re.escape(one['what'])} \| [\w, ]+, {first:,} … {last:,} \| {re.escape(cells)} \|"
+        assert re.search(row, page), one["what"]
