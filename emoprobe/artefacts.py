@@ -17,6 +17,7 @@ from torch import Tensor
 
 from emoprobe.checks import is_a, parse_json
 from emoprobe.errors import InputError
+from emoprobe.places import check_artefact
 
 try:
     import fcntl
@@ -128,8 +129,7 @@ def read_artefact(
     Raises `InputError` for a file that is missing, damaged, of another kind or written by a later version.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f'no file "{path}": a {kind} was to be read from it; check the path')
+    check_artefact(path, kind)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

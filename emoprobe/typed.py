@@ -71,7 +71,7 @@ def corpus(
 
 
 def _range(name: str, given: str) -> tuple[float, float]:
-    ends = numbers(given, ":")
+    ends = numbers(f"--ranges {name}=", given, "1:9", ":")
     if len(ends) != 2:
         raise InputError(f"--ranges {name}={given}: a range has two ends, for example {name}=1:9")
     return ends[0], ends[1]
@@ -86,10 +86,13 @@ def _pairs(option: str, given: str | None, example: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def split(given: str | None) -> list[str] | None:
+def split(
+    given: str | None, option: str = "--concepts", example: str = "valence,arousal"
+) -> list[str] | None:
+    """Read a,b."""
     parts = None if given is None else [part.strip() for part in given.split(",") if part.strip()]
     if parts == []:
-        raise InputError(f'--concepts "{given}" names none: write --concepts valence,arousal')
+        raise InputError(f'{option} "{given}" names none: write {option} {example}')
     return parts
 
 
@@ -124,11 +127,12 @@ def point(given: str | None) -> dict[str, float] | None:
         ) from None
 
 
-def numbers(given: str, separator: str = ",") -> list[float]:
+def numbers(option: str, given: str, example: str, separator: str = ",") -> list[float]:
+    """Read 1,2.5, or 1:9."""
     try:
         return [float(part) for part in given.split(separator)]
     except ValueError:
-        raise InputError(f'"{given}" is not a list of numbers: write them as 1{separator}9') from None
+        raise InputError(f"{option}{given} are no numbers: write {option}{example}") from None
 
 
 def layers(given: str) -> Layers:
@@ -170,10 +174,3 @@ def valuation(path: str, concepts: Sequence[str] | None) -> tuple[Valuation, Pro
         return Valuation.load(path), None
     loaded = load_probes(path)
     return Valuation.from_probes(loaded, concepts), loaded
-
-
-def writable(path: Path) -> None:
-    """Refuse now what could not be written after an hour of work."""
-    parent = path.parent
-    if path.is_dir() or (parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK))):
-        raise InputError(f'cannot write "{path}": give a file in a folder that you may write to')

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 
 from emoprobe.errors import InputError
+from emoprobe.places import REPO
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.summary import sentences, table
 
-REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-"""Form of a repository's name on the hub, "user/name"."""
 LIMITS = (
     "A probe says what can be read out of this model's residual stream over texts like those of its corpus. It does not say "
     "that the model uses what is read, nor that anything is felt.",

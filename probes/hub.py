@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from emoprobe.errors import InputError
-from emoprobe.probes.card import REPO, card
+from emoprobe.places import hub, is_repo
+from emoprobe.probes.card import card
 from emoprobe.probes.probe_set import ProbeSet
 
 FILE = "probes.safetensors"
@@ -52,17 +53,13 @@ def fetched(repo: str, revision: str | None = None) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(str(hf_hub_download(repo, FILE, revision=revision)))
+        with hub():
+            return Path(str(hf_hub_download(repo, FILE, revision=revision)))
     except Exception as error:  # as above
         raise InputError(
             f'no file "{repo}" here, nor could {FILE} be had from the hub ({_first_line(error)}): check the path, the name or '
             "the network"
         ) from error
-
-
-def is_repo(name: str) -> bool:
-    """Say whether a name has the form of a repository's, "user/name", and not of a file's."""
-    return REPO.fullmatch(name) is not None and not name.endswith(".safetensors")
 
 
 def _first_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ from emoprobe.artefacts import read_artefact, write_artefact
 from emoprobe.checks import check_layers, check_names, check_record, check_tensors, reading
 from emoprobe.errors import InputError
 from emoprobe.layers import nearest_to_depth, resolve_layers
+from emoprobe.places import is_repo
 from emoprobe.probes.confounds import COLUMNS as CONFOUNDS
 from emoprobe.probes.direction import Direction
 from emoprobe.probes.tasks import LABELS
@@ -274,7 +275,7 @@ def load_probes(path: str | Path, *, revision: str | None = None) -> ProbeSet:
     Raises `InputError` for a file that is missing, damaged, of another kind or written by a later version, and where the hub
     does not give it.
     """
-    from emoprobe.probes.hub import fetched, is_repo
+    from emoprobe.probes.hub import fetched
 
     if isinstance(path, str) and is_repo(path) and not Path(path).exists():
         path = fetched(path, revision)

@@ -497,6 +497,47 @@ BAD = {
     "no study": (["report", "model"], "manifest.json"),
     "no such type": (["info", "model", "--dtype", "float7"], "float7"),
     "no such device": (["info", "model", "--device", "abacus"], "abacus"),
+    "a model misspelt": (["info", "bundeld"], 'no model "bundeld": did you mean "bundled"?'),
+    "a corpus misspelt": (
+        ["study", "model", "--corpus", "Ground_Trut"],
+        'no corpus "Ground_Trut": did you mean "ground-truth"?',
+    ),
+    "a name of the schema misspelt": (
+        ["fit", "model", "days.csv", "-o", "x", "--columns", "txt=sentence"],
+        "did you mean --columns text=COLUMN? Of columns there are: sentence, V, arousal, group",
+    ),
+    "a folder for probes": (
+        ["trace", "model", "model", "the sun"],
+        '"model" is a folder: give the file in it',
+    ),
+    "a folder for texts": (
+        ["sweep", "model", "probes.safetensors", "--texts", "model"],
+        "model: is a folder, not a file; check the path",
+    ),
+    "a file for a study's folder": (
+        ["study", "model", "--corpus", "days.csv", "--out", "days.csv"],
+        '"days.csv" is a file, not a folder',
+    ),
+    "strengths, and how to write them": (
+        ["sweep", "model", "probes.safetensors", "valence", "--strengths", "low,high"],
+        "--strengths=low,high are no numbers: write --strengths=-0.1,-0.05,0,0.05,0.1",
+    ),
+    "no emotions": (
+        ["stories", "x.jsonl", "--model", "model"],
+        "stories need at least 1 emotion, and given were none: give --emotions afraid,calm",
+    ),
+    "emotions that name none": (
+        ["stories", "x.jsonl", "--model", "model", "--emotions", ",,"],
+        '--emotions ",," names none: write --emotions afraid,calm',
+    ),
+    "concepts that were not annotated": (
+        ["fit", "model", "rated.csv", "-o", "x", "--folds", "3", "--concepts", "valence,zeal"],
+        "zeal",
+    ),
+    "more tokens than there is room for": (
+        ["inject", "model", "probes.safetensors", "the sun", "--max-new-tokens", "600"],
+        "give --max-new-tokens ",
+    ),
     "not a learned valuation": (["compare", "model", "probes.safetensors", "probes.safetensors"], "λ"),
 }
 
@@ -518,12 +559,33 @@ def test_bad_input_is_one_line_that_names_it(case: str, call: Call, files: Path)
     lines = [line for line in err.splitlines() if line.startswith("emoprobe: ") and "warning" not in line]
     assert status == 2, err
     assert not out and len(lines) == 1 and named in lines[0]
+    assert "--out" not in arguments or err == f"{lines[0]}\n"
     assert "Traceback" not in err
-    python = (
-        r"\b(ranges|columns|folder|folds|estimator|layers|positions|strengths?)=|_probes|_valuation|\bNone\b"
+    in_python = (
+        "ranges columns emotions max_new_tokens folder folds estimator layers positions strengths strength"
     )
+    python = rf"(?<!-)\b({'|'.join(in_python.split())})=|_probes|_valuation|\bNone\b"
     assert not re.search(python, lines[0])
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["info", "bundeld"],
+        ["fit", "bundled", "nowhere.csv", "-o", "x.safetensors"],
+        ["trace", "bundled", "nowhere.safetensors", "the sun"],
+        ["sweep", "bundled", __file__, "--texts", "nowhere.txt"],
+        ["report", "nowhere"],
+    ],
+    ids=lambda given: given[0],
+)
+def test_what_is_missing_is_refused_before_anything_heavy_is_loaded(given: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-X", "importtime", "-m", "emoprobe.cli", *given]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert found.returncode == 2 and found.stderr.splitlines()[-1].startswith("emoprobe: ")
+    assert not [name for name in ("torch", "pandas", "numpy") if f"| {name}\n" in found.stderr]
 
 
 def test_advice_can_be_followed(call: Call, files: Path) -> None:

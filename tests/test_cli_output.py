@@ -159,9 +159,15 @@ def test_time_is_that_of_tokens_passes_and_fits() -> None:
 
 
 @pytest.mark.parametrize("example", [example for _, example in cli.COMMANDS])
-def test_examples_parse(example: str) -> None:
+def test_examples_parse(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     program, name, *arguments = shlex.split(example)
     command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    for word in arguments:  # what is not there is refused
+        if Path(word).suffix and "/" not in word:
+            Path(word).touch()
+    Path("runs/bundled").mkdir(parents=True)
+    Path("runs/bundled/manifest.json").touch()
     assert program == "emoprobe" and command.make_context(name, arguments).params
     with pytest.raises(Exception, match="no-such-option"):  # ... and this would notice
         command.make_context(name, [*arguments, "--no-such-option"])
@@ -178,6 +184,12 @@ def test_help_cuts_no_word(width: int, call: Call, monkeypatch: pytest.MonkeyPat
     assert cli.COMMANDS[0][1] in call("study", "--help")[1]  # on one line, to be copied
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_holds_where_it_is_not_given(name: str) -> None:
+    command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    assert not [p.name for p in command.params if not (p.required or p.show_default or p.default is False)]
+
+
 def _completed(words: str) -> list[str]:
     environment = {**os.environ, "_EMOPROBE_COMPLETE": "complete_bash", "HF_HUB_CACHE": "/nowhere"}
     environment |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
@@ -191,22 +203,33 @@ def test_a_shell_completes_commands_models_and_corpora() -> None:
     assert _completed("emoprobe st") == ["study", "steer", "stories"]
     assert _completed("emoprobe study gro") == ["ground-truth"]
     assert _completed("emoprobe study gpt2 --corpus emo") == ["emobank"]
+    assert _completed("emoprobe fit bundled pas") == ["passages"]
+
+
+def test_a_shell_completes_concepts_of_the_probes_that_were_typed(files: Path) -> None:  # noqa: F811
+    probes = files / "probes.safetensors"
+    assert _completed(f"emoprobe steer bundled {probes} va") == ["valence"]
+    assert _completed(f"emoprobe steer bundled {probes} sad") == []  # which it does not hold
+    assert _completed(f"emoprobe trace bundled {probes} text --concepts valence,") == ["valence,arousal"]
+    assert _completed("emoprobe steer bundled nowhere.safetensors sad") == ["sadness"]
+    assert _completed("emoprobe stories x.jsonl --emotions sad,calm,prou") == ["sad,calm,proud"]
 
 
 def test_models_that_were_downloaded_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("models--gpt2", "models--Qwen--Qwen3-0.6B", "datasets--gpt2"):
         (tmp_path / name).mkdir()
-    assert completing.models("") == ["bundled", "ground-truth", "Qwen/Qwen3-0.6B", "gpt2"]
+    assert completing.models("") == ["bundled", "ground-truth", "prose", "Qwen/Qwen3-0.6B", "gpt2"]
     assert completing.models("Qw") == ["Qwen/Qwen3-0.6B"]
 
 
 def test_the_names_that_are_completed_are_those_that_there_are() -> None:
+    from emoprobe import load_corpus
     from emoprobe.corpora.published import PUBLISHED
-    from emoprobe.models import BUNDLED
 
-    assert completing.CORPORA == ("bundled", "ground-truth", *PUBLISHED)
-    assert set(completing.MODELS) <= set(BUNDLED)
+    assert set(completing.corpora("")) == {"bundled", "passages", "ground-truth", *PUBLISHED}
+    corpus = load_corpus("passages")
+    assert (tuple(corpus.dimensions), corpus.labels) == (completing.DIMENSIONS, completing.EMOTIONS)
 
 
 # What people type ----------------------------------------------------------------------------------------------------

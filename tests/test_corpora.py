@@ -808,9 +808,9 @@ def test_a_hub_out_of_reach_is_one_line_with_the_way_out(monkeypatch: pytest.Mon
         )
     with pytest.raises(
         InputError,
-        match=r"^emobnk: is no file here, none of emobank, .*\(no route to host\); check the name or the path",
+        match=r"^nobody/emobnk: is no file here, none of emobank, .*\(no route to host\); check the name or the path",
     ):
-        load_corpus("emobnk")
+        load_corpus("nobody/emobnk")
 
 
 def test_an_offline_machine_gets_the_same_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

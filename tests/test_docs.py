@@ -208,13 +208,18 @@ def typed_commands() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "typed"), sorted(set(typed_commands())))
-def test_commands_parse(page: str, typed: str) -> None:
+def test_commands_parse(page: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     program, *words = shlex.split(typed)
     if Path(program).name != "emoprobe":
         return
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     if words and not words[0].startswith("-"):
         assert words[0] in known, typed
+    for word in words:  # what is not there is refused
+        if Path(word).suffix:
+            Path(word).parent.mkdir(parents=True, exist_ok=True)
+            Path(word).touch()
     if len(words) > 1:  # a bare name is a mention
         known[words[0]].make_context(words[0], words[1:])
 

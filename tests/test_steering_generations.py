@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from backends import load, saved
 from tiny import tiny_model
 
 from emoprobe.errors import InputError
@@ -92,3 +93,18 @@ def test_the_gate_closes_where_a_model_is_pushed_too_hard() -> None:
     assert result.usable({OWN_NLL: 1e9}) == (-0.02, 50)
     with pytest.raises(InputError, match="no coherence gate"):
         result.usable({"spelling": 1.0})
+
+
+@pytest.mark.parametrize("backend", ["transformers", "nnsight", "transformer_lens"])
+def test_more_tokens_than_a_model_reads_are_refused_before_any_is_written(backend: str) -> None:
+    model = load(saved("gpt2"), backend)
+    prompts = ["The dog", "The dog and the letter " * 50]
+    room = (model.context_length or 0) - int(model.tokenize(prompts).real.sum(-1).max())
+    assert 0 < room < 300
+    for ask in (
+        lambda: model.generate(prompts, max_new_tokens=room + 1),
+        lambda: generations({"length": len}, max_new_tokens=room + 1)(model, prompts),
+    ):
+        with pytest.raises(InputError, match=f"give max_new_tokens={room} or less, or a shorter prompt"):
+            ask()
+    assert model.generate_ids(model.tokenize(prompts), max_new_tokens=room).shape[1] == model.context_length

@@ -34,7 +34,8 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\bcolumns=\{'(.+?)': \.\.\.\}", r"--columns \1=COLUMN"),
     (r"\bfolder=", "--folder"),
     (r"give another out=$", "delete that folder, or give another --output"),
-    (r"\b(estimator|folds|layers|positions|strengths?)=", r"--\1 "),
+    (r"(?<!-)\b(emotions|estimator|folds|layers|positions|strengths?)=", r"--\1 "),
+    (r"\bmax_new_tokens=", "--max-new-tokens "),
     (r", a boolean mask or character spans", ""),
     (r"\bfit_probes\b", "`emoprobe fit`"),
     (

@@ -1,16 +1,27 @@
-"""What a shell completes besides commands and options: models, corpora, and what some options choose from.
+"""What a shell completes besides commands and options: models, corpora, concepts, and what some options choose from.
 
-Where nothing here begins as what was typed, the shell completes the names of files. The names stand here once more, and a
-test holds them to those of the package, because reading them there would load torch and pandas at every stroke of the tab key.
+Where nothing here begins as what was typed, the shell completes the names of files. The names of concepts stand here once more,
+and a test holds them to those of the package, because reading them there would load torch and pandas at every stroke of the
+tab key.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
-MODELS = ("bundled", "ground-truth")
-CORPORA = ("bundled", "ground-truth", "emobank", "goemotions", "carer", "isear", "crowd_envent")
+import typer
+
+from emoprobe.places import CORPORA, MODELS
+
+DIMENSIONS = ("valence", "arousal", "relevance")
+EMOTIONS = tuple(
+    "anger boredom contentment disgust fear joy love neutral pride relief sadness shame surprise".split()
+)
+"""Dimensions and labels of the passages."""
+FIRST = 2**20
+"""Bytes of a probe set's record that are read at the most."""
 
 Complete = Callable[[str], list[str]]
 
@@ -24,6 +35,17 @@ def among(*values: str) -> Complete:
     return complete
 
 
+def listed(*values: str) -> Complete:
+    """Return what completes the last of a list of these values, a,b,c."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        given = before.split(",")
+        return [before + comma + value for value in among(*values)(last) if value not in given]
+
+    return complete
+
+
 def models(incomplete: str) -> list[str]:
     """Complete the name of a model of the package, or of one that was downloaded before."""
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -32,4 +54,34 @@ def models(incomplete: str) -> list[str]:
     return among(*MODELS, *sorted(name.replace("--", "/") for name in kept))(incomplete)
 
 
-corpora = among(*CORPORA)
+corpora = among("bundled", *(name.replace("ground_truth", "ground-truth") for name in CORPORA))
+
+
+def concept(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete a concept of the probe set that was typed before."""
+    return among(*_probed(context))(incomplete)
+
+
+def concepts(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete a list of concepts of the probe set that was typed before."""
+    return listed(*_probed(context))(incomplete)
+
+
+def emotions(incomplete: str) -> list[str]:
+    """Complete a list of the package's emotion words."""
+    file = Path(__file__).parents[1] / "corpora" / "emotion_words.json"
+    clusters = json.loads(file.read_text("utf-8"))["clusters"].values()
+    return listed(*sorted(word for words in clusters for word in words))(incomplete)
+
+
+def _probed(context: typer.Context) -> tuple[str, ...]:
+    """Return the concepts of a probe set or valuation, from the head of its file alone, or else those of the passages."""
+    # Arguments are not yet told apart while the value of an option is missing; PROBES is the second of each command.
+    path = context.params.get("probes") or "".join(context.args[1:2])
+    try:
+        with Path(path).open("rb") as file:
+            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), FIRST)))
+        record = json.loads(head["__metadata__"]["emoprobe"])
+        return tuple(record.get("concepts") or record["dimensions"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no file, or another kind of file
+        return (*DIMENSIONS, *EMOTIONS)

@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from emoprobe.cli.completing import among, corpora
+from emoprobe.cli.completing import among
+from emoprobe.cli.completing import concept as complete_concept
+from emoprobe.cli.completing import concepts as complete_concepts
 from emoprobe.cli.options import (
     Columns,
+    CorpusOption,
     Data,
     Device,
     DryRun,
@@ -19,20 +22,32 @@ from emoprobe.cli.options import (
     LayersOption,
     Model,
     NewTokens,
+    Output,
     Probes,
     Prompt,
     Ranges,
     Seed,
     Workers,
+    checked,
 )
 from emoprobe.cli.showing import show_cost, side_by_side, write_json
 from emoprobe.errors import InputError
+from emoprobe.places import check_file, check_probes, check_writable
+
+
+def check_figure(path: Path) -> None:
+    """Raise `InputError` for a file of another kind, and for one that cannot be written."""
+    check_writable(path)
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise InputError(f'"{path}" is neither an SVG nor a PNG file: give a name that ends in .svg or .png')
 
 
 def steer(
     model: Model,
     probes: Probes,
-    concept: Annotated[str, typer.Argument(help="A concept of the probe set.", show_default=False)],
+    concept: Annotated[
+        str, typer.Argument(help="A concept of the probe set.", autocompletion=complete_concept)
+    ],
     prompt: Prompt,
     strength: Annotated[
         float, typer.Option(help="Fraction of the mean residual norm; below 0, away from it.")
@@ -72,14 +87,18 @@ def steer(
 def inject(
     model: Model,
     probes: Annotated[
-        str, typer.Argument(help="A probe set, of the hub too, or a valuation.", show_default=False)
+        str,
+        typer.Argument(help="A probe set, of the hub too, or a valuation.", callback=checked(check_probes)),
     ],
     prompt: Prompt,
     strength: Annotated[float | None, typer.Option(help="λ.", show_default="learned, else 0.5")] = None,
     layers: Annotated[
         str | None, typer.Option(help="Attention blocks to inject into, from 0.", show_default="all")
     ] = None,
-    concepts: Annotated[str | None, typer.Option(help="Dimensions to value by.", show_default="all")] = None,
+    concepts: Annotated[
+        str | None,
+        typer.Option(help="Dimensions to value by.", show_default="all", autocompletion=complete_concepts),
+    ] = None,
     toward: Annotated[
         str | None,
         typer.Option(
@@ -117,11 +136,17 @@ def sweep(
     probes: Annotated[
         str,
         typer.Argument(
-            help="A probe set, of the hub too, or a valuation without CONCEPT.", show_default=False
+            help="A probe set, of the hub too, or a valuation without CONCEPT.",
+            callback=checked(check_probes),
         ),
     ],
     concept: Annotated[
-        str | None, typer.Argument(help="Steer with this concept; without it, inject.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Steer with this concept; without it, inject.",
+            show_default="none: inject",
+            autocompletion=complete_concept,
+        ),
     ] = None,
     strengths: Annotated[
         str | None, typer.Option(help="A list of s or λ.", show_default="−0.1 … 0.1 for s, −1 … 1 for λ")
@@ -131,13 +156,23 @@ def sweep(
         typer.Option(help="Residual streams for s, blocks for λ.", show_default="0.66 for s, all for λ"),
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="Texts to measure on, one a line.", show_default="built-in passages")
+        Path | None,
+        typer.Option(
+            help="Texts to measure on, one a line.",
+            show_default="built-in passages",
+            callback=checked(check_file),
+        ),
     ] = None,
     controls: Annotated[int, typer.Option(min=0, help="Random directions beside it.")] = 5,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write every number to a CSV file.")
+    output: Output = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the picture to an SVG or PNG file.",
+            show_default="none",
+            callback=checked(check_figure),
+        ),
     ] = None,
-    figure: Annotated[Path | None, typer.Option(help="Write the picture to an SVG or PNG file.")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -160,13 +195,6 @@ def sweep(
     from emoprobe.steering import kl, nll, read_out
     from emoprobe.steering import sweep as swept
 
-    for path in (output, figure):
-        if path is not None:
-            typed.writable(path)
-    if figure is not None and figure.suffix.lower() not in (".svg", ".png"):
-        raise InputError(
-            f'"{figure}" is neither an SVG nor a PNG file: give a name that ends in .svg or .png'
-        )
     subject: Any
     loaded: Any
     if concept is None:
@@ -174,7 +202,8 @@ def sweep(
     else:
         loaded = load_probes(probes)
         subject = loaded[concept]
-    doses = typed.numbers(strengths or ("-1,-0.5,0,0.5,1" if concept is None else "-0.1,-0.05,0,0.05,0.1"))
+    usual = "-1,-0.5,0,0.5,1" if concept is None else "-0.1,-0.05,0,0.05,0.1"
+    doses = typed.numbers("--strengths=", strengths or usual, usual)
     lines = typed.lines(texts)
     live = typed.model(model, device, dtype)
     measures = [nll(lines), kl(lines)]
@@ -210,15 +239,13 @@ def sweep(
 def compare(
     model: Model,
     probed: Annotated[
-        str, typer.Argument(help="A valuation, or a probe set to make one of.", show_default=False)
-    ],
-    learned: Annotated[str, typer.Argument(help="A learned valuation, with its λ.", show_default=False)],
-    corpus: Annotated[
         str,
-        typer.Option(
-            help="Texts to compare on; best ones that neither was fitted on.", autocompletion=corpora
-        ),
-    ] = "bundled",
+        typer.Argument(help="A valuation, or a probe set to make one of.", callback=checked(check_probes)),
+    ],
+    learned: Annotated[
+        str, typer.Argument(help="A learned valuation, with its λ.", callback=checked(check_probes))
+    ],
+    corpus: CorpusOption = "bundled",
     folder: Data = None,
     columns: Columns = None,
     ranges: Ranges = None,
@@ -229,7 +256,7 @@ def compare(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Compare a probed with a learned valuation."""
+    """Compare a probed with a learned valuation, best on texts that neither was fitted on."""
     from emoprobe import typed
     from emoprobe.valattn import compare_valuations
 

@@ -2,28 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from emoprobe.cli.completing import among, corpora, models
+from emoprobe.places import check_corpus, check_folder, check_model, check_out, check_probes, check_writable
+
+
+def checked(check: Callable[[Any], None]) -> Callable[[typer.Context, Any], Any]:
+    """Return what refuses a value that is not there, before a command begins and imports what is heavy."""
+
+    def callback(context: typer.Context, given: Any) -> Any:
+        if given is not None and not context.resilient_parsing:  # as while a shell completes
+            check(given)
+        return given
+
+    return callback
+
 
 Model = Annotated[
     str,
-    typer.Argument(help='A hub name, a folder, or "bundled".', show_default=False, autocompletion=models),
+    typer.Argument(
+        help='A hub name, a folder, or "bundled".', autocompletion=models, callback=checked(check_model)
+    ),
 ]
 Probes = Annotated[
     str,
     typer.Argument(
         help="A probe set, as `emoprobe fit` writes it, or a repository of the hub that holds one.",
-        show_default=False,
+        callback=checked(check_probes),
     ),
 ]
 Corpus = Annotated[
     str,
     typer.Argument(
-        help='A corpus by name, a file, or "bundled".', show_default=False, autocompletion=corpora
+        help='A corpus by name, a file, or "bundled".', autocompletion=corpora, callback=checked(check_corpus)
+    ),
+]
+CorpusOption = Annotated[
+    str,
+    typer.Option(
+        help='The texts: a corpus by name, a file, or "bundled".',
+        autocompletion=corpora,
+        callback=checked(check_corpus),
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="Write every number to a CSV file.",
+        show_default="none",
+        callback=checked(check_writable),
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the record goes.",
+        show_default="runs/MODEL-CORPUS; concepts and claims add their name",
+        callback=checked(check_out),
     ),
 ]
 Prompt = Annotated[str, typer.Argument(help="The text to go on from.", show_default=False)]
@@ -49,24 +91,25 @@ Columns = Annotated[
     str | None,
     typer.Option(
         help="Which column is what: text=sentence,labels=emotion,valence=V,group=document.",
-        show_default=False,
+        show_default="as they are named",
     ),
 ]
 Ranges = Annotated[
     str | None,
-    typer.Option(help="Lowest and highest annotation: valence=1:9,arousal=1:9.", show_default=False),
-]
-Data = Annotated[
-    Path | None, typer.Option(help="The folder that holds a published corpus.", show_default="download it")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many texts.", show_default=False)]
-StudyModel = Annotated[str, typer.Argument(help='A hub name, a folder, or "bundled".', autocompletion=models)]
-StudyCorpus = Annotated[
-    str,
     typer.Option(
-        help='The texts to fit probes on: a corpus by name, a file, or "bundled".', autocompletion=corpora
+        help="Lowest and highest annotation: valence=1:9,arousal=1:9.",
+        show_default="valence −1 to 1; arousal, relevance and dominance 0 to 1",
     ),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="The folder that holds a published corpus.",
+        show_default="download it",
+        callback=checked(check_folder),
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many texts.", show_default="all")]
 StudyLimit = Annotated[
     int | None, typer.Option(min=1, help="Use at most so many texts.", show_default="3000")
 ]

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from emoprobe.cli.completing import among
+from emoprobe.cli.completing import DIMENSIONS, EMOTIONS, among, listed
+from emoprobe.cli.completing import concepts as complete_concepts
 from emoprobe.cli.options import (
     Columns,
     Corpus,
@@ -20,19 +21,33 @@ from emoprobe.cli.options import (
     LayersOption,
     Limit,
     Model,
+    Output,
     Probes,
     Ranges,
     Seed,
     Workers,
+    checked,
 )
 from emoprobe.cli.showing import show_cost, show_trace, write_json
 from emoprobe.errors import InputError
+from emoprobe.places import check_artefact, check_writable
 
 
 def fit(
     model: Model,
     corpus: Corpus,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="The file to write.", callback=checked(check_writable)),
+    ],
+    concepts: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of the corpus's labels and dimensions: valence,arousal.",
+            show_default="all",
+            autocompletion=listed(*DIMENSIONS, *EMOTIONS),
+        ),
+    ] = None,
     estimator: Annotated[
         str,
         typer.Option(
@@ -70,7 +85,6 @@ def fit(
             f"{texts.name}: no column is read as labels or as a dimension; say which is, for example "
             "--columns labels=COLUMN or --columns valence=COLUMN"
         )
-    typed.writable(output)
     live = typed.model(model, device, dtype)
     if dry_run:
         from emoprobe.study.cost import fit_cost
@@ -78,9 +92,11 @@ def fit(
         show_cost(fit_cost(live, texts), as_json)
         return
     kept = output.with_name(f"{output.name}.activations")
-    options: dict[str, Any] = {"estimator": estimator, "folds": folds, "seed": seed, "keep": kept}
+    options: dict[str, Any] = {"estimator": estimator, "concepts": typed.split(concepts), "folds": folds}
     with typed.engine(engine, workers, model, device, dtype) as shared:
-        probes = fit_probes(live, texts, typed.layers(layers), workers=shared, **options)
+        probes = fit_probes(
+            live, texts, typed.layers(layers), workers=shared, seed=seed, keep=kept, **options
+        )
     probes.save(output)
     shutil.rmtree(kept)
     if as_json:
@@ -93,16 +109,19 @@ def fit(
 def trace(
     model: Model,
     probes: Probes,
-    text: Annotated[str, typer.Argument(help="The text to read; - for standard input.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="The text to read; - for standard input.")],
     concepts: Annotated[
-        str | None, typer.Option(help="Some of the concepts: valence,arousal.", show_default="all")
+        str | None,
+        typer.Option(
+            help="Some of the concepts: valence,arousal.",
+            show_default="all",
+            autocompletion=complete_concepts,
+        ),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers to read at.", show_default="each concept's best")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write every number to a CSV file.")
-    ] = None,
+    output: Output = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -119,8 +138,6 @@ def trace(
     from emoprobe.probes import trace as traced
 
     text = typed.words(text)
-    if output is not None:
-        typed.writable(output)
     loaded = load_probes(probes)
     read = partial(
         traced,
@@ -146,6 +163,7 @@ def explore(
         typer.Argument(
             help="A probe set, as `emoprobe fit` writes it.",
             show_default="fitted on the bundled corpus, once",
+            callback=checked(check_artefact),
         ),
     ] = None,
     port: Annotated[

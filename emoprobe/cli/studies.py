@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emoprobe.cli.completing import models
 from emoprobe.cli.options import (
     Columns,
+    CorpusOption,
     Data,
     Device,
     DryRun,
     DType,
     Json,
+    Model,
+    Out,
     Ranges,
     Restart,
     Seed,
-    StudyCorpus,
     StudyLimit,
-    StudyModel,
+    checked,
 )
 from emoprobe.cli.showing import show_cost, write_json
+from emoprobe.places import check_file, check_model, check_study
 
 if TYPE_CHECKING:
     from emoprobe.corpora import Corpus
@@ -35,12 +39,10 @@ FAILED = 1
 
 def study(
     context: typer.Context,
-    model: StudyModel = "bundled",
-    corpus: StudyCorpus = "bundled",
+    model: Model = "bundled",
+    corpus: CorpusOption = "bundled",
     folder: Data = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS")
-    ] = None,
+    out: Out = None,
     limit: StudyLimit = None,
     seed: Seed = 0,
     columns: Columns = None,
@@ -66,22 +68,30 @@ def study(
 
 def concepts(
     context: typer.Context,
-    model: StudyModel = "bundled",
-    corpus: StudyCorpus = "bundled",
+    model: Model = "bundled",
+    corpus: CorpusOption = "bundled",
     folder: Data = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS-concepts")
-    ] = None,
+    out: Out = None,
     limit: StudyLimit = None,
     seed: Seed = 0,
     columns: Columns = None,
     ranges: Ranges = None,
     base: Annotated[
-        str | None, typer.Option(help="The model that MODEL was tuned from.", show_default="not compared")
+        str | None,
+        typer.Option(
+            help="The model that MODEL was tuned from.",
+            show_default="not compared",
+            autocompletion=models,
+            callback=checked(check_model),
+        ),
     ] = None,
     norms: Annotated[
         Path | None,
-        typer.Option(help="People's ratings of words, a file.", show_default="those of the texts"),
+        typer.Option(
+            help="People's ratings of words, a file.",
+            show_default="those of the texts",
+            callback=checked(check_file),
+        ),
     ] = None,
     device: Device = None,
     dtype: DType = None,
@@ -109,16 +119,18 @@ def concepts(
 
 def claims(
     context: typer.Context,
-    model: StudyModel = "bundled",
-    corpus: StudyCorpus = "bundled",
+    model: Model = "bundled",
+    corpus: CorpusOption = "bundled",
     folder: Data = None,
     norms: Annotated[
         Path | None,
-        typer.Option(help="A file of human word norms.", show_default="a list of emotion words"),
+        typer.Option(
+            help="A file of human word norms.",
+            show_default="a list of emotion words",
+            callback=checked(check_file),
+        ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where the record goes.", show_default="runs/MODEL-CORPUS-claims")
-    ] = None,
+    out: Out = None,
     limit: StudyLimit = None,
     seed: Seed = 0,
     columns: Columns = None,
@@ -144,7 +156,7 @@ def claims(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="The folder of a study.", callback=checked(check_study))],
     as_json: Json = False,
 ) -> None:
     """Write a study's report.html anew."""

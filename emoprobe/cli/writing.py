@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emoprobe.cli.completing import among, models
-from emoprobe.cli.options import Device, DryRun, DType, Json, NewTokens, Seed
+from emoprobe.cli.completing import emotions as complete_emotions
+from emoprobe.cli.options import Device, DryRun, DType, Json, NewTokens, Seed, checked
 from emoprobe.cli.showing import show_cost, write_json
+from emoprobe.places import check_file, check_model, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +22,19 @@ if TYPE_CHECKING:
 
 
 def stories(
-    output: Annotated[Path, typer.Argument(help="The file to write, .jsonl.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="The file to write, .jsonl.", show_default=False, callback=checked(check_writable)
+        ),
+    ],
     emotions: Annotated[
-        str | None, typer.Option(help="What is to be felt: afraid,calm,proud.", show_default=False)
+        str | None,
+        typer.Option(
+            help="What is to be felt: afraid,calm,proud.",
+            show_default="none, for --kind neutral",
+            autocompletion=complete_emotions,
+        ),
     ] = None,
     kind: Annotated[
         str,
@@ -39,7 +51,10 @@ def stories(
         str | None, typer.Option(help="An OpenAI-compatible address, up to /v1.", show_default="a model here")
     ] = None,
     topics: Annotated[
-        Path | None, typer.Option(help="Topics, one a line.", show_default="80 of the package's")
+        Path | None,
+        typer.Option(
+            help="Topics, one a line.", show_default="80 of the package's", callback=checked(check_file)
+        ),
     ] = None,
     per_topic: Annotated[int, typer.Option(min=1, help="Texts for each topic and emotion.")] = 2,
     per_request: Annotated[int, typer.Option(min=1, help="Texts to ask for at once.")] = 1,
@@ -55,19 +70,20 @@ def stories(
     What it says is logged beside the file as it comes; the same command goes on where it was stopped. A key for --url is read
     from the environment variable OPENAI_API_KEY. Models that follow instructions write best.
     """
+    if url is None:
+        check_model(model)
     from emoprobe import typed
     from emoprobe.corpora.stories import EndpointWriter, ModelWriter, write_stories
     from emoprobe.corpora.stories.prompts import requests
     from emoprobe.corpora.stories.prompts import topics as own_topics
 
-    typed.writable(output)
     writer: Writer
     if url is not None:
         key = os.environ.get("OPENAI_API_KEY")
         writer = EndpointWriter(url, model, key=key, max_new_tokens=max_new_tokens)
     else:
         writer = ModelWriter(typed.model(model, device, dtype), max_new_tokens=max_new_tokens)
-    felt = tuple(typed.split(emotions) or ())
+    felt = tuple(typed.split(emotions, "--emotions", "afraid,calm") or ())
     about = None if topics is None else typed.lines(topics)
     if dry_run:
         asked = requests(kind, felt, tuple(about or own_topics()), per_topic, per_request)

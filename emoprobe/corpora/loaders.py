@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from emoprobe.corpora import cells
 from emoprobe.corpora._checks import FIXED, check_ranges_known
 from emoprobe.corpora.published import PUBLISHED, Published, fetched, first_line
 from emoprobe.corpora.schema import SPLITS, Corpus
-from emoprobe.corpora.tables import SUFFIXES, Table, from_dataset, read_table
+from emoprobe.corpora.tables import Table, from_dataset, read_table
 from emoprobe.corpora.words import RANGES, VALUATION
 from emoprobe.errors import InputError
+from emoprobe.places import LIKE, SUFFIXES, canonical, check_corpus, hub
 
 GROUND_TRUTH = "ground_truth"
 GROUND_TRUTH_TEXTS = 2000
 PASSAGES = Path(__file__).parent / "passages"
+SCHEMA = (*FIXED, "words")
+"""What a column may be besides a dimension."""
 Columns = Mapping[str, str | Sequence[str] | None]
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -91,7 +95,7 @@ def _open(source: object, folder: object, split: str | None, limit: int | None, 
     path, known = Path(source), canonical(os.fspath(source))
     if folder is not None and known not in PUBLISHED:
         raise InputError(f"{source}: folder= is for published corpora ({', '.join(PUBLISHED)}); leave it out")
-    if known in (PASSAGES.name, "bundled"):
+    if known == PASSAGES.name:
         return _passages()
     if known == GROUND_TRUTH:
         return _ground_truth(GROUND_TRUTH_TEXTS if limit is None else limit, seed)
@@ -103,13 +107,8 @@ def _open(source: object, folder: object, split: str | None, limit: int | None, 
         return Source(path.name, read_table(path))
     if path.is_dir():
         raise InputError(f"{path}: holds none of {', '.join(PUBLISHED)}; give a file of the folder instead")
+    check_corpus(source)
     return _hub(os.fspath(source), split)
-
-
-def canonical(name: str) -> str:
-    """Return the name of a published corpus that a user's spelling stands for, or the spelling itself."""
-    plain = name.strip().lower().replace("-", "_")
-    return next((known for known, corpus in PUBLISHED.items() if plain in (known, *corpus.aliases)), plain)
 
 
 def _recognised(folder: Path) -> str | None:
@@ -154,7 +153,8 @@ def _published(known: str, folder: Path | None) -> Source:
 def _hub(name: str, split: str | None) -> Source:
     """Load from the hub, only the split that is asked for."""
     try:
-        data = datasets.load_dataset(name) if split is None else datasets.load_dataset(name, split=split)
+        with hub():
+            data = datasets.load_dataset(name) if split is None else datasets.load_dataset(name, split=split)
     except Exception as error:  # whatever the hub's clients raise; their classes change with their versions
         raise InputError(
             f"{name}: is no file here, none of {', '.join((*PUBLISHED, 'passages', 'ground-truth'))}, and could not be loaded "
@@ -203,13 +203,13 @@ def _tidy(source: Source, columns: Columns, ranges: Ranges, name: str) -> Corpus
     if len(twice):
         raise InputError(f"{name}: column {twice[0]!r} is there twice; rename or remove one")
     mapping = _mapping(source, columns, ranges, name)
+    known = {**RANGES, **source.ranges, **ranges}
+    declared = [target for target in mapping if target not in SCHEMA]
+    check_ranges_known(name, declared, known)
     made: dict[str, list[Any]] = {}
     for target, column in mapping.items():
         made |= _column(name, target, column, frame)
-    dimensions = list(
-        dict.fromkeys([*(t for t in mapping if t not in (*FIXED, "words")), *_annotated(made, mapping)])
-    )
-    known = {**RANGES, **source.ranges, **ranges}
+    dimensions = list(dict.fromkeys([*declared, *_annotated(made, mapping)]))
     check_ranges_known(name, dimensions, known)
     for dimension in ranges:
         if dimension not in dimensions:
@@ -243,7 +243,7 @@ def _tell_of_joined_groups(corpus: Corpus, given: Sequence[str | None]) -> None:
 def _mapping(source: Source, columns: Columns, ranges: Ranges, name: str) -> dict[str, str | Sequence[str]]:
     """Settle which columns are read as what: as the user says, or else as is known or evident."""
     frame = source.table.frame
-    evident = {target: target for target in (*FIXED, "words", *RANGES, *ranges) if target in frame.columns}
+    evident = {target: target for target in (*SCHEMA, *RANGES, *ranges) if target in frame.columns}
     if "label" in frame.columns:  # as the hub's data sets mostly have it
         evident.setdefault("labels", "label")
     wanted = {**(source.columns or evident), **columns}
@@ -254,6 +254,7 @@ def _mapping(source: Source, columns: Columns, ranges: Ranges, name: str) -> dic
                 raise InputError(
                     f"{name}: no column {one!r} to read as {target!r}; {_there_are(frame.columns)}"
                 )
+    _check_spelt(name, columns, {*SCHEMA, *RANGES, *source.ranges, *ranges}, frame)
     if "words" in mapping and ("text" in mapping or "spans" in mapping):
         raise InputError(
             f"{name}: 'words' make the text and its spans, which are there as well; "
@@ -264,6 +265,17 @@ def _mapping(source: Source, columns: Columns, ranges: Ranges, name: str) -> dic
             f"{name}: say which column holds the texts, columns={{'text': ...}}; {_there_are(frame.columns)}"
         )
     return mapping
+
+
+def _check_spelt(name: str, targets: Iterable[str], known: Container[str], frame: pd.DataFrame) -> None:
+    """Refuse what would be a dimension nobody knows, and is nearly one of the schema's names."""
+    for target in targets:
+        meant = get_close_matches(target, SCHEMA, n=1, cutoff=LIKE)
+        if meant and target not in known:
+            raise InputError(
+                f"{name}: nothing is called {target!r} here ({', '.join(SCHEMA)}, or a dimension with a range): did you "
+                f"mean columns={{{meant[0]!r}: ...}}? Of columns {_there_are(frame.columns)}"
+            )
 
 
 def _column(name: str, target: str, column: Any, frame: pd.DataFrame) -> dict[str, list[Any]]:

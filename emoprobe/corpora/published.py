@@ -21,6 +21,7 @@ from huggingface_hub import get_session
 from emoprobe.artefacts import write_bytes
 from emoprobe.corpora.tables import Table, from_dataset, read_delimited, read_text
 from emoprobe.errors import InputError
+from emoprobe.places import hub
 
 EMOBANK = "https://raw.githubusercontent.com/JULIELab/EmoBank/master/corpus/"
 ISEAR = "https://raw.githubusercontent.com/sinmaniphel/py_isear_dataset/master/"
@@ -40,7 +41,6 @@ class Published:
     """The files by which a folder is known: all of any one of these."""
     columns: dict[str, str]
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
 
     def is_in(self, folder: Path) -> bool:
         """Whether a folder holds the corpus."""
@@ -64,7 +64,8 @@ def first_line(error: Exception) -> str:
 
 
 def _hub(*names: str) -> Table:
-    return from_dataset(datasets.load_dataset(*names))
+    with hub():
+        return from_dataset(datasets.load_dataset(*names))
 
 
 def _download(name: str, addresses: dict[str, str]) -> Path:
@@ -226,14 +227,12 @@ PUBLISHED = {
         lambda: _hub("google-research-datasets/go_emotions", "simplified"),
         (("train.tsv", "dev.tsv", "test.tsv"),),
         {"text": "text", "labels": "labels", "group": "id", "split": "split"},
-        aliases=("go_emotions", "google_research_datasets/go_emotions"),
     ),
     "carer": Published(
         _carer,
         lambda: _hub("dair-ai/emotion", "split"),
         (("train.txt", "val.txt", "test.txt"),),
         {"text": "text", "labels": "label", "split": "split"},
-        aliases=("emotion", "dair_ai/emotion", "carer_emotion"),
     ),
     "isear": Published(
         _isear,
@@ -249,6 +248,5 @@ PUBLISHED = {
         {"text": "generated_text", "labels": "emotion", "group": "writer", "intensity": "intensity"}
         | {RELEVANCE.get(name, name): name for name in APPRAISALS},
         dict.fromkeys(("intensity", *(RELEVANCE.get(name, name) for name in APPRAISALS)), (1.0, 5.0)),
-        aliases=("crowdenvent",),
     ),
 }

@@ -22,8 +22,7 @@ from datasets.table import InMemoryTable
 
 from emoprobe.checks import parse_json, read_parquet
 from emoprobe.errors import InputError
-
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+from emoprobe.places import SUFFIXES, check_file
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def read_table(path: Path) -> Table:
 
 def read_text(path: Path) -> str:
     """Read a UTF-8 file, with or without a byte order mark; names the line that is not UTF-8 or holds a NUL character."""
-    _check_file(path)
+    check_file(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -69,17 +68,6 @@ def read_text(path: Path) -> str:
             "file anew, as UTF-8"
         )
     return text
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is no file: a pipe would be waited for, and a device may have no end."""
-    try:
-        if path.is_file():
-            return
-        there = path.exists() or path.is_symlink()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    raise InputError(f"{path}: {'is no file to read' if there else 'no such file'}; check the path")
 
 
 def read_delimited(
@@ -167,7 +155,7 @@ def _json_lines(path: Path, content: str) -> Iterable[object]:
 
 
 def _parquet(path: Path) -> Table:
-    _check_file(path)
+    check_file(path)
     try:
         table = read_parquet(path)
         data = Dataset(InMemoryTable(table))  # which finds the class names that the hub's files carry

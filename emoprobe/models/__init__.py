@@ -1,10 +1,9 @@
 """Live models: load one by name, or wrap one that is already there."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from importlib import import_module
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import torch
 
 from emoprobe.errors import InputError
 from emoprobe.models.live import Batch, LiveModel
+from emoprobe.places import MODELS, check_model, hub
 
 __all__ = ["Batch", "LiveModel", "load_model", "wrap"]
 
-BUNDLED = {"ground-truth": "ground_truth", "bundled": "prose", "prose": "prose"}
-"""Names of the models inside the package, and the folders they lie in."""
 BACKENDS = ("transformers", "transformer_lens", "nnsight")
 
 
@@ -59,9 +57,9 @@ def load_model(
             "give device= or device_map=, not both: the map says where the parts of the model go"
         )
     _check_backend(backend, attn_implementation)
-    folder = Path(__file__).parent / BUNDLED[str(name)] if str(name) in BUNDLED else None
+    folder = Path(__file__).parent / MODELS[str(name)] if str(name) in MODELS else None
     if folder is None:
-        _check_place(name)
+        check_model(name)
     from transformers import AutoConfig, AutoTokenizer
 
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -73,11 +71,15 @@ def load_model(
     }
     source = str(folder or name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens}:
-            raise ValueError("its tokenizer has no vocabulary")
-        auto = _auto_class(AutoConfig.from_pretrained(source, **options))
-        with nullcontext() if folder is None else _without_bars():  # a model this small is there at once
+        with ExitStack() as stack:
+            if not Path(source).exists():
+                stack.enter_context(hub())
+            if folder is not None:  # a model this small is there at once
+                stack.enter_context(_without_bars())
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens}:
+                raise ValueError("its tokenizer has no vocabulary")
+            auto = _auto_class(AutoConfig.from_pretrained(source, **options))
             model, loaded = auto.from_pretrained(
                 source,
                 **options,
@@ -220,7 +222,7 @@ def _check_remote(name: str, backend: str, elsewhere: list[str]) -> None:
         raise InputError(
             f"remote=True with {', '.join(elsewhere)}=: the server says where its model lies; leave it out"
         )
-    if name in BUNDLED or Path(name).exists():
+    if name in MODELS or Path(name).exists():
         raise InputError(
             f'"{name}" lies on this machine, and no server knows it: give a hub name, or leave out remote=True'
         )
@@ -240,18 +242,6 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _check_place(name: str | Path) -> None:
-    """Refuse a file, and a path that leads nowhere: the hub would only say that it is not a name."""
-    path = Path(name)
-    if path.is_file():
-        raise InputError(f'"{name}" is a file: give the folder that the model lies in')
-    path_like = (
-        isinstance(name, PathLike) or name.startswith((".", "~")) or "\\" in name or name.endswith("/")
-    )
-    if not path.exists() and (path_like or path.is_absolute() or len(path.parts) > 2):
-        raise InputError(f'no folder "{name}": check the path to the model, or give a hub name or "bundled"')
 
 
 def _why_not(name: str, error: Exception) -> str:

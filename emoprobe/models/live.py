@@ -129,9 +129,22 @@ class LiveModel(ABC):
         batch, heads, queries, keys), each under the active interventions. Weights take memory quadratic in the length.
         """
 
-    @abstractmethod
     def generate_ids(self, batch: Batch, **options: Any) -> Tensor:
-        """Return prompt and continuation, (batch × sequences, position)."""
+        """Return prompt and continuation, (batch × sequences, position).
+
+        Raises `InputError` for an encoder, and for more `max_new_tokens` than the model can read behind the longest prompt.
+        """
+        longest, more = int(batch.real.sum(-1).max()), options.get("max_new_tokens") or 0
+        if self.context_length is not None and longest + more > self.context_length:
+            raise InputError(
+                f"a prompt of {longest} tokens and max_new_tokens={more} are more than the {self.context_length} that "
+                f"{self.name} reads: give max_new_tokens={max(self.context_length - longest, 0)} or less, or a shorter prompt"
+            )
+        return self._generate_ids(batch, **options)
+
+    @abstractmethod
+    def _generate_ids(self, batch: Batch, **options: Any) -> Tensor:
+        """Return prompt and continuation, as `generate_ids` does, which has looked whether there is room for it."""
 
     @abstractmethod
     def logit_lens(self, vectors: Tensor, *, folded: bool = True) -> Tensor:

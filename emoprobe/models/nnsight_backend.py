@@ -86,7 +86,7 @@ class NnsightModel(LiveModel):
         """Return attention outputs (layers, batch, position, d_model) and weights (layers, batch, heads, queries, keys)."""
         return self._local.attention(batch, layers)
 
-    def generate_ids(self, batch: Batch, **options: Any) -> Tensor:
+    def _generate_ids(self, batch: Batch, **options: Any) -> Tensor:
         """Return prompt and continuation, (batch × sequences, position)."""
         return self._local.generate_ids(batch, **options)
 

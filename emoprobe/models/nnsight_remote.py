@@ -87,7 +87,7 @@ class RemoteModel(NnsightModel):
         read = dict(zip(ordered, found, strict=True))
         return torch.stack([read[layer].to("cpu") for layer in layers])
 
-    def generate_ids(self, batch: Batch, **options: Any) -> Tensor:
+    def _generate_ids(self, batch: Batch, **options: Any) -> Tensor:
         """Return prompt and continuation, (batch × sequences, position)."""
         model, remote = self._asked(batch), self._remote
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.real.long()}

@@ -141,7 +141,7 @@ class TransformerLensModel(LiveModel):
         except _Stop:
             pass
 
-    def generate_ids(self, batch: Batch, **options: Any) -> Tensor:
+    def _generate_ids(self, batch: Batch, **options: Any) -> Tensor:
         """Return prompt and continuation, (batch × sequences, position), by the generation of transformers."""
         options.setdefault("pad_token_id", self.pad_token_id)
         with self._turn(), self._given(batch, generating=True):

@@ -161,8 +161,7 @@ class TransformersModel(LiveModel):
             except _Stop:
                 pass
 
-    def generate_ids(self, batch: Batch, **options: Any) -> Tensor:
-        """Return prompt and continuation, (batch × sequences, position). Raises `InputError` for an encoder."""
+    def _generate_ids(self, batch: Batch, **options: Any) -> Tensor:
         if self.is_encoder or not self.underlying.can_generate():
             what = "is an encoder" if self.is_encoder else "has no language-model head"
             raise InputError(

@@ -25,6 +25,7 @@ from emoprobe import drawing
 from emoprobe.artefacts import write_bytes
 from emoprobe.checks import check_record, parse_json, read_parquet
 from emoprobe.errors import InputError
+from emoprobe.places import check_out, check_study
 from emoprobe.study.result import Result
 
 FORMAT = 1
@@ -154,9 +155,8 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    check_study(path)
     file = path / "manifest.json"
-    if not file.is_file():
-        raise InputError(f'"{path}" holds no study: there is no manifest.json in it')
     try:
         manifest: dict[str, Any] = parse_json(file.read_bytes())
         check_record(manifest, {"format": int, "study": dict, "steps": {...: {"seconds": (int, float)}}})
@@ -169,8 +169,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _steps_of_same(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return the steps recorded in a folder that holds this very study, or nothing yet."""
-    if not path.is_dir():
-        raise InputError(f'"{path}" is a file, not a folder: give another one for the study')
+    check_out(path)
     if not any(path.iterdir()):
         return {}
     if not (path / "manifest.json").is_file():

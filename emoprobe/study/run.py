@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 
 from emoprobe.corpora import Corpus, load_corpus
-from emoprobe.corpora.tables import SUFFIXES
 from emoprobe.models import LiveModel, load_model
+from emoprobe.places import SUFFIXES
 from emoprobe.probes import fit_probes, load_probes
 from emoprobe.study.conduct import Display, Step, Study, about, conduct, identity
 from emoprobe.study.folder import RunFolder

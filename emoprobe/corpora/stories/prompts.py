@@ -114,8 +114,9 @@ def requests(
         raise InputError(f"per_topic={per_topic}, per_request={per_request}: give numbers from 1 on")
     needed = {STORIES: 1, NEUTRAL: 0, DIALOGUES: 2, DEFLECTION: 2}[kind]
     if len(emotions) < needed or len(set(emotions)) < len(emotions):
+        many = "emotion" if needed == 1 else "different emotions"
         raise InputError(
-            f"{kind} need {needed} different emotions at the least, and {list(emotions)} were given"
+            f"{kind} need at least {needed} {many}, and given were {', '.join(emotions) or 'none'}: give emotions=afraid,calm"
         )
     if not about:
         raise InputError("no topic was given")
