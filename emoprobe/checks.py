@@ -12,9 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import torch
+from rich.filesize import decimal
 from torch import Tensor
 
 from emoprobe.errors import UNSHOWN, InputError
+
+UNPACKED, RATIO = 2**31, 20
+"""Bytes, and times its size on disk, that a Parquet file may unpack to; real tables are packed to a tenth or so."""
+ROWS = 4096
+"""Rows of a Parquet file that are unpacked at once."""
 
 
 def parse_json(content: str | bytes) -> Any:
@@ -41,11 +47,33 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_parquet(path: str | Path) -> pa.Table:
     """Return a table in which all that is text is UTF-8; Arrow looks for that only when asked, and later fails at it.
 
-    Raises `OSError` or `ValueError` for anything else.
+    A value that is written once may stand in any number of rows, so that a small file may unpack to more than any memory: it is
+    read piece by piece, and refused as soon as it takes more than UNPACKED bytes and RATIO times its own size. Raises
+    `OSError` or `ValueError` for that and anything else.
     """
-    table = pyarrow.parquet.read_table(path)
+    most, batches, size = max(UNPACKED, RATIO * Path(path).stat().st_size), [], 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        # No value takes more than its column does in the file, unpacked.
+        largest = max((group.total_byte_size for group in groups), default=0)
+        rows = min(ROWS, max(1, most // max(1, largest)))
+        for batch in file.iter_batches(batch_size=rows, use_threads=False):
+            batches.append(batch)
+            size += sum(map(_unpacked, batch.columns))
+            if size > most:
+                raise ValueError(f"it unpacks to more than {decimal(most)}")
+        table = pa.Table.from_batches(batches, file.schema_arrow)
     table.validate(full=True)
     return table
+
+
+def _unpacked(column: pa.Array) -> int:
+    """Return the bytes that a column takes where each row has its value; Arrow may keep numbers of values instead."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return 8 * len(column) + _unpacked(column.flatten())
+    if pa.types.is_struct(column.type):
+        return sum(map(_unpacked, column.flatten()))
+    return int((column.dictionary_decode() if pa.types.is_dictionary(column.type) else column).nbytes)
 
 
 @contextmanager

@@ -318,6 +318,13 @@ def _stored(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
+def _bomb() -> bytes:
+    """Return a file of half a megabyte that unpacks to 20 GB: two texts, ten thousand times each."""
+    longest = pa.array(["happy sad day " * 70_000 + end for end in "ab"])
+    numbers = pa.array(np.arange(20_000, dtype=np.int32) % 2)
+    return _stored(pa.table({"text": pa.DictionaryArray.from_arrays(numbers, longest), "valence": numbers}))
+
+
 def _parquet() -> Iterator[Case]:
     clean = _stored(_table())
     size = len(ROWS)
@@ -351,6 +358,7 @@ def _parquet() -> Iterator[Case]:
         "footer-length-huge": clean[:-8] + b"\xff\xff\xff\x7f" + b"PAR1",
         "footer-spoiled": clean[:-200] + bytes(100) + clean[-100:],
         "pages-spoiled": clean[:4] + bytes(400) + clean[404:],
+        "bomb": _bomb(),
     }
     wrong |= {f"cut-{share}": clean[: len(clean) * share // 100] for share in (1, 25, 50, 75, 99)}
     for name, content in wrong.items():
