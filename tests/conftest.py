@@ -1,10 +1,17 @@
 """What all tests share: no network, and the corpora and models that a checkout may have beside it."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from emoprobe.models import LiveModel
+    from emoprobe.probes import ProbeSet
 
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # before anything imports the hub's client: a test that reaches out shall fail
@@ -34,3 +41,20 @@ def shared() -> Path:
             f"no shared corpora or models at {folder}; set EMOPROBE_SHARED to the folder that has them"
         )
     return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> LiveModel:
+    """Return a tiny random model; files that need another one have a fixture of their own."""
+    from tiny import tiny_model
+
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def probes(model: LiveModel) -> ProbeSet:
+    """Return probes of it with random directions, one of them of a hostile name."""
+    import numpy as np
+    from planted_probes import NAMES, planted_probes
+
+    return planted_probes(model, np.random.default_rng(0).normal(size=(3, model.d_model)), NAMES)

@@ -9,6 +9,9 @@ import torch
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet
 
+NAMES = ("calm", "valence", '<img src=x onerror="alert(3)">')
+"""Concepts, one of a hostile name."""
+
 
 def planted_probes(
     model: LiveModel, directions: np.ndarray, names: Sequence[str], layers: Sequence[int] | None = None

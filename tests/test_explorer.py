@@ -23,8 +23,7 @@ import numpy as np
 import pytest
 import small_probes
 import torch
-from planted_probes import planted_probes
-from tiny import tiny_model
+from planted_probes import NAMES
 
 pytest.importorskip("fastapi", reason="the explorer needs emoprobe[explore]")
 from fastapi.testclient import TestClient
@@ -45,17 +44,6 @@ TEXT = "She was happy, but the dog had run away."
 HOSTILE = (
     "<script>alert(1)</script> \"quoted\" 'it' 👩‍👧 é مرحبا بالعالم שלום \u202eturned\u202c &amp; {{7*7}}"
 )
-NAMES = ("calm", "valence", '<b>"bold"</b>')
-
-
-@pytest.fixture(scope="module")
-def model() -> LiveModel:
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def probes(model: LiveModel) -> ProbeSet:
-    return planted_probes(model, np.random.default_rng(0).normal(size=(3, model.d_model)), NAMES)
 
 
 @pytest.fixture

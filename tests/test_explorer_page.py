@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from chromium import OPTIONS, chromium
-from planted_probes import planted_probes
-from tiny import tiny_model
+from planted_probes import NAMES
 
 from emoprobe.explorer import Explorer, explore
 from emoprobe.models import LiveModel
@@ -32,18 +30,7 @@ HOSTILE = (
     '</span></textarea><script>alert(1)</script><img src=x onerror="alert(2)"> "double" \'single\' `tick` &amp; <b>bold</b>\n'
     "👩‍👧 🎉 é ﷽ مرحبا بالعالم שלום עולם \u202eturned\u202c ${7*7} {{7*7}}"
 )
-NAMES = ("calm", "valence", '<img src=x onerror="alert(3)">')
 expect = playwright_api.expect
-
-
-@pytest.fixture(scope="module")
-def model() -> LiveModel:
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def probes(model: LiveModel) -> ProbeSet:
-    return planted_probes(model, np.random.default_rng(0).normal(size=(3, model.d_model)), NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -172,18 +172,24 @@ def explore(
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     device: Device = None,
     dtype: DType = None,
+    as_json: Json = False,
 ) -> None:
     """Explore a model on a page of this machine.
 
     Type a text and see what probes read token by token and layer by layer, standard beside valuation attention, and what the
     model writes as λ and steering strength change. The page is for this machine alone, and nothing that is typed is logged.
+    With --json its address, in which a secret token lets whoever has it in, is printed as soon as the page is there.
     """
     from emoprobe import typed
     from emoprobe.explorer import explore as explored
     from emoprobe.explorer.launch import check_installed
 
     check_installed()  # before a model is loaded
-    explored(typed.model(model, device, dtype), probes, port=port, browser=browser)
+    live = typed.model(model, device, dtype)
+    running = explored(live, probes, port=port, browser=browser, wait=not as_json)
+    if as_json:
+        write_json(address=running.address)
+        running.until_interrupted()
 
 
 def info(model: Model = "bundled", device: Device = None, dtype: DType = None, as_json: Json = False) -> None:

@@ -93,7 +93,11 @@ def _trace_table(found: Trace, pairs: Sequence[tuple[str, int]]) -> Table:
     for _, rows in found.coloured().groupby("position", sort=True):
         records: list[dict[Any, Any]] = rows.to_dict("records")
         by_pair = {(row["concept"], row["layer"]): row for row in records}
-        cells = [Text(f"{by_pair[p]['value']:.2f}", style=_shade(by_pair[p]["colour"])) for p in pairs]
+        # The sum turns -0.0 into 0.0.
+        cells = [
+            Text(f"{round(by_pair[p]['value'], 2) + 0.0:.2f}", style=_shade(by_pair[p]["colour"]))
+            for p in pairs
+        ]
         table.add_row(Text(repr(rows.token.iloc[0].replace(" ", "␣"))[1:-1]), *cells)
     return table
 

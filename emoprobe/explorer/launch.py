@@ -60,8 +60,7 @@ def explore(
         running.open()
     if wait:
         _say("Ctrl-C ends it")
-        with running, suppress(KeyboardInterrupt):
-            running.wait()
+        running.until_interrupted()
     return running
 
 
@@ -112,6 +111,11 @@ class Explorer:
         """Wait until the server has ended, or until it is interrupted."""
         while self._thread.is_alive():
             self._thread.join(0.5)
+
+    def until_interrupted(self) -> None:
+        """Wait until Ctrl-C, and end the server."""
+        with self, suppress(KeyboardInterrupt):
+            self.wait()
 
     def stop(self) -> None:
         """End the server."""

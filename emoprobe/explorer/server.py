@@ -32,6 +32,8 @@ CHARACTERS = 100_000
 """Characters of a text at most."""
 BODY = 1_000_000  # bytes of a request at most
 NEW_TOKENS = 60
+SCRIPT = ("elements", "asking", "drawing", "keeping", "beginning")
+"""The parts of the page's script, in order."""
 WAITING = 12
 """Questions that may wait for the model; those that nobody waits for any more go as their turn comes."""
 RATE, BURST = 20.0, 60
@@ -120,7 +122,8 @@ def application(subject: Subject, token: str) -> FastAPI:
 def whole_page() -> tuple[str, str]:
     """Return the page with its style and script inside, and the policy that lets these two run and nothing else."""
     folder = Path(__file__).parent
-    page, style, script = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    page, style = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("html", "css"))
+    script = "".join((folder / f"{part}.js").read_text("utf-8") for part in SCRIPT)
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

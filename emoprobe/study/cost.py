@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from rich.filesize import decimal
 
 from emoprobe.corpora import Corpus
 from emoprobe.models import LiveModel
@@ -89,8 +90,8 @@ class Cost:
         return (
             f"{self.name}: a dry run, nothing was done and nothing written\n"
             f"{shown.rename(columns={'seconds': 'time, about'}).to_string(index=False)}\n"
-            f"memory: weights {_size(self.weights)}, peak about {_size(self.peak)} on {self.device}\n"
-            f"disk: about {_size(self.disk)}\n"
+            f"memory: weights {decimal(self.weights)}, peak about {decimal(self.peak)} on {self.device}\n"
+            f"disk: about {decimal(self.disk)}\n"
             f"time: about {duration(self.seconds)} (± a factor of 2: an estimate from {duration(self.tried)} of trial on this "
             "machine; longer where other work shares it)"
         )
@@ -116,7 +117,7 @@ def estimate(
         for one in work
         if one.texts or one.passes
     ]
-    weights = sum(weight.numel() * weight.element_size() for _, weight in model.named_weights())
+    weights = sum(weight.numel() * weight.elementdecimal() for _, weight in model.named_weights())
     return Cost(
         name,
         pd.DataFrame(rows, columns=["step", "texts", "tokens", "passes", "seconds"]),
@@ -318,14 +319,6 @@ def _peak(model: LiveModel) -> int:
     try:
         import resource
     except ImportError:  # Windows does not say
-        return sum(weight.numel() * weight.element_size() for _, weight in model.named_weights())
+        return sum(weight.numel() * weight.elementdecimal() for _, weight in model.named_weights())
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
