@@ -117,7 +117,7 @@ def estimate(
         for one in work
         if one.texts or one.passes
     ]
-    weights = sum(weight.numel() * weight.elementdecimal() for _, weight in model.named_weights())
+    weights = sum(weight.numel() * weight.element_size() for _, weight in model.named_weights())
     return Cost(
         name,
         pd.DataFrame(rows, columns=["step", "texts", "tokens", "passes", "seconds"]),
@@ -319,6 +319,6 @@ def _peak(model: LiveModel) -> int:
     try:
         import resource
     except ImportError:  # Windows does not say
-        return sum(weight.numel() * weight.elementdecimal() for _, weight in model.named_weights())
+        return sum(weight.numel() * weight.element_size() for _, weight in model.named_weights())
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
