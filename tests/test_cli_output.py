@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -50,6 +51,30 @@ def test_trace_as_json_is_the_frame(call: Call) -> None:  # noqa: F811
     pd.testing.assert_frame_equal(pd.DataFrame(found["trace"]), frame, check_dtype=False)
 
 
+ENDS = {"stories[].too short", "stories[].kept", "stories[].duplicate", "stories[].names its emotion"}
+"""Keys that are there only where a story came to that end."""
+
+
+def _keys(found: dict[str, Any]) -> set[str]:
+    """Return the keys of a document, and those of the rows of its tables."""
+    keys = set()
+    for name, value in found.items():
+        rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else []
+        keys |= {f"{name}[].{key}" for row in rows for key in row} or {name}
+    return keys
+
+
+def _documented() -> dict[str, set[str]]:
+    """Return the keys that the page of the documentation names, by command."""
+    sections = re.split("^## ", (ROOT / "docs/json.md").read_text("utf-8"), flags=re.MULTILINE)[1:]
+    found = {}
+    for section in sections:
+        title, _, body = section.partition("\n")
+        cells = [line.split("|")[1] for line in body.splitlines() if line.startswith("|")]
+        found |= {command: set(re.findall("`(.+?)`", " ".join(cells))) for command in title.split(", ")}
+    return found
+
+
 def test_every_command_that_prints_a_result_prints_it_as_json(
     call: Call,  # noqa: F811
     valuations: Path,
@@ -59,7 +84,9 @@ def test_every_command_that_prints_a_result_prints_it_as_json(
     _one_step(monkeypatch)
     few = ("--layers", "0", "--estimator", "mean_difference")
     steer = ("valence", "the sun", "--max-new-tokens", "2")
-    compared = ("--corpus", "days.csv", "--columns", "text=sentence,group=group", "--limit", "4")
+    compared = ("--corpus", "days.csv", "--columns", "text=sentence,group=group,valence=V", "--limit", "12")
+    stories = ("--topics", "texts.txt", "--per-topic", "1", "--max-new-tokens", "5")
+    documented = _documented()
     asked = {
         ("fit", "model", "days.csv", "-o", "json.safetensors", *COLUMNS, *few): "scores",
         ("steer", "model", "probes.safetensors", *steer): "steered",
@@ -68,12 +95,17 @@ def test_every_command_that_prints_a_result_prints_it_as_json(
         ("compare", "model", "probes.safetensors", "learned.safetensors", *compared): "nll",
         ("study", "model", "--corpus", "days.csv", *COLUMNS, "--out", "json"): "results",
         ("report", "json"): "results",
+        ("stories", "json.jsonl", "--model", "model", "--emotions", "calm", *stories): "stories",
         ("info", "model"): "info",
+        ("trace", "model", "probes.safetensors", "the sun"): "trace",
+        ("sweep", "model", "probes.safetensors", "--dry-run"): "steps",
     }
     for command, part in asked.items():
         status, out, _ = call(*command, "--json")
         found = json.loads(out, parse_constant=pytest.fail)  # NaN
         assert status == 0 and found[part], command[0]
+        section = "Any command with --dry-run" if "--dry-run" in command else command[0]
+        assert _keys(found) - ENDS == documented[section], command[0]
     nll = pd.DataFrame(json.loads(call("sweep", *list(asked)[3][1:], "--json")[1])["sweep"])
     assert list(nll.columns) == "strength condition seed measure value low high".split()
     assert nll.seed.isna().any()  # what is missing in the frame is null
@@ -260,3 +292,36 @@ def test_toward_is_understood_or_refused(call: Call) -> None:  # noqa: F811
     ):
         status, out, err = call(*given, "--toward", wrong)
         assert status == 2 and not out and named in err
+
+
+# Small things --------------------------------------------------------------------------------------------------------
+
+
+def test_no_number_of_a_trace_is_minus_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    from emoprobe.cli.showing import show_trace
+
+    class Read:
+        centres = {("calm", 1): 0.0}
+        start = 0
+
+        def coloured(self) -> pd.DataFrame:
+            values = [-0.004, -0.0, 0.004, -0.006]
+            rows = {"position": range(4), "token": "x", "concept": "calm", "layer": 1, "value": values}
+            return pd.DataFrame({**rows, "colour": 0.0})
+
+    show_trace(Read(), Read)  # type: ignore[arg-type]
+    assert re.findall(r"-?\d\.\d+", capsys.readouterr().out) == ["0.00", "0.00", "0.00", "-0.01"]
+
+
+def test_the_explorer_says_as_json_where_it_is(
+    call: Call,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = pytest.importorskip("emoprobe.explorer.launch", reason="the explorer needs emoprobe[explore]")
+    running: list[Any] = []
+    monkeypatch.setattr(launch.Explorer, "wait", running.append)
+    status, out, _ = call("explore", "model", "probes.safetensors", "--no-browser", "--json")
+    found = json.loads(out)
+    assert status == 0 and found == {"address": running[0].address} and set(found) == _documented()["explore"]
+    running[0]._thread.join(10)
+    assert not running[0]._thread.is_alive()
