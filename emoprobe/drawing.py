@@ -175,7 +175,9 @@ def heat(
         for (row, column), value in np.ndenumerate(values):
             if np.isnan(value):
                 continue
-            axis.text(column, row, format(value, numbers), ha="center", va="center", fontsize=7)
+            axis.text(
+                column, row, format(value, numbers).replace("-", "−"), ha="center", va="center", fontsize=7
+            )
     return mesh
 
 

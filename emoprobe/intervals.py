@@ -21,18 +21,30 @@ FEW_GROUPS = 15
 RESAMPLES = 2000
 
 
-def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float, float]:
-    """Return the mean of independent values (n,) and its 95 % interval, in their unit; NaN bounds for fewer than two."""
-    return _around_mean(values, 0.0)
+Bounds = tuple[float, float]
+UNBOUNDED: Bounds = (-math.inf, math.inf)
+CORRELATION: Bounds = (-1.0, 1.0)
+SHARE: Bounds = (0.0, 1.0)
 
 
-def prediction_interval(values: Sequence[float] | Floats) -> tuple[float, float]:
-    """Return where one more value of the same normal distribution would lie, at 95 %; NaN for fewer than two values (n,)."""
-    _, low, high = _around_mean(values, 1.0)
+def mean_interval(values: Sequence[float] | Floats, bounds: Bounds = UNBOUNDED) -> tuple[float, float, float]:
+    """Return the mean of independent values (n,) and its 95 % interval, in their unit; NaN bounds for fewer than two.
+
+    Student's interval knows of no bounds. Where values have them (a share, a correlation, a cosine), it is cut off at `bounds`.
+    """
+    return _around_mean(values, 0.0, bounds)
+
+
+def prediction_interval(values: Sequence[float] | Floats, bounds: Bounds = UNBOUNDED) -> tuple[float, float]:
+    """Return where one more value of the same normal distribution would lie, at 95 %; NaN for fewer than two values (n,).
+
+    It is cut off at `bounds`, as in `mean_interval`.
+    """
+    _, low, high = _around_mean(values, 1.0, bounds)
     return low, high
 
 
-def _around_mean(values: Sequence[float] | Floats, more: float) -> tuple[float, float, float]:
+def _around_mean(values: Sequence[float] | Floats, more: float, bounds: Bounds) -> tuple[float, float, float]:
     """Return the mean and an interval that allows for its own error and for that of `more` further values."""
     known = np.asarray(values, dtype=float)
     n = len(known)
@@ -40,7 +52,7 @@ def _around_mean(values: Sequence[float] | Floats, more: float) -> tuple[float, 
         return float(known[0]) if n else math.nan, math.nan, math.nan
     mean = float(known.mean())
     reach = float(t.ppf(0.975, n - 1) * known.std(ddof=1) * math.sqrt(more + 1 / n))
-    return mean, mean - reach, mean + reach
+    return mean, max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
 
 
 def jackknife(value: Floats, without: Floats) -> tuple[Floats, Floats]:

@@ -24,7 +24,7 @@ from emoprobe.activations import stream_residuals
 from emoprobe.controls import turned_at_random
 from emoprobe.corpora.emotion_words import NORMS, load_word_norms
 from emoprobe.errors import InputError
-from emoprobe.intervals import exceedance, prediction_interval
+from emoprobe.intervals import CORRELATION, exceedance, prediction_interval
 from emoprobe.interventions import overlapping
 from emoprobe.models.live import LiveModel
 from emoprobe.notebook import shown
@@ -244,7 +244,7 @@ def _correlated(
     null, random = np.nan_to_num(null), [permuted(part, values, 0)[0] for part in chance.swapaxes(0, 1)]
     rest, left = _residual(values[:, None], held)[:, 0], _residual(along, held)
     resampled, partial = _resampled(along, values, counts), _resampled(left, rest, counts)
-    bounds = np.array([prediction_interval(np.nan_to_num(part)) for part in random]).clip(-1, 1)
+    bounds = np.array([prediction_interval(np.nan_to_num(part), CORRELATION) for part in random])
     frame = pd.DataFrame({"layer": probes.layers, "r": found})
     frame["low"], frame["high"] = _range(resampled)
     frame["p"] = [exceedance(abs(r), null[:, row]) for row, r in enumerate(found)]

@@ -27,7 +27,7 @@ from scipy.stats import false_discovery_control, spearmanr
 from emoprobe.activations import stream_residuals
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
-from emoprobe.intervals import correlation, exceedance, prediction_interval
+from emoprobe.intervals import CORRELATION, correlation, exceedance, prediction_interval
 from emoprobe.interventions import Intervention, Span, overlapping
 from emoprobe.layers import nearest_to_depth
 from emoprobe.models import LiveModel
@@ -250,7 +250,7 @@ def probe_correlation(
     known = np.isfinite(p)
     q = np.full(len(p), np.nan)
     q[known] = false_discovery_control(p[known]) if known.any() else []
-    random_low, random_high = prediction_interval(_correlations(random, scores))
+    random_low, random_high = prediction_interval(_correlations(random, scores), CORRELATION)
     table = pd.DataFrame(
         {
             **{"concept": probes.concepts, "layer": at, "r": r, "low": low, "high": high},

@@ -166,11 +166,24 @@ def test_each_kind_of_study_says_what_it_is(kind: str, words: str) -> None:
     assert words in Page(render([result()], record)).shown
 
 
-def test_verdicts_say_whether_it_is_shown_where_that_was_judged() -> None:
+def test_every_experiment_answers_in_the_summary_and_first_in_its_section() -> None:
     signs = {1: "Shown.", 0: "Not shown.", -1: "The opposite is shown."}
-    page = render([result(name=f"r{sign + 1}", sign=sign) for sign in signs], manifest())
+    told = "By J. Marín r is 0.5 [0.4, 0.6], e.g. here. A second sentence."
+    page = render([result(name=f"r{sign + 1}", sign=sign, verdict=told) for sign in signs], manifest())
     assert re.findall(r'class="verdict">.*?<b>(.*?)</b>', page) == list(signs.values())
-    assert ">Shown</th>" in page and ">Shown</th>" not in render([result()], manifest())
+    answers = re.findall(r'<td class="answer">(.*?)</td>', page)
+    assert answers == [f"<b>{said}</b> {told.split(' A ')[0]}" for said in signs.values()]
+    untold = render([result(verdict="Cannot be told: one group. More.")], manifest())
+    assert '<td class="answer">Cannot be told: one group.</td>' in untold
+
+
+def test_the_record_shows_the_command_that_made_the_run_and_those_that_took_it_up() -> None:
+    record = manifest() | {
+        "reruns": [{"begun": "on Friday", "command": "emoprobe again"}, {"begun": "on Sunday"}]
+    }
+    shown = Page(render([result()], record)).shown
+    assert "Taken up again on Friday by emoprobe again." in shown and "Taken up again on Sunday." in shown
+    assert "Taken up again" not in Page(render([result()], manifest())).shown
 
 
 def test_what_was_not_asked_takes_little_room() -> None:
@@ -224,6 +237,8 @@ def test_cells_and_durations() -> None:
         "",
         "",
     ]
+    assert [cell(value, "p") for value in (0.00012, 0.0123, 1.0)] == ["< 0.001", "0.012", "1.000"]
+    assert cell(0.00012, "p_layers") == cell(0.00012, "q") == "< 0.001" != cell(0.00012, "price")
     assert [duration(s) for s in (1.25, 61, 600, 7200)] == ["1.2 s", "61 s", "10.0 min", "2.0 h"]
 
 
@@ -258,4 +273,4 @@ def test_heat_is_red_above_zero_blue_below_and_nothing_at_zero() -> None:
     red, blue, nothing, missing = mesh.get_facecolors()
     assert red[0] > red[2] and blue[2] > blue[0] and red[3] == blue[3] > 0.8
     assert nothing[3] == pytest.approx(0, abs=0.01) and missing[3] == 0
-    assert [text.get_text() for text in axes[0, 0].texts] == ["+1", "-1", "+0"]
+    assert [text.get_text() for text in axes[0, 0].texts] == ["+1", "−1", "+0"]

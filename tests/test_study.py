@@ -1,7 +1,9 @@
 """The study: what it measures against an independent computation, and that nothing it has done is lost or done twice."""
 
+import html
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +38,7 @@ from emoprobe.study import (
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.learning import _alignment, _prediction
 from emoprobe.study.probing import _shuffled_at_chance
-from emoprobe.study.reading import _better_read
+from emoprobe.study.reading import _above_controls, _answer
 from emoprobe.study.steering import Steered, _crossed, leaning
 from emoprobe.study.texts import divide, readable, valuation_dimensions
 from emoprobe.study.valuing import _above_random
@@ -218,11 +220,17 @@ def test_a_finished_study_is_not_done_again_unless_asked(
             yield name, lambda name=name: made.append(name) or _result(name)  # type: ignore[misc]
 
     monkeypatch.setattr(run, "_steps", steps)
-    for expected in (["one", "two"], ["one", "two"]):
-        run_study(model, small_corpus(), tmp_path / "run", progress=False)
-        assert made == expected
-    run_study(model, small_corpus(), tmp_path / "run", progress=False, resume=False)
+    record = tmp_path / "run" / "manifest.json"
+    for command in ("the first", "the second", "the second"):
+        run_study(model, small_corpus(), tmp_path / "run", progress=False, command=command)
+        assert made == ["one", "two"]
+        assert json.loads(record.read_text())["command"] == "the first"
+    reruns = json.loads(record.read_text())["reruns"]
+    assert [rerun["command"] for rerun in reruns] == ["the second"] * 2 and all("begun" in r for r in reruns)
+    run_study(model, small_corpus(), tmp_path / "run", progress=False, resume=False, command="anew")
     assert made == ["one", "two"] * 2
+    anew = json.loads(record.read_text())
+    assert anew["command"] == "anew" and "reruns" not in anew
 
 
 @pytest.mark.parametrize(
@@ -446,9 +454,8 @@ def test_a_random_start_is_held_to_random_valuations_as_it_is_to_the_probes() ->
         return _alignment(Comparison(*tables, "made up", texts=1, groups=1), 0.025, annotated)
 
     for held, said in ((0.01, "within what"), (0.09, "more than"), (-0.09, "less than")):
-        assert (
-            f"{said} one more random valuation may be expected to give (−0.020 to +0.080, 95 %)"
-            in verdict(held)
+        assert f"{said} one more random valuation may be expected to give (0.000 to +0.080, 95 %)" in verdict(
+            held
         )
         assert "0.025 at its start" in verdict(held) and "one start" in verdict(held)
     assert "the same annotations" in verdict(0.01) and "valence −0.90" in verdict(0.01)
@@ -467,38 +474,131 @@ def test_what_learning_did_to_prediction_is_said_as_intervals_have_it() -> None:
             "learned from random": (0.2, -0.3, -0.4, -0.2, *excess),
         }
         columns = ["lambda", "delta", "low", "high", "excess", "excess_low", "excess_high"]
-        return _prediction(pd.DataFrame.from_dict(rows, orient="index", columns=columns), annotated=True)
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        signs.append(learning._sign(frame, compared))
+        return _prediction(frame, annotated=True)
 
-    open_ = (0.0, -0.1, 0.1)
-    assert verdict((-0.2, -0.3, -0.1), open_).startswith("The learned valuation helps prediction: ")
-    by_chance = verdict((-0.2, -0.3, -0.1), open_, (-0.3, -0.1, 0.0))
-    assert by_chance.startswith("The learned valuation helps prediction by no more than random ones may: ")
-    assert "under random ones at the same λ by −0.3000 to 0.0000" in by_chance
-    assert verdict((0.2, 0.1, 0.3), open_).startswith("The learned valuation makes prediction worse")
-    assert verdict((0.2, -0.1, 0.5), open_).startswith("Learning does not help prediction measurably")
-    assert verdict((-0.2, np.nan, np.nan), open_).startswith("One group of held-out texts cannot tell")
-    for excess, said in (
-        (open_, "neither is shown to be lower"),
-        ((-0.2, -0.3, -0.1), "the latter is lower"),
-        ((0.2, 0.1, 0.3), "the former is lower"),
+    signs: list[int | None] = []
+    overlap = [("random 0", 0.02), ("random 1", 0.03), ("random 2", 0.04), ("learned from random", 0.5)]
+    compared: Any = SimpleNamespace(overlap=pd.DataFrame(overlap, columns=["condition", "overlap"]))
+    open_, better, worse = (0.0, -0.1, 0.1), (-0.2, -0.3, -0.1), (0.2, 0.1, 0.3)
+    assert "The valuation learned from the probes helps prediction: " in verdict(better, open_)
+    by_chance = verdict(better, open_, (-0.3, -0.1, 0.0))
+    assert "helps prediction by no more than random ones may: " in by_chance
+    assert "under random ones that learned nothing, at the same λ, by −0.3000 to 0.0000" in by_chance
+    assert "makes prediction worse" in verdict(worse, open_)
+    assert "does not help prediction measurably" in verdict((-0.2, -0.5, 0.1), worse)
+    assert signs == [0, 0, -1, 0]
+    assert verdict((-0.2, np.nan, np.nan), open_).startswith("Cannot be told: one group")
+    assert signs.pop() is None
+    # What is said first is how a random start does.
+    for excess, said, sign in (
+        (
+            open_,
+            "That the probes help prediction more than a start at random directions does is not shown",
+            0,
+        ),
+        (better, "A start at random directions helps prediction more than the probes do", -1),
+        (worse, "Learning from the probes leads to better prediction than learning from random", 1),
     ):
-        assert f": {said}; the two differ in start, objective and the λ they reached" in verdict(
-            (-0.2, -0.3, -0.1), excess
-        )
+        assert verdict(better, excess).startswith(said) and signs[-1] == sign
+    compared.overlap.loc[3, "overlap"] = 0.03  # found nothing of what the probes found
+    verdict(better, worse)
+    assert signs[-1] == 0
 
 
-def test_what_is_read_better_than_by_random_directions() -> None:
-    """By r above the highest of them alone, with an interval that goes below it, nothing is shown."""
-    columns = ["concept", "r", "low", "high", "random_high"]
-    rows = [
-        ("joy", 0.6, 0.5, 0.7, 0.4),
-        ("fear", 0.6, 0.3, 0.8, 0.4),
-        ("pride", 0.1, 0.0, 0.2, 0.4),
-        ("awe", 0.6, np.nan, np.nan, 0.4),
-    ]
+def test_what_is_read_better_than_every_control() -> None:
+    """By r above a control alone, with an interval that goes below it, nothing is shown; nor by a control that was not run."""
+    columns = ["concept", "r", "low", "high", "random_high", "shuffled_high", "layer0", "bag_of_words"]
+    good = ("joy", 0.6, 0.5, 0.7, 0.4, 0.3, 0.2, 0.4)
+    rows = [good]
+    for place in range(4, 8):
+        for beaten_by in (0.55, np.nan):
+            rows.append((*good[:place], beaten_by, *good[place + 1 :]))
+    rows.append(("awe", 0.6, np.nan, np.nan, *good[4:]))
     table = pd.DataFrame(rows, columns=columns)
-    assert "1 of 4 concepts" in _better_read(table) and "(joy)" in _better_read(table)
-    assert "0 of 3 concepts" in _better_read(table[1:]) and "(" not in _better_read(table[1:])
+    assert _above_controls(table).all(axis=1).tolist() == [True, *[False] * 9]
+    assert _answer(table).startswith("Joy of the 10 concepts is read above every control on unseen texts")
+    assert (
+        "above random directions 7, shuffled annotations 7, the embedding 7 and a bag of words 7"
+        in _answer(table)
+    )
+    assert _answer(table[1:]).startswith("None of the 9 concepts is read above")
+    assert _answer(pd.concat([table[:1]] * 2)).startswith("All the 2 concepts are read above")
+
+
+def test_controls_of_reading_are_computed_on_the_same_texts(model: LiveModel, finished: Study) -> None:
+    probes = load_probes(finished.folder / "probes.safetensors")
+    fitted, held_out = divide(small_corpus())
+    table = finished["reading"].table.set_index("concept")
+    read = probes.read_out(model.capture(held_out.texts, [0])[:, 0], 0)[:, probes.concept_index("valence")]
+    r = np.corrcoef(read.double().numpy(), held_out.values("valence"))[0, 1]
+    assert table.layer0["valence"] == pytest.approx(r, abs=1e-6)
+    words = reading.by_words(fitted, held_out.texts, ["valence"], 5, 0)["valence"]
+    r = np.corrcoef(words, held_out.values("valence"))[0, 1]
+    assert table.bag_of_words["valence"] == pytest.approx(r, abs=1e-6)
+    # ... by words, and those of the texts that the probes were fitted on.
+    other = reading.by_words(fitted.select(indices=range(20)), held_out.texts, ["valence"], 5, 0)["valence"]
+    assert not np.allclose(words, other)
+    again = reading.by_words(fitted, [text.upper() for text in held_out.texts], ["valence"], 5, 0)["valence"]
+    assert np.allclose(words, again)
+
+
+def test_every_experiment_answers_its_question_in_plain_words(finished: Study) -> None:
+    page = (finished.folder / "report.html").read_text()
+    answers = re.findall(r'<td class="answer">(.*?)</td>', page)
+    assert len(answers) == len(STEPS)
+    for result, answer in zip(finished.results, answers, strict=True):
+        lead = r"<b>(Shown|Not shown|The opposite is shown)\.</b> ."
+        assert re.match(lead if result.sign is not None else "Cannot be told: .", answer), answer
+        assert result.verdict.startswith(result.answer) and len(result.answer) > 30
+
+
+def test_one_minus_and_one_way_to_write_p_in_the_whole_report(finished: Study) -> None:
+    page = (finished.folder / "report.html").read_text()
+    shown = html.unescape(re.sub(r"<(style|pre)>.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL))
+    assert not re.findall(r"(?<![\w-])-\d[\d.]*", shown) and "−" in shown
+    values = re.findall(r"\b[pq]\s[=<]\s(\S+)", shown)
+    assert values and all(re.fullmatch(r"0\.0\d\d|0\.[1-9]\d|1\.00|0\.10", v.rstrip(";.,)")) for v in values)
+
+
+def test_what_judges_an_effect_of_steering() -> None:
+    quiet, no_interval = np.array([-0.1, 0.0, 0.1]), (0.3, np.nan, np.nan)
+    effect, own = (0.9, 0.7, 1.1), (0.5, 0.3, 0.7)
+
+    def judged(*given: Any) -> tuple[int | None, str]:
+        return steering._sign(*given), steering._answer(*given, "it")
+
+    assert judged(effect, quiet, own)[0] == judged(effect, quiet, None)[0] == 1
+    for given, said in (
+        ((effect, 10 * quiet, own), "random directions may do as much"),
+        ((effect, quiet, (0.1, -0.1, 0.3)), "other concepts' directions may do as much"),
+        (((0.9, -0.1, 1.9), quiet, own), "not shown to raise it"),
+    ):
+        sign, answer = judged(*given)
+        assert sign == 0 and said in answer
+    sign, answer = judged((-0.9, -1.1, -0.7), quiet, own)
+    assert sign == -1 and "lowers it" in answer
+    for given in ((no_interval, quiet, own), (effect, quiet[:1], own)):
+        sign, answer = judged(*given)
+        assert sign is None and answer.startswith("Cannot be told")
+
+
+def test_what_judges_an_effect_of_injection() -> None:
+    quiet = [0.0, 0.1, 0.2]
+    read_outs = pd.Series(["steeper than", ""])
+
+    def judged(*given: Any) -> tuple[int | None, str]:
+        return injecting._sign(*given), injecting._answer(*given)
+
+    assert judged((0.9, 0.7, 1.1), quiet, read_outs[:1])[0] == 1
+    sign, answer = judged((0.9, 0.7, 1.1), quiet, read_outs)
+    assert sign == 0 and "becomes worse by more than" in answer and "of 2 read-outs 1 goes" in answer
+    assert "becomes better" in judged((-0.9, -1.1, -0.7), quiet, read_outs)[1]
+    for cost in ((0.9, -0.1, 1.9), (0.2, 0.1, 0.3)):
+        sign, answer = judged(cost, quiet, read_outs[:1])
+        assert sign == 0 and "not shown to change otherwise" in answer
+    assert judged((0.9, 0.7, 1.1), [0.1], read_outs)[0] is None
 
 
 def test_the_best_block_is_held_to_the_best_block_of_random_valuations() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from emoprobe.corpora import Corpus
-from emoprobe.study.geometry import agreement, by_fitting_alone, fitted, verdict
+from emoprobe.study.geometry import agreement, by_fitting_alone, fitted, over_concepts, verdict
 
 NAMES = tuple("abcdef")
 
@@ -66,3 +66,16 @@ def test_agreement_leaves_out_what_is_not_known() -> None:
     rest = np.delete(np.delete(matrix, 2, 0), 2, 1)
     assert agreement(holed, matrix) == pytest.approx(agreement(rest, rest))
     assert np.isnan(agreement(matrix[:2, :2], matrix[:2, :2]))
+
+
+def test_the_interval_of_an_agreement_stays_below_1_and_leaves_out_each_concept() -> None:
+    generator = np.random.default_rng(0)
+    matrix = np.corrcoef(generator.normal(size=(6, 20)))
+    near = np.corrcoef(np.linalg.cholesky(matrix) @ generator.normal(size=(6, 60)))
+    low, high = over_concepts(near, matrix)
+    assert -1 <= low < agreement(near, matrix) < high < 1
+    rest = [np.ix_(np.arange(6) != k, np.arange(6) != k) for k in range(6)]
+    z = [np.arctanh(agreement(near[kept], matrix[kept])) for kept in rest]
+    error = np.sqrt(5 / 6 * np.sum((np.array(z) - np.mean(z)) ** 2))
+    assert high == pytest.approx(np.tanh(np.arctanh(agreement(near, matrix)) + 2.5706 * error), abs=1e-4)
+    assert np.isnan(over_concepts(near[:3, :3], matrix[:3, :3])).all()

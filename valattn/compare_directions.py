@@ -12,7 +12,7 @@ import torch
 from emoprobe.activations import Residuals, stream_residuals
 from emoprobe.corpora import Corpus
 from emoprobe.corpora.words import token_targets
-from emoprobe.intervals import Floats, correlation, mean_interval
+from emoprobe.intervals import CORRELATION, Floats, correlation, mean_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.alignment import LEAST, cka
 from emoprobe.valattn.learn import annotated_targets
@@ -159,7 +159,7 @@ def _compared(measure: Callable[[Floats, Floats], Floats], of: Mapping[str, list
 
 def _over_seeds(values: Floats) -> tuple[Floats, Floats]:
     """Return the bounds of the 95 % interval of the mean of (seeds, k); NaN for one."""
-    intervals = np.array([mean_interval(column) for column in values.T])
+    intervals = np.array([mean_interval(column, CORRELATION) for column in values.T])
     return intervals[:, 1], intervals[:, 2]
 
 

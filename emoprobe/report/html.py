@@ -59,7 +59,9 @@ KINDS = {
 }
 """What kinds of studies there are, by what their manifests say of their experiments."""
 SHOWN = {1: "Shown", 0: "Not shown", -1: "The opposite is shown", None: ""}
-"""What a result's sign says."""
+"""What a result's sign says; where there is none, the verdict itself says why."""
+P_VALUE = re.compile(r"[pq](_\w+)?")
+"""Names of columns that hold p values."""
 
 
 class Reported(Protocol):
@@ -93,6 +95,8 @@ class Reported(Protocol):
     def published(self) -> str: ...
     @property
     def sign(self) -> int | None: ...
+    @property
+    def answer(self) -> str: ...
 
 
 def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
@@ -113,7 +117,6 @@ def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
         results=results,
         manifest=manifest,
         kind=KINDS[manifest["study"].get("experiments", "study")],
-        judged=any(result.sign is not None for result in results),
         rows=ROWS,
         checks=len(held),
         failed=len(held) - sum(held),
@@ -145,14 +148,16 @@ def inline_figure(svg: str, name: str) -> Markup:
 
 
 def prose(text: str) -> str:
-    """Set apostrophes as printers do."""
-    return text.replace("'", "’")
+    """Set apostrophes as printers do, and keep a per cent sign by its number."""
+    return text.replace("'", "’").replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def cell(value: object) -> str:
-    """Write a table's cell: four significant digits, a true minus, and nothing for what is missing."""
+def cell(value: object, column: object = "") -> str:
+    """Write a table's cell: four significant digits, a true minus, and nothing for what is missing; p as far as 0.001."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, float) and P_VALUE.fullmatch(str(column)):
+        return "< 0.001" if value < 0.001 else f"{value:.3f}"
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", "−")
     return str(value)

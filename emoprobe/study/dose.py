@@ -16,6 +16,7 @@ from emoprobe import drawing
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Measure, Sweep, coherence, read_out
+from emoprobe.study.wording import plain
 
 NLL, KL = "NLL, nats per token", "KL, nats per token"
 
@@ -44,7 +45,7 @@ def checks(
     after = model.logits(text)
     return {
         f"{symbol} = 0 leaves every logit as it was, to the last bit": torch.equal(before, at_zero),
-        f"{symbol} = {strength:g} changes the logits": not torch.equal(before, changed),
+        f"{symbol} = {plain(strength)} changes the logits": not torch.equal(before, changed),
         "afterwards the model is the one it was": torch.equal(before, after),
     }
 

@@ -67,19 +67,23 @@ class RunFolder:
         """Begin a study in `path`, or go on with it where the same one was begun there.
 
         `study` is what makes two studies the same (fingerprints, options, seed), `about` everything else that is worth
-        knowing. With `resume=False` steps that are done are done again. Raises `InputError` where another study, or
+        knowing. The record stays that of who began it; what is different now is appended to its list "reruns". With
+        `resume=False` steps that are done are done again, under a new record. Raises `InputError` where another study, or
         something that is none, lies in the folder, and where it cannot be written.
         """
         path = Path(path)
         asked: dict[str, Any] = json.loads(json.dumps(study))
-        steps: dict[str, Any] = {}
-        if path.exists():
-            steps = _steps_of_same(path, asked)
+        manifest: dict[str, Any] = {"format": FORMAT, "study": asked, **about, "steps": {}}
+        before = _record_of_same(path, asked) if path.exists() else None
         if not resume:
             for file in path.glob("results/*.json"):
                 file.unlink()
-            steps = {}
-        folder = cls(path, {"format": FORMAT, "study": asked, **about, "steps": steps})
+        elif before is not None:
+            told = {
+                key: value for key, value in manifest.items() if key != "steps" and value != before.get(key)
+            }
+            manifest = before | {"reruns": [*before.get("reruns", []), told]}
+        folder = cls(path, manifest)
         folder._write_manifest()
         return folder
 
@@ -160,6 +164,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = parse_json(file.read_bytes())
         check_record(manifest, {"format": int, "study": dict, "steps": {...: {"seconds": (int, float)}}})
+        if "reruns" in manifest:
+            check_record(manifest, {"reruns": [dict]})
     except (OSError, ValueError) as error:
         raise InputError(f'"{file}" is damaged ({error}): give another folder') from error
     if manifest["format"] > FORMAT:
@@ -167,11 +173,11 @@ def _manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _steps_of_same(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the steps recorded in a folder that holds this very study, or nothing yet."""
+def _record_of_same(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record of a folder that holds this very study; None if it holds nothing yet."""
     check_out(path)
     if not any(path.iterdir()):
-        return {}
+        return None
     if not (path / "manifest.json").is_file():
         raise InputError(f'"{path}" holds other files and no study: give a folder that is new or empty')
     manifest = _manifest(path)
@@ -183,5 +189,4 @@ def _steps_of_same(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
             f'"{path}" holds another study, {manifest.get("title")} (its {key} is {found.get(key)}, not {asked.get(key)}): '
             "give another folder, or delete that one"
         )
-    steps: dict[str, Any] = manifest["steps"]
-    return steps
+    return manifest

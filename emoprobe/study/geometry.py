@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
+from emoprobe.intervals import exceedance, fisher_z, jackknife
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.estimators import fit_for
@@ -25,9 +26,11 @@ from emoprobe.probes.tasks import plan
 from emoprobe.probes.validation import shuffle
 from emoprobe.study.result import Result
 from emoprobe.study.texts import targets
-from emoprobe.study.wording import Floats, number, ranged
+from emoprobe.study.wording import Floats, number, p_value, span
 
 SHUFFLES = 39
+SURE = 0.05
+"""p below which it counts as more than fitting brings about."""
 
 
 def geometry(
@@ -64,8 +67,14 @@ def geometry(
             "these agree with the annotations comes from the fit alone."
         ),
         table=table,
-        finding=f"rank correlation {number(rho)} over {len(table)} pairs",
-        controls=f"directions fitted to shuffled annotations {ranged(chance)}",
+        finding=(
+            f"rank correlation {span(rho, *over_concepts(cosines, annotated))} over {len(table)} pairs, interval over concepts"
+        ),
+        controls=(
+            f"directions fitted to shuffled annotations {number(float(np.max(chance)))} at most in {shuffles} fits, "
+            f"{p_value(at_least(rho, chance))}"
+        ),
+        sign=int(at_least(rho, chance) < SURE) if np.isfinite(rho) else None,
         verdict=(
             f"{verdict(rho, chance)} {_extremes(table)} The first principal component holds {found.shares.iloc[0]:.0%} of the "
             "spread."
@@ -85,6 +94,20 @@ def agreement(cosines: Floats, annotated: Floats) -> float:
     if known.sum() < 3:
         return float("nan")
     return float(spearmanr(cosines[pairs][known], annotated[pairs][known]).statistic)
+
+
+def over_concepts(cosines: Floats, annotated: Floats) -> tuple[float, float]:
+    """Return the 95 % interval of that, each concept left out once, on Fisher's z; NaN for fewer than four concepts."""
+    everyone = np.arange(len(cosines))
+    kept = [np.ix_(rest, rest) for rest in (np.delete(everyone, one) for one in everyone)]
+    left_out = np.array([agreement(cosines[rest], annotated[rest]) for rest in kept])
+    low, high = np.tanh(jackknife(fisher_z(agreement(cosines, annotated)), fisher_z(left_out)))
+    return float(low), float(high)
+
+
+def at_least(rho: float, chance: Floats) -> float:
+    """Return p: how often directions fitted to shuffled annotations agree with the annotations as much."""
+    return float(exceedance(rho, chance))
 
 
 def fitted(probes: ProbeSet, corpus: Corpus, features: Floats, seed: int = 0) -> Floats:
@@ -117,13 +140,13 @@ def by_fitting_alone(
 def verdict(rho: float, chance: Floats) -> str:
     """Say whether directions agree with annotations by more than those fitted to shuffled annotations do."""
     if not np.isfinite(rho):
-        return "There are too few pairs to say how the directions lie."
-    p = (1 + (chance >= rho).sum()) / (1 + len(chance))
-    if p < 0.05:
-        return f"Directions lie as their annotations do by more than fitting brings about (p = {p:.3g})."
+        return "Cannot be told: there are too few pairs to say how the directions lie."
+    p = at_least(rho, chance)
+    if p < SURE:
+        return f"Directions lie as their annotations do by more than fitting brings about ({p_value(p)})."
     return (
         f"That directions agree with annotations at {number(rho)} is not shown to be more than fitting alone brings about "
-        f"(p = {p:.3g}): nothing is shown of the model."
+        f"({p_value(p)}): nothing is shown of the model."
     )
 
 

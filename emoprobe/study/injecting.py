@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
+from emoprobe.intervals import prediction_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import Sweep, sweep
 from emoprobe.study.dose import KL, NLL, change, checks, draw_dose, shared_measures
 from emoprobe.study.result import Result
 from emoprobe.study.texts import counted, readable_part
-from emoprobe.study.wording import beside_one_more, listed, number, plain, ranged, span
+from emoprobe.study.wording import beside_one_more, listed, number, one_more, plain, ranged, span
 from emoprobe.valattn import Valuation, inject
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -45,13 +47,16 @@ def injecting(
     highest = max(strengths)
     changes = found.changes()
     cost, chance = change(changes, NLL, highest)
-    judged = found.summary().set_index("measure")
+    read_outs = found.summary().set_index("measure").beside_random.drop([NLL, KL])
     steered = found.frame[(found.frame.condition == "steered") & (found.frame.measure == NLL)]
     lowest = float(steered.sort_values("value").strength.iloc[0])
     return Result(
         name="injecting",
         title="Putting the valuation into attention",
-        question="What does λ·V_Q·V_Kᵀ in the attention scores do to prediction and to what is read out later?",
+        question=(
+            "Does λ·V_Q·V_Kᵀ in the attention scores change prediction, and what is read out later, by more than any valuation "
+            "of its size would?"
+        ),
         method=(
             f"λ from {plain(min(strengths))} to {plain(highest)} in all {len(valuation.layers)} blocks at once, on "
             f"{counted(part)}, taken for independent; beside it {controls} random valuations of equal norm, and the 95 % "
@@ -60,16 +65,47 @@ def injecting(
         ),
         table=found.frame,
         finding=f"ΔNLL at λ = {plain(highest)}: {span(*cost, digits=3, sign=True)} nats per token, interval over texts",
-        controls=f"{controls} random valuations {ranged(chance, 3, True)}",
+        controls=f"{controls} random valuations {one_more(chance, 3)}",
+        sign=_sign(cost, chance, read_outs),
         verdict=(
-            f"{_price(cost, chance, highest)} Of the λ tried the NLL is lowest at λ = {plain(lowest)}"
+            f"{_answer(cost, chance, read_outs)} {_price(cost, chance, highest)} "
+            f"Of the λ tried the NLL is lowest at λ = {plain(lowest)}"
             f"{', the untouched model' if lowest == 0 else ''}. "
-            f"{_trends(judged.beside_random.drop([NLL, KL]), controls)}"
+            f"{_trends(read_outs, controls)}"
         ),
         checks=checks(model, part.texts[0], lambda strength: inject(model, valuation, strength), "λ", 1.0),
         figure=_figure(changes),
         alt="How NLL, KL and read-outs change from the untouched model as λ changes, for the probed valuation and random ones.",
     )
+
+
+def _beyond(cost: tuple[float, float, float], chance: Sequence[float]) -> int:
+    """Return 1 where the NLL rises by more than one more random valuation may make it, -1 where it falls so, 0 otherwise."""
+    value, low, high = cost
+    least, most = prediction_interval(chance)
+    return int(low > 0 and value > most) - int(high < 0 and value < least)
+
+
+def _sign(
+    cost: tuple[float, float, float], chance: Sequence[float], beside_random: pd.Series[str]
+) -> int | None:
+    """Return 1 where prediction and all read-outs change unlike under random valuations; None where it cannot be told."""
+    if np.isnan([*cost, *prediction_interval(chance)]).any():
+        return None
+    return int(bool(_beyond(cost, chance)) and bool((beside_random != "").all()))
+
+
+def _answer(cost: tuple[float, float, float], chance: Sequence[float], beside_random: pd.Series[str]) -> str:
+    """Say whether prediction and read-outs change otherwise than under random valuations."""
+    if _sign(cost, chance, beside_random) is None:
+        return "Cannot be told: there are too few texts, or too few random valuations to compare with."
+    nll = {
+        1: "Prediction becomes worse by more than random valuations make it",
+        -1: "Prediction becomes better than random valuations make it",
+        0: "Prediction is not shown to change otherwise than under random valuations",
+    }[_beyond(cost, chance)]
+    unlike = int((beside_random != "").sum())
+    return f"{nll}; of {len(beside_random)} read-outs {unlike or 'none'} goes with λ as under none of them."
 
 
 def _price(cost: tuple[float, float, float], chance: Sequence[float], strength: float) -> str:

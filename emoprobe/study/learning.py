@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 
 from emoprobe.corpora import Corpus
-from emoprobe.intervals import prediction_interval
+from emoprobe.intervals import SHARE, prediction_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.study.result import Result
 from emoprobe.study.texts import readable
-from emoprobe.study.wording import beside_one_more, listed, number, ranged, span
+from emoprobe.study.wording import beside_one_more, listed, number, one_more, ranged, span
 from emoprobe.valattn import Comparison, Valuation, compare_valuations, learn_valuation
 from emoprobe.valattn.compare import RANDOM_START
 from emoprobe.valattn.compare_directions import is_random, stream_rows
@@ -87,7 +88,10 @@ def learning(
     return Result(
         name="learning",
         title="Learning a valuation",
-        question="Does a valuation that is learned help to predict text, and does it turn into what the probes found?",
+        question=(
+            "Does a valuation learned from the probes help to predict text by more than one learned from a random start, and "
+            "does that one turn into what the probes found?"
+        ),
         method=(
             f"W, b and one λ per block trained for {steps} steps of {batch_size} texts with the model frozen: from the probes "
             f"on next-token loss{' and annotations' if annotated else ''}, from random directions on next-token loss alone. "
@@ -98,9 +102,10 @@ def learning(
         table=_table(found),
         finding=f"ΔNLL {_delta(nll, 'learned')} nats per token, over {found.groups} groups",
         controls=(
-            f"probed {_delta(nll, 'probed')}, random {ranged(randoms, 4, True)}, "
-            f"learned from random {_delta(nll, RANDOM_START)}"
+            f"learned from a random start {_delta(nll, RANDOM_START)}, that less this {_delta(nll, RANDOM_START, EXCESS)}; "
+            f"not learned: probed {_delta(nll, 'probed')}, random {one_more(randoms, 4)}"
         ),
+        sign=_sign(nll, found),
         verdict=f"{_prediction(nll, annotated)} {_alignment(found, before_learning, annotated)}",
         checks={
             "the model comes out as it went in": torch.equal(before, model.logits(text)),
@@ -136,43 +141,68 @@ def _row(
 
 
 def _prediction(nll: pd.DataFrame, annotated: bool) -> str:
-    """Say whether the learned valuation helps prediction, and how it stands to the one from a random start."""
+    """Say how the learned valuation stands to the one from a random start, and then whether it helps prediction at all."""
     value, low, high = _row(nll, "learned")
-    randoms = nll.delta[nll.index.str.startswith("random ")].tolist()
-    least, _ = prediction_interval(randoms)
+    randoms = _randoms(nll)
     size = nll.to_dict("index")["learned"]["lambda"]
     changed = f"with mean |λ| = {number(size, 3)} the NLL of held-out texts changes by {_delta(nll, 'learned')} nats per token"
     if not low <= high:  # NaN: one group has no interval
-        return f"One group of held-out texts cannot tell whether learning helps prediction: {changed}."
+        return f"Cannot be told: one group of held-out texts does not tell whether learning helps prediction; {changed}."
+    _, *against = _row(nll, RANDOM_START, EXCESS)
+    start = _side(
+        against,
+        below="A start at random directions helps prediction more than the probes do",
+        neither="That the probes help prediction more than a start at random directions does is not shown",
+        above="Learning from the probes leads to better prediction than learning from random directions",
+    )
     outcome = _side(
         (low, high),
         below=(
-            "The learned valuation helps prediction"
-            if value < least
-            else "The learned valuation helps prediction by no more than random ones may"
+            "The valuation learned from the probes helps prediction"
+            if value < prediction_interval(randoms)[0]
+            else "The valuation learned from the probes helps prediction by no more than random ones may"
         ),
-        neither="Learning does not help prediction measurably",
-        above="The learned valuation makes prediction worse",
-    )
-    _, *against = _row(nll, RANDOM_START, EXCESS)
-    lower = _side(
-        against,
-        below="the latter is lower",
-        neither="neither is shown to be lower",
-        above="the former is lower",
+        neither="Learning from the probes does not help prediction measurably",
+        above="The valuation learned from the probes makes prediction worse",
     )
     return (
-        f"{outcome}: {changed}; under random ones at the same λ by {ranged(randoms, 4, True)}; under the one from random "
-        f"directions by {_delta(nll, RANDOM_START)}. The NLL under the latter minus that "
-        f"under the former is {_delta(nll, RANDOM_START, EXCESS)}: {lower}; the two differ in "
-        f"{'start, objective' if annotated else 'start'} and the λ they reached."
+        f"{start}: the NLL under a valuation learned from there less that under the one learned from the probes is "
+        f"{_delta(nll, RANDOM_START, EXCESS)} nats per token; the two differ in "
+        f"{'start, objective' if annotated else 'start'} and the λ they reached. {outcome}: {changed}; under the one from "
+        f"random directions by {_delta(nll, RANDOM_START)}; under random ones that learned nothing, at the same λ, by "
+        f"{ranged(randoms, 4, True)}."
     )
+
+
+def _randoms(nll: pd.DataFrame) -> list[float]:
+    """Return the changes of the NLL under random valuations that learned nothing."""
+    values: list[float] = nll.delta[nll.index.str.startswith("random ")].tolist()
+    return values
+
+
+def _sign(nll: pd.DataFrame, found: Comparison) -> int | None:
+    """Return 1 where probes help more than a random start that finds them again, -1 where it, or no valuation, helps more."""
+    value, low, high = _row(nll, "learned")
+    _, less, more = _row(nll, RANDOM_START, EXCESS)
+    if np.isnan([low, high, less, more]).any():
+        return None
+    if more < 0 or low > 0:
+        return -1
+    mine, random = _held(found)
+    helps = high < 0 and value < prediction_interval(_randoms(nll))[0]
+    return int(helps and less > 0 and mine > prediction_interval(random, SHARE)[1])
 
 
 def _side(interval: Sequence[float], *, below: str, neither: str, above: str) -> str:
     """Choose the words for an interval that lies below 0, includes it, or lies above."""
     low, high = interval
     return below if high < 0 else above if low > 0 else neither
+
+
+def _held(found: Comparison) -> tuple[float, list[float]]:
+    """Return the share of the probes' space that the one from a random start holds, and what single random ones hold of it."""
+    held = found.overlap.groupby("condition").overlap.mean()
+    return float(held[RANDOM_START]), held[[name for name in held.index if is_random(name)]].tolist()
 
 
 def _alignment(found: Comparison, before_learning: float, annotated: bool) -> str:
@@ -191,12 +221,10 @@ def _alignment(found: Comparison, before_learning: float, annotated: bool) -> st
         else "Cosines of probed and learned rows, matched, signs aside"
     )
     taught = " (both were shown the same annotations)" if annotated else ""
-    held = found.overlap.groupby("condition").overlap.mean()
-    random = held[[name for name in held.index if is_random(name)]].tolist()
-    mine = float(held[RANDOM_START])
+    mine, random = _held(found)
     return (
         f"{which}, averaged over blocks{taught}: {stayed}. The rows of the one that started at random and saw no annotation "
         f"hold {number(mine, 3)} of the probes' space (mean squared cosine of the principal angles, mean over blocks; "
-        f"{number(before_learning, 3)} at its start): {beside_one_more(mine, random, 'random valuation', 3)}. That is one "
-        "start, and others may go elsewhere; benchmarks/learning.py learns from several."
+        f"{number(before_learning, 3)} at its start): {beside_one_more(mine, random, 'random valuation', 3, SHARE)}. That is "
+        "one start, and others may go elsewhere; benchmarks/learning.py learns from several."
     )

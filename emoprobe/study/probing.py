@@ -5,7 +5,7 @@ Everything is in the probe set already: cross-validated scores with their contro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from emoprobe.probes import ProbeSet
 from emoprobe.probes.summary import CONTROLS, best_rows, verdict
 from emoprobe.probes.tasks import LABELS
 from emoprobe.study.result import Result
-from emoprobe.study.wording import listed, number, span
+from emoprobe.study.wording import listed, number, p_value, span
 
 METRICS = {"pearson_r": "r", "auc": "AUC", "accuracy": "accuracy", "macro_auc": "mean AUC"}
 CEILING = 0.98
@@ -46,22 +46,25 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
             f"residual stream of {about['texts']:,} texts at each of {len(probes.layers)} layers, scored on held-out groups "
             f"in {about['folds']} folds. Beside them the same with annotations shuffled {_times(about['permutations'])}, the "
             "embedding (layer 0), a bag of words, random features of the tokens, a control task (arbitrary labels of words) "
-            "and how alike directions fitted to halves of the groups are. q is corrected for all concepts."
+            "and how alike directions fitted to halves of the groups are. q is p against shuffled annotations, corrected for "
+            "all concepts (Benjamini and Hochberg); a score counts if q is at most 0.05, and what it is above "
+            "each other control is more than nothing."
         ),
         table=probes.scores,
         finding="; ".join(
             f"{_called(row)} {span(row['value'], row['low'], row['high'])}, layer {row['layer']}"
             for row in main
         ),
-        controls="; ".join(
-            f"shuffled {number(row['shuffled'])}, embedding {number(row['layer0'])}, words {number(row['bag_of_words'])}, "
-            f"random features {number(row['random_features'])}, control task {number(row['control_task'])}"
-            for row in main
-        ),
+        controls="; ".join(map(_judges, main)),
         verdict=" ".join(
-            [_sentence(row) for row in main] + _others(best, main) + [CAUTION.format(len(probes.layers))]
+            [
+                _answer(main),
+                *map(_sentence, main),
+                *_others(best, main),
+                CAUTION.format(len(probes.layers)),
+            ]
         ),
-        sign=int(all(not row["fails"] and row["layer0"] < CEILING for row in main)),
+        sign=int(all(map(_held, main))),
         checks=checks,
         figure=probes.plot(_shown(probes)),
         alt="Score by layer for each concept, with its 95 % interval, shuffled annotations, the embedding and a bag of words.",
@@ -91,6 +94,42 @@ def _row(best: pd.DataFrame, concept: str) -> dict[Any, Any]:
 
 def _called(row: dict[Any, Any]) -> str:
     return f"{'emotion' if row['concept'] == LABELS else row['concept']} {METRICS[row['metric']]}"
+
+
+def _held(row: dict[Any, Any]) -> bool:
+    """Say whether a score passes every control, and the embedding has left room for that."""
+    return not row["fails"] and bool(row["layer0"] < CEILING)
+
+
+def _answer(main: Sequence[dict[Any, Any]]) -> str:
+    """Say which of the headline scores stand above every control, and which controls the others do not pass."""
+    held, missed = [row for row in main if _held(row)], [row for row in main if not _held(row)]
+    names = listed([_called(row) for row in held]) if held else "None"
+    said = f"{names} of {listed([_called(row) for row in main])}" if missed else names
+    said += f" {'stands' if len(held) < 2 else 'stand'} above every control"
+    failed = list(dict.fromkeys(control for row in missed for control in row["fails"]))
+    if failed:
+        said += f"; not passed: {listed(failed)}"
+    elif missed:
+        said += ": the embedding leaves nothing to add"
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def _judges(row: dict[Any, Any]) -> str:
+    """Write what a score is judged by: how it lies to shuffled annotations, and by how much it is above each other control."""
+    above = {
+        name: (row[control], row[f"{control}_gain_low"], row[f"{control}_gain_high"])
+        for control, name in GAINS.items()
+    }
+    above["a control task"] = (row["control_task"], row["selectivity_low"], row["selectivity_high"])
+    less = [
+        f"{name} {span(row['value'] - control, low, high, sign=True)}"
+        for name, (control, low, high) in above.items()
+    ]
+    return (
+        f"{_called(row)} against shuffled annotations (up to {number(row['shuffled_best_high'])}) "
+        f"{p_value(row['q'], 'q')}, less {listed(less)}"
+    )
 
 
 def _sentence(row: dict[Any, Any]) -> str:

@@ -5,6 +5,7 @@ Traces illustrate; the numbers are correlations with annotations on groups of te
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,52 +14,77 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet, trace
+from emoprobe.probes.tasks import plan
+from emoprobe.probes.validation import fit_words, shuffle
 from emoprobe.study.result import Result
 from emoprobe.study.texts import counted, targets
-from emoprobe.study.wording import correlation, listed, number, ranged, span
+from emoprobe.study.wording import Floats, correlation, listed, number, several, spans
 
 CONTROLS = 20
 """Random directions beside each probe."""
+SHUFFLES = 199
+READ_BY = {
+    "random_high": "random directions",
+    "shuffled_high": "shuffled annotations",
+    "layer0": "the embedding",
+    "bag_of_words": "a bag of words",
+}
+"""What a concept's r is held to, in the same texts."""
 TEXTS = 400
 LINE, CHARACTER, WRAP = 0.2, 0.0725, 84  # of a trace: inches a line, inches a character, characters a line
 LONGEST = 300  # characters of a text that is shown
 
 
 def reading(
-    model: LiveModel, probes: ProbeSet, held_out: Corpus, concepts: Sequence[str], *, seed: int = 0
+    model: LiveModel,
+    probes: ProbeSet,
+    corpus: Corpus,
+    held_out: Corpus,
+    concepts: Sequence[str],
+    *,
+    seed: int = 0,
 ) -> Result:
     """Read `concepts` off texts of held-out groups, and their directions through the unembedding.
 
-    `concepts` are dimensions or labels of the corpus that were probed for.
+    `concepts` are dimensions or labels that were probed for in `corpus`, on which the bag of words is fitted too.
     """
-    corpus = held_out if len(held_out) <= TEXTS else held_out.sample(TEXTS, seed)
-    table = _correlations(model, probes, corpus, concepts, seed)
-    main = table.iloc[0]
+    unseen = held_out if len(held_out) <= TEXTS else held_out.sample(TEXTS, seed)
+    table = _correlations(model, probes, corpus, unseen, concepts, seed)
+    first = table.concept.iloc[0]
+    held = _above_controls(table)
     shown = [str(name) for name in concepts[:2]]
-    rows = _most_telling(corpus, main.concept)
+    rows = _most_telling(unseen, first)
     words = _words(model, probes, table)
     return Result(
         name="reading",
         title="Reading aloud",
-        question="What do the probes say of texts they have never seen, token by token, and which words do they speak of?",
+        question="Do the probes read texts that they have never seen, better than chance, the embedding and words do?",
         method=(
-            f"Read-outs at each concept's best layer on {counted(corpus)}, on which nothing was fitted, beside {CONTROLS} "
-            "random directions, intervals over groups; and the tokens that each direction would promote if it were the last "
-            "layer's (logit lens)."
+            f"Read-outs at each concept's best layer on {counted(unseen)}, on which nothing was fitted, against annotations; "
+            f"intervals over groups. On the same texts: the highest |r| of {CONTROLS} random directions, 95 % of |r| with "
+            f"annotations shuffled over texts {SHUFFLES} times, the embedding (layer 0), and a bag of words fitted on what the "
+            "probes were. A concept counts if its interval lies above them all. Beside that, the tokens that each direction "
+            "would promote if it were the last layer's (logit lens)."
         ),
         table=table.merge(words, on=["concept", "layer"]),
-        finding=f"{main.concept} r {span(main.r, main.low, main.high)} on held-out texts",
-        controls=f"random directions {ranged([main.random_low, main.random_high])}",
-        verdict=(
-            f"{_better_read(table)} Toward {main.concept}, the direction promotes {words.promoted.iloc[0]}; away from it, "
-            f"{words.suppressed.iloc[0]}. What a direction promotes is a hint about it, not a measure."
+        finding="r " + several(spans(table.concept, table.r, table.low, table.high)),
+        controls="to be above "
+        + "; ".join(
+            f"{name} " + several([f"{number(value)}" for value in table[column]])
+            for column, name in READ_BY.items()
         ),
-        figure=_draw(model, probes, corpus, rows, shown),
+        verdict=(
+            f"{_answer(table)} Toward {first}, the direction promotes {words.promoted.iloc[0]}; away from it, "
+            f"{words.suppressed.iloc[0]}: a hint about it, not a measure."
+        ),
+        sign=int(bool(held.all(axis=None))),
+        figure=_draw(model, probes, unseen, rows, shown),
         alt=(
             f"Texts coloured token by token by the read-out of {listed(shown)}: orange above the corpus's mean token, blue "
             "below."
@@ -67,37 +93,79 @@ def reading(
 
 
 def _correlations(
-    model: LiveModel, probes: ProbeSet, corpus: Corpus, concepts: Sequence[str], seed: int
+    model: LiveModel, probes: ProbeSet, corpus: Corpus, unseen: Corpus, concepts: Sequence[str], seed: int
 ) -> pd.DataFrame:
-    """Return one row per concept: r of read-out and annotation at its best layer, and the range over random directions."""
+    """Return one row per concept: r of read-out and annotation at its best layer, and what READ_BY names (NaN: not run)."""
     layers = {name: probes.best_layer(name) for name in concepts}
-    captured = sorted(set(layers.values()))
-    pooled = model.capture(corpus.texts, captured)
+    captured = sorted({0, *layers.values()})
+    pooled = model.capture(unseen.texts, captured)
+    randoms = torch.randn(CONTROLS, model.d_model, generator=torch.Generator().manual_seed(seed))
+    order, group = np.random.default_rng(seed), np.unique(unseen.groups, return_inverse=True)[1]
+    shuffles = [shuffle(group, order) for _ in range(SHUFFLES)]
+    words = by_words(corpus, unseen.texts, concepts, probes.metadata["folds"], seed)
     rows = []
     for name, layer in layers.items():
-        here, annotated = pooled[:, captured.index(layer)], targets(corpus, name)
-        read = probes.read_out(here, layer)[:, probes.concept_index(name)].double().numpy()
-        r, low, high = correlation(read, annotated, corpus.groups, seed)
-        randoms = torch.randn(CONTROLS, model.d_model, generator=torch.Generator().manual_seed(seed))
-        chance = [
-            abs(correlation((here @ random).double().numpy(), annotated, corpus.groups)[0])
-            for random in randoms
-        ]
-        rows.append(
-            (name, layer, r, low, high, -np.nanmax(chance), np.nanmax(chance), np.isfinite(annotated).sum())
+        annotated, column = targets(unseen, name), probes.concept_index(name)
+
+        def r_of(read: Tensor | Floats, truth: Floats = annotated) -> tuple[float, float, float]:
+            return correlation(np.asarray(read, dtype=float), truth, unseen.groups, seed)
+
+        def read_at(layer: int, column: int = column) -> Tensor:
+            return probes.read_out(pooled[:, captured.index(layer)], layer)[:, column]
+
+        here = read_at(layer)
+        chance = [abs(r_of(pooled[:, captured.index(layer)] @ random)[0]) for random in randoms]
+        shuffled = [abs(_r(here, annotated[givers])) for givers in shuffles]
+        embedding = r_of(read_at(0))[0] if 0 in probes.layers else np.nan
+        controls = (
+            pd.Series(chance).max(),
+            pd.Series(shuffled).quantile(0.95),
+            embedding,
+            r_of(words[name])[0],
         )
-    columns = ["concept", "layer", "r", "low", "high", "random_low", "random_high", "texts"]
+        rows.append((name, layer, *r_of(here), *controls, np.isfinite(annotated).sum()))
+    columns = ["concept", "layer", "r", "low", "high", *READ_BY, "texts"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _better_read(table: pd.DataFrame) -> str:
-    """Say which concepts' intervals of r lie above |r| of every random direction."""
-    held = table[table.low > table.random_high]
-    which = f" ({listed(held.concept.tolist())})" if len(held) else ""
-    return (
-        f"On unseen texts {len(held)} of {len(table)} concepts are read better than by any of {CONTROLS} random "
-        f"directions{which}."
-    )
+def _r(read: Tensor, truth: Floats) -> float:
+    """Return Pearson's r (no interval) over the texts whose annotation is known; NaN where all have the same."""
+    known = np.isfinite(truth)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(np.asarray(read, dtype=float)[known], truth[known])[0, 1])
+
+
+def by_words(
+    corpus: Corpus, texts: Sequence[str], concepts: Sequence[str], folds: int, seed: int
+) -> dict[str, Floats]:
+    """Return the read-out of `texts` by a bag of words fitted to `corpus`, for each concept (texts,)."""
+    read: dict[str, Floats] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*nothing to learn")  # as when the probes were fitted
+        tasks = plan(corpus, list(concepts), folds, seed)
+    for task in tasks:
+        known = [corpus.texts[row] for row in task.rows]
+        fitted = fit_words(task, known, task.targets, task.group, seed)(texts)
+        read |= dict(zip(task.concepts, fitted.T, strict=True))
+    return {name: read[name] for name in concepts}
+
+
+def _above_controls(table: pd.DataFrame) -> pd.DataFrame:
+    """Say for each concept and control whether the interval of r lies above it; not above one that was not run."""
+    return pd.DataFrame({control: table.low > table[control] for control in READ_BY})
+
+
+def _answer(table: pd.DataFrame) -> str:
+    """Say which concepts are read above every control, and how many are above each."""
+    held = _above_controls(table)
+    names = table.concept[held.all(axis=1)].tolist()
+    many = f"the {len(table)} concepts" if len(table) > 1 else "the one concept"
+    which = f"{listed(names)} of {many} {'is' if len(names) == 1 else 'are'}"
+    if len(names) == len(table):
+        which = f"all {many} {'are' if len(names) > 1 else 'is'}".replace("all the one", "the one")
+    counts = [f"{name} {held[control].sum()}" for control, name in READ_BY.items()]
+    said = f"{which if names else f'None of {many} is'} read above every control on unseen texts"
+    return f"{said[0].upper()}{said[1:]}: above {listed(counts)}."
 
 
 def _words(model: LiveModel, probes: ProbeSet, table: pd.DataFrame, top: int = 5) -> pd.DataFrame:

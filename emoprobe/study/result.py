@@ -5,6 +5,7 @@ A `Result` is a value. It knows nothing of how it was got; the run folder keeps 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -20,14 +21,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SENTENCE = re.compile(r"(?<![A-Z]\.)(?<=[.?!])\s+(?=[^\Wa-z\d]|[“\"])")
+"""Where one sentence ends and the next begins; after an initial none does."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """Hold the outcome of one experiment.
 
     `question` is one sentence, `method` two lines; `finding` is the number that answers it with its interval, `controls` the
-    same number where nothing should be found, and `verdict` says in words what both come to. `table` holds everything that
-    was measured. `alt` says what the figure shows to those who cannot see it. `checks` are what must hold for the numbers to
-    be trusted: name -> whether it did; empty where there is nothing to pass. `svg` is the figure as it is kept.
+    range that judges it, and `verdict` says in words what both come to. Its first sentence is the answer, and where `sign` is
+    None it says why there is none. `table` holds everything that was measured. `alt` says what the figure shows to those who
+    cannot see it. `checks` are what must hold for the numbers to be trusted: name -> whether it did; empty where there is
+    nothing to pass. `svg` is the figure as it is kept.
     """
 
     name: str
@@ -58,6 +64,11 @@ class Result:
     def passed(self) -> bool:
         """Whether all checks held."""
         return all(self.checks.values())
+
+    @property
+    def answer(self) -> str:
+        """The first sentence of the verdict."""
+        return SENTENCE.split(self.verdict, maxsplit=1)[0]
 
     @property
     def frame(self) -> pd.DataFrame:

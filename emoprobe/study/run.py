@@ -148,7 +148,7 @@ def _steps(
         probed.save(folder.path / PROBED)
         return valuing(model, probed, held_out, seed=seed)
 
-    yield "reading", lambda: reading(model, probes, held_out, dimensions, seed=seed)
+    yield "reading", lambda: reading(model, probes, fitted, held_out, dimensions, seed=seed)
     yield "geometry", lambda: geometry(model, probes, fitted, seed=seed)
     yield "valuing", value
     probed = Valuation.load(folder.path / PROBED)

@@ -27,6 +27,7 @@ from emoprobe.study.result import Result
 from emoprobe.study.sentence_readings import Bench
 from emoprobe.study.source_sentences import GROUPS, SENTENCES, Word
 from emoprobe.study.word_magnitudes import Floats, Reading, gains, rank_shifts, variation
+from emoprobe.study.wording import number, plain, ranged
 from emoprobe.valattn import Valuation
 
 if TYPE_CHECKING:
@@ -96,7 +97,12 @@ class SentenceComparison:
             for name, rows in stated.groupby("valuation", sort=False)
         ]
         annotated = stated[stated["valuation"] == "annotated"].set_index("claim")
-        varies = annotated.loc["word magnitudes vary more"]
+        varies = (
+            annotated[["value", "control_low", "control_high"]]
+            .astype(float)
+            .loc["word magnitudes vary more"]
+            .to_dict()
+        )
         verdicts = [_verdict(name, rows) for name, rows in stated.groupby("valuation", sort=False)]
         groups = self.groups.assign(
             claim=[f"rank shift of {group} words" for group in self.groups["group"]],
@@ -108,19 +114,27 @@ class SentenceComparison:
             title="Two sentences under valuation attention",
             question="Do word magnitudes change under valuation attention as the method's source says?",
             method=(
-                f"L2 norm of the attention's output at each word, in blocks {_listed(self.layers)} at λ = {self.strength:g}, "
-                "for the two sentences of J. Marín (LessWrong, 4 September 2024) with our annotations; a claim shows if its "
-                f"statistic has the claimed sign and lies beyond that of every one of {self.controls} control valuations of "
-                "equal norm. Annotations enter mapped to [-1, 1] (annotated) or as they are (unmapped)."
+                f"L2 norm of the attention's output at each word, in blocks {_listed(self.layers)} at λ = "
+                f"{plain(self.strength)}, for the two sentences of J. Marín (LessWrong, 4 September 2024) with our "
+                "annotations; a claim shows if its statistic has the claimed sign and lies beyond that of every one of "
+                f"{self.controls} control valuations of equal norm. Annotations enter mapped to [−1, 1] (annotated) or as they "
+                "are (unmapped)."
             ),
             table=pd.concat([self.claims, groups[list(self.claims.columns)]], ignore_index=True),
             finding=(
-                f"of {len(CLAIMS)} claims show, each by chance in 1 of {self.controls + 1}: {', '.join(shown)}; with "
-                f"annotated valuations the magnitudes' coefficient of variation changes by {varies['value']:+.1f} %"
+                f"of {len(CLAIMS)} claims show: {', '.join(shown)}; with annotated valuations the magnitudes' coefficient of "
+                f"variation changes by {number(varies['value'], 1, True)} %"
             ),
-            controls=f"it changes by {varies['control_low']:+.1f} to {varies['control_high']:+.1f} % under controls",
+            controls=(
+                f"beyond all {self.controls} controls, which change it by "
+                f"{ranged([varies['control_low'], varies['control_high']], 1, True)} %, a claim lies by chance in 1 of "
+                f"{self.controls + 1}"
+            ),
+            sign=int(bool((annotated["shows"] == "yes").all())),
             verdict=" ".join(
                 [
+                    f"Of the source's {len(CLAIMS)} claims {int((annotated['shows'] == 'yes').sum()) or 'none'} shows with "
+                    "annotated valuations beyond every control.",
                     *verdicts,
                     _by_chance(stated, self.controls),
                     "Two sentences are two data points, and their annotator was one.",
@@ -363,8 +377,8 @@ def _by_chance(stated: pd.DataFrame, controls: int) -> str:
     """Say how many claims show, of how many that could, and how many may be expected to where nothing is there."""
     shown, many = int((stated["shows"] == "yes").sum()), len(stated)
     return (
-        f"In all {shown} of {many} claims show, and {many / (controls + 1):.1f} would if valuations were no different from "
-        f"their controls, each with a chance of at most 1 in {controls + 1}."
+        f"In all {shown} of {many} claims show, and {number(many / (controls + 1), 1)} would if valuations were no different "
+        f"from their controls, each with a chance of at most 1 in {controls + 1}."
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.corpora.generator import EMOTIONS, aftermaths
-from emoprobe.intervals import mean_interval
+from emoprobe.intervals import Floats, mean_interval, prediction_interval
 from emoprobe.layers import nearest_to_depth
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
@@ -29,7 +29,7 @@ from emoprobe.study import feelings
 from emoprobe.study.dose import NLL, change, checks, draw_dose, shared_measures
 from emoprobe.study.result import Result
 from emoprobe.study.texts import counted, readable_part, targets
-from emoprobe.study.wording import beside_one_more, listed, plain, ranged, span
+from emoprobe.study.wording import beside_one_more, listed, one_more, plain, ranged, span
 
 STRENGTHS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 CONTROLS = 10
@@ -40,6 +40,9 @@ SITUATIONS = 6
 """Generated beginnings that are gone on with; what is said of one concept holds over these."""
 TEXTS = 16
 AFTERMATH, WORDS, READ_OUT = "its aftermaths", "words for it", "its read-out"
+
+
+Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +116,13 @@ def steering(
     monotone = [part.concept for part in steered if part.monotone]
     own = [part.concept for part in steered if part.own]
     others = np.concatenate([part.others for part in steered])
+    own_less = (
+        mean_interval(
+            [mean - part.others.mean() for ((mean, _, _), _), part in zip(changes, steered, strict=True)]
+        )
+        if len(others)
+        else None
+    )
     first = probes[steered[0].concept]
     held = checks(model, texts[0], lambda strength: steer(model, first, strength, layers=layer), "s", 0.1)
     if recovery:
@@ -137,9 +147,15 @@ def steering(
             [part.found.frame.assign(concept=part.concept) for part in steered], ignore_index=True
         ),
         finding=f"{span(*effect, sign=True)}{unit} at s = {highest:g}, {_over(steered)}",
-        controls=f"random directions {ranged(chance, sign=True)}{unit}"
-        + (f", other concepts' {ranged(others, sign=True)}{unit}" if len(others) else ""),
-        verdict=_verdict(steered, MEASURED[what], unit, after, effect, chance.tolist(), cost),
+        controls=f"random directions{unit} {one_more(chance)}"
+        + (
+            f"; own direction less the mean of other concepts' {span(*own_less, sign=True)}{unit}"
+            if own_less
+            else ""
+        ),
+        sign=_sign(effect, chance, own_less),
+        verdict=f"{_answer(effect, chance, own_less, MEASURED[what])} "
+        + _verdict(steered, MEASURED[what], unit, after, effect, chance.tolist(), cost),
         checks=held,
         figure=_figure(steered),
         alt=(
@@ -154,6 +170,43 @@ MEASURED = {
     WORDS: "the log-probability of words for it",
     READ_OUT: "its read-out at the last layer",
 }
+
+
+def _sign(effect: Interval, chance: Floats, own_less: Interval | None) -> int | None:
+    """Return 1 where the outcome rises beyond random and other concepts' directions, -1 where it falls beyond random ones.
+
+    None where there is no interval to judge by.
+    """
+    least, most = prediction_interval(chance)
+    if np.isnan([*effect, *(own_less or ()), least, most]).any():
+        return None
+    value, low, high = effect
+    if high < 0 and value < least:
+        return -1
+    return int(low > 0 and value > most and (own_less is None or own_less[1] > 0))
+
+
+def _answer(effect: Interval, chance: Floats, own_less: Interval | None, what: str) -> str:
+    """Say whether concepts' directions raise what they should, and whether random or other concepts' directions do as much."""
+    sign = _sign(effect, chance, own_less)
+    if sign is None:
+        return "Cannot be told: there are too few concepts, or too few random directions to compare with."
+    if sign:
+        how = "raises" if sign > 0 else "lowers"
+        beyond = " and by more than other concepts' do" if sign > 0 and own_less else ""
+        return f"A concept's direction {how} {what} by more than random directions do{beyond}, on average over concepts."
+    value, low, _ = effect
+    if not low > 0:
+        return f"On average over concepts a direction is not shown to raise {what}."
+    as_much = [
+        name
+        for name, beaten in (
+            ("random directions", value > prediction_interval(chance)[1]),
+            ("other concepts' directions", own_less is None or own_less[1] > 0),
+        )
+        if not beaten
+    ]
+    return f"A concept's direction raises {what}, but {listed(as_much)} may do as much."
 
 
 def _verdict(

@@ -5,6 +5,7 @@ tanh bounds a valuation; where it sits at the bound, it has stopped telling toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from emoprobe.corpora import Corpus
 from emoprobe.models.live import LiveModel
 from emoprobe.study.result import Result
 from emoprobe.study.texts import counted, targets
-from emoprobe.study.wording import Floats, correlation, listed, number, span
+from emoprobe.study.wording import Floats, correlation, listed, number, several, spans
 from emoprobe.valattn import Valuation
 
 TEXTS = 300
@@ -36,8 +37,7 @@ def valuing(model: LiveModel, valuation: Valuation, held_out: Corpus, *, seed: i
     table = _table(valuation, corpus, means, moments, seed)
     known = table.dropna(subset="r")  # a rare label may be carried by none of these texts
     best = table.loc[known.groupby("dimension", sort=False)["r"].idxmax()]
-    main = (best[best.dimension == "valence"] if (best.dimension == "valence").any() else best).iloc[0]
-    above = _above_random(table, best)
+    above, chance = _above_random(table, best), _chance(table)
     return Result(
         name="valuing",
         title="Valuing tokens",
@@ -49,13 +49,16 @@ def valuing(model: LiveModel, valuation: Valuation, held_out: Corpus, *, seed: i
             "groups."
         ),
         table=table,
-        finding=f"{main.dimension}: r {span(main.r, main.low, main.high)} with annotations, block {main.layer}",
-        controls=f"|r| of random valuations in their best block at most {number(_chance(table)[main.dimension])}",
-        verdict=(
-            f"Averaged over a text's tokens, {main.dimension} correlates at {span(main.r, main.low, main.high)} with its "
-            f"annotation (best block, {main.layer}). The interval of {len(above)} of {len(best)} dimensions lies above every "
-            f"random valuation in its best block{f': {listed(above)}' if above else ''}. {_saturation(table)}"
+        finding=(
+            f"{len(above)} of {len(best)} dimensions beyond random valuations; r "
+            + several(spans(best.dimension, best.r, best.low, best.high))
         ),
+        controls=(
+            f"highest |r| of {CONTROLS} random valuations in their best block: "
+            + several([f"{name} {number(chance[name])}" for name in best.dimension])
+        ),
+        verdict=f"{_answer(best, above)} {_saturation(table)}",
+        sign=int(len(above) == len(best)) if len(best) else None,
         checks={"no dimension is saturated for half of all tokens": bool((table.saturated < 0.5).all())},
         figure=_figure(valuation, table, histogram),
         alt="Above, how token valuations are distributed in each block; below, their correlation with annotations by block.",
@@ -113,6 +116,16 @@ def _chance(table: pd.DataFrame) -> dict[str, float]:
 def _above_random(table: pd.DataFrame, best: pd.DataFrame) -> list[str]:
     """Return the dimensions whose interval of r, in their best block, lies above all of that."""
     return [str(name) for name in best.dimension[best.low > best.dimension.map(_chance(table))]]
+
+
+def _answer(best: pd.DataFrame, above: Sequence[str]) -> str:
+    """Say which dimensions agree with their annotations by more than every random valuation, and which are not shown to."""
+    if best.empty:
+        return "Cannot be told: no dimension is annotated in these texts."
+    missed = [name for name in best.dimension if name not in above]
+    held = f"{listed(above)} agree{'s' * (len(above) == 1)}" if above else "no dimension agrees"
+    said = f"Averaged over a text's tokens, {held} with annotations by more than every random valuation"
+    return f"{said}{f'; of {listed(missed)} this is not shown' if above and missed else ''}."
 
 
 def _saturation(table: pd.DataFrame) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emoprobe.intervals import UNBOUNDED, Bounds, prediction_interval
 from emoprobe.intervals import correlation as correlation
-from emoprobe.intervals import prediction_interval
 
 Floats = NDArray[np.float64]
 
@@ -43,13 +43,42 @@ def ranged(values: Sequence[float] | Floats, digits: int = 2, sign: bool = False
     return f"{number(low, digits, sign)} to {number(high, digits, sign)}"
 
 
-def beside_one_more(value: float, chance: Sequence[float], control: str, digits: int = 2) -> str:
+def p_value(p: float, name: str = "p") -> str:
+    """Write p = 0.003 in one piece, from 0.1 on with two digits, and below 0.001 as no more than that."""
+    if not np.isfinite(p):
+        return f"{name} not measured"
+    said = "< 0.001" if p < 0.001 else f"= {p:.{3 if p < 0.1 else 2}f}"
+    return f"{name} {said}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def one_more(chance: Sequence[float] | Floats, digits: int = 2, bounds: Bounds = UNBOUNDED) -> str:
+    """Write the range that judges: where one more control like those of `chance` (n,) would lie, at 95 %."""
+    interval = prediction_interval(chance, bounds)
+    if np.isnan(interval).any():
+        return "too few of them to compare with"
+    return f"{ranged(interval, digits, True)} (95 % prediction interval of one more)"
+
+
+def beside_one_more(
+    value: float, chance: Sequence[float], control: str, digits: int = 2, bounds: Bounds = UNBOUNDED
+) -> str:
     """Say how a value lies to the 95 % prediction interval of one more `control`; `chance` has the values of those run."""
-    interval = prediction_interval(chance)
+    interval = prediction_interval(chance, bounds)
     if np.isnan(interval).any():
         return "too few of them to compare with"
     which = "less than" if value < interval[0] else "more than" if value > interval[1] else "within what"
     return f"{which} one more {control} may be expected to give ({ranged(interval, digits, True)}, 95 %)"
+
+
+def spans(names: Iterable[Any], *columns: Iterable[float]) -> list[str]:
+    """Write each name with its number and interval; `columns` are the values, their lows and their highs."""
+    return [f"{name} {span(*row)}" for name, *row in zip(names, *columns, strict=True)]
+
+
+def several(parts: Sequence[str], most: int = 4) -> str:
+    """Write results side by side, the first ones in their own order, and how many more there are."""
+    more = len(parts) - most
+    return ", ".join([*parts[:most], *([f"{more} more below"] if more > 0 else [])]) or "none"
 
 
 def listed(names: Sequence[Any], most: int = 8) -> str:

@@ -24,7 +24,7 @@ from emoprobe import drawing
 from emoprobe.folding import fold_key
 from emoprobe.intervals import mean_interval
 from emoprobe.models.live import Batch, LiveModel
-from emoprobe.study.claims.judging import NOT_SHOWN, NOT_SUPPORTED, SUPPORTED
+from emoprobe.study.claims.judging import NOT_SHOWN, NOT_SUPPORTED, SIGNS, SUPPORTED
 from emoprobe.study.result import Result
 from emoprobe.study.wording import span
 from emoprobe.valattn import Valuation, inject, val_attention
@@ -181,6 +181,7 @@ def judged(times: pd.DataFrame, d_model: int, heads: Heads, m: int) -> Result:
             f"attention at n = {longest}"
         ),
         controls=f"attention grows as n^{span(*grows['attention'])}",
+        sign=SIGNS[verdict],
         verdict=(
             f"The cost is O(n·d) and insignificant beside attention: {verdict}. Valuations alone take "
             f"{span(*_percent(alone), 1)} % of attention at n = {longest}, with the bias {span(*_percent(of_attention), 1)} %; "

@@ -37,6 +37,7 @@ from emoprobe.study.claims.judging import (
     stated,
 )
 from emoprobe.study.claims.magnitudes import told
+from emoprobe.study.concepts.evidence import in_common
 from emoprobe.study.feelings import POLES
 from emoprobe.study.result import Result
 from emoprobe.study.wording import number, span
@@ -120,6 +121,7 @@ def distance(
             else "near the cue the read-out does not differ, or not at every λ: no decay to be judged"
         ),
         controls=f"random valuations {main.by_chance(3)}",
+        sign=in_common(found.outcome for found in judged),
         verdict=" ".join(
             [f"Of {len(judged)} claims {overall(judged)}.", *said, *(told(found) for found in judged)]
         ),

@@ -25,7 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emoprobe.intervals import Floats, exceedance, jackknife, prediction_interval
-from emoprobe.study.wording import plain, ranged, span
+from emoprobe.study.wording import p_value, plain, ranged, span
 
 Integers = NDArray[np.int64]
 STRENGTHS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
@@ -34,6 +34,7 @@ POSITIVE = tuple(strength for strength in STRENGTHS if strength > 0)
 _CLAIMED = np.array(STRENGTHS) > 0
 SURE = 0.05
 SUPPORTED, NOT_SUPPORTED, NOT_SHOWN = "supported", "not supported", "not shown"
+SIGNS = {SUPPORTED: 1, NOT_SUPPORTED: -1, NOT_SHOWN: 0}
 
 Statistic: TypeAlias = Callable[[Floats], tuple[Floats, Floats]]
 """From the weight of each cluster (clusters,) to an effect: the probed valuation's at each of STRENGTHS (strengths,), and
@@ -86,6 +87,11 @@ class Effect:
         return SUPPORTED if held else NOT_SHOWN
 
     @property
+    def outcome(self) -> int:
+        """The verdict as the sign of a result: 1, -1 and 0."""
+        return SIGNS[self.verdict]
+
+    @property
     def lacking(self) -> list[str]:
         """What keeps a claim that is not supported from being so."""
         if not np.isfinite(self.mean[0]):
@@ -104,7 +110,7 @@ class Effect:
     def said(self) -> str:
         """Write the mean effect with its interval, random valuations', and the difference from negative λ."""
         return (
-            f"{span(*self.mean, 2, True)} {self.measure} (random valuations {self.by_chance()}, p = {self.p:.2g}; "
+            f"{span(*self.mean, 2, True)} {self.measure} (random valuations {self.by_chance()}, {p_value(self.p)}; "
             f"less that at negative λ {span(*self.beyond_negative, 2, True)})"
         )
 

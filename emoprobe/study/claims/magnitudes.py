@@ -12,7 +12,7 @@ from emoprobe.intervals import mean_interval
 from emoprobe.study.claims.judging import SURE, Effect, effect_of_mean, stated
 from emoprobe.study.claims.word_readings import WordReadings
 from emoprobe.study.result import Result
-from emoprobe.study.wording import span
+from emoprobe.study.wording import p_value, span
 
 CLAIM = "word magnitudes vary more"
 PUBLISHED = "J. Marín 2024: heat maps of two sentences, from which this is read by eye; no model, number or control is given."
@@ -39,6 +39,7 @@ def magnitudes(read: WordReadings) -> Result:
             f"random valuations {found.by_chance()} %; untouched it is {span(*mean_interval(read.coefficients))}"
         ),
         verdict=told(found),
+        sign=found.outcome,
         checks={"λ = 0 leaves every magnitude as it was, to the last bit": read.untouched},
         figure=picture([found]),
         alt="How the coefficient of variation of word magnitudes changes with λ, for the probed valuation and random ones.",
@@ -52,7 +53,7 @@ def told(found: Effect) -> str:
     if not np.isfinite(found.p_differs):
         return said
     differs = "differs" if found.p_differs < SURE else "is not shown to differ"
-    return f"{said} It {differs} from random valuations on either side (exact p = {found.p_differs:.2g})."
+    return f"{said} It {differs} from random valuations on either side (exact {p_value(found.p_differs)})."
 
 
 @drawing.styled()

@@ -15,6 +15,7 @@ from emoprobe.study.claims.judging import POSITIVE, Effect, Integers, effect_of_
 from emoprobe.study.claims.magnitudes import picture, told
 from emoprobe.study.claims.word_classes import emotional, turning
 from emoprobe.study.claims.word_readings import WordReadings
+from emoprobe.study.concepts.evidence import in_common
 from emoprobe.study.result import Result
 from emoprobe.study.wording import span
 
@@ -69,6 +70,7 @@ def turning_and_emotional(
         table=pd.concat([found.rows() for found in effects], ignore_index=True),
         finding="; ".join(f"{found.claim}: {span(*found.mean, 2, True)}" for found in judged),
         controls=("random valuations " + "; ".join(found.by_chance() for found in judged)),
+        sign=in_common(found.outcome for found in judged),
         verdict=" ".join(
             [
                 f"Of {len(judged)} claims {overall(judged)}.",

@@ -31,7 +31,7 @@ from emoprobe.probes.similarity import layer_similarity
 from emoprobe.study.concepts.places import chosen_layer
 from emoprobe.study.concepts.tuning_prompts import WORDS
 from emoprobe.study.result import Result
-from emoprobe.study.wording import listed, number, ranged, span
+from emoprobe.study.wording import listed, number, p_value, ranged, span
 
 VERSIONS = ("denoised", "raw")
 """Emotion vectors with and without the components of neutral text projected out; what is found is stated of the first."""
@@ -91,7 +91,7 @@ def axes(vectors: EmotionVectors, norms: Norms, *, seed: int = 0) -> Result:
         )
         + f"; first components {at.PC1:.0%}, {at.PC2:.0%} of the variance at layer {at.name}",
         controls="; ".join(
-            f"{row.norm}: search p = {row.p_layers:.2g}, shuffled labels p = {number(row.p_shuffled_layers)}, embedding "
+            f"{row.norm}: search {p_value(row.p_layers)}, shuffled labels {p_value(row.p_shuffled_layers)}, embedding "
             f"{number(row.layer0)}, raw vectors {number(raw.r)}"
             for (_, row), (_, raw) in zip(first.iterrows(), best["raw"].iterrows(), strict=True)
         ),
@@ -126,7 +126,9 @@ def circumplex(
         chance.append(in_the_plane(other, norms, permutations=0).fit)
     p = float(exceedance(found.fit, np.array(chance))) if chance else 1.0
     shown = found.p < SURE and p < SURE
-    value = f"{number(found.fit)} (p = {found.p:.2g} with ratings permuted, {p:.2g} among shuffled labels)"
+    value = (
+        f"{number(found.fit)} ({p_value(found.p)} with ratings permuted, {p_value(p)} among shuffled labels)"
+    )
     return Result(
         name="circumplex",
         title="The circumplex",
@@ -193,7 +195,7 @@ def clusters(
         ),
         table=found.frame.assign(layer=read, agreement=found.agreement, p=found.p),
         finding=(
-            f"adjusted Rand index {number(found.agreement)}" + (f" (p = {found.p:.2g})" if compared else "")
+            f"adjusted Rand index {number(found.agreement)}" + (f" ({p_value(found.p)})" if compared else "")
         ),
         controls=(
             f"random directions {ranged(found.random)}, shuffled labels "

@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
-from emoprobe.intervals import exceedance, jackknife, mean_interval
+from emoprobe.intervals import SHARE, exceedance, jackknife, mean_interval
 from emoprobe.layers import DEPTH, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut, fit_for
@@ -36,7 +36,7 @@ from emoprobe.study.concepts.dialogues import CONDITIONS, NEUTRAL_TOPIC, Hidden,
 from emoprobe.study.concepts.dialogues import targets as hidden_emotions
 from emoprobe.study.concepts.effects import row_of
 from emoprobe.study.result import Result
-from emoprobe.study.wording import listed, number, span
+from emoprobe.study.wording import listed, number, p_value, span
 
 SHUFFLES = 39
 SURE = 0.05
@@ -158,7 +158,7 @@ def by_topic(turns: Turns, shuffles: int, seed: int = 0, progress: bool = False)
     words = [_right(words_out_of_fold(task, texts, seed), task.targets, turns) for texts in _texts(turns)]
     rows = []
     for place, name in enumerate(CONDITIONS):
-        value, low, high = mean_interval(found[place])
+        value, low, high = mean_interval(found[place], SHARE)
         row = {"where": name, "accuracy": value, "low": low, "high": high, "chance": 1 / len(task.concepts)}
         row["shuffled"] = float(by_chance[:, place].mean())
         row["p"] = float(exceedance(np.array(value), by_chance[:, place]))
@@ -309,7 +309,7 @@ def _above_chance(row: pd.Series) -> bool:
 def _condition(name: str, row: pd.Series) -> str:
     what = f"{name.capitalize()}: accuracy {_value(row)} on other topics"
     if not _above_chance(row):
-        return f"{what}, not shown to be above chance ({number(row.chance)}, p = {row.p:.2g})."
+        return f"{what}, not shown to be above chance ({number(row.chance)}, {p_value(row.p)})."
     kinds = {"turn_words": "the turn's words", "all_words": "all the words", "layer0": "the embedding"}
     not_below = [kind for control, kind in kinds.items() if not row[f"{control}_gain_low"] > 0]
     if not_below:

@@ -32,7 +32,7 @@ from emoprobe.study.concepts.dialogues import targets as hidden_emotions
 from emoprobe.study.concepts.effects import FLOOR, SHUFFLES, Floats, row_of
 from emoprobe.study.concepts.places import chosen_layer
 from emoprobe.study.result import Result
-from emoprobe.study.wording import number, ranged, span
+from emoprobe.study.wording import number, p_value, ranged, span
 
 FAMILIES = ("deflection", "context part", "words part", "expressed")
 """Hidden emotions, their two parts, and the same emotions said openly."""
@@ -281,10 +281,10 @@ def verdict(at: pd.DataFrame) -> str:
     itself, context = row_of(at, "deflection, with itself"), row_of(at, "context part, with itself")
     if not _holds(itself):
         return (
-            f"Directions of hidden emotions are not shown to hold from topic to topic ({_value(itself)}, p = {itself.p:.2g}): "
+            f"Directions of hidden emotions are not shown to hold from topic to topic ({_value(itself)}, {p_value(itself.p)}): "
             "nothing is shown to be there, and a low cosine or a large norm kept says nothing."
         )
-    said = [f"Directions of hidden emotions hold on topics held out ({_value(itself)}, p = {itself.p:.2g})."]
+    said = [f"Directions of hidden emotions hold on topics held out ({_value(itself)}, {p_value(itself.p)})."]
     if _holds(context):
         said.append(
             f"So does what the preamble adds to the same words ({_value(context)}){_echo(row_of(at, PREAMBLE))}."

@@ -7,14 +7,21 @@ as much, and, where there is one, a permutation or sign test agrees. Nothing her
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, t
 
-from emoprobe.intervals import exceedance, mean_interval, prediction_interval
-from emoprobe.study.wording import number, span
+from emoprobe.intervals import (
+    SHARE,
+    UNBOUNDED,
+    Bounds,
+    exceedance,
+    mean_interval,
+    prediction_interval,
+)
+from emoprobe.study.wording import number, p_value, span
 
 Floats = NDArray[np.float64]
 SURE = 0.05
@@ -34,14 +41,13 @@ class Evidence:
     chance: Floats
     nothing: float = 0.0
     p: float = float("nan")
-    bounds: tuple[float, float] = (-np.inf, np.inf)
+    bounds: Bounds = UNBOUNDED
     """The lowest and the highest that the number can be."""
 
     @property
     def expected(self) -> tuple[float, float]:
         """Where one more set of random directions would lie, at 95 %; NaN for fewer than two of them."""
-        low, high = np.clip(prediction_interval(self.chance), *self.bounds)
-        return float(low), float(high)
+        return prediction_interval(self.chance, self.bounds)
 
     @property
     def sign(self) -> int:
@@ -61,7 +67,7 @@ class Evidence:
     def said(self, digits: int = 2, sign: bool = True) -> str:
         """Write the number with its interval, what random directions give, p, and of a null what would have been shown."""
         low, high = (number(bound, digits, sign) for bound in self.expected)
-        test = f", p = {self.p:.2g}" if np.isfinite(self.p) else ""
+        test = f", {p_value(self.p)}" if np.isfinite(self.p) else ""
         missed = (
             f"; from about {number(self.least, digits, sign)} on it would be shown" if not self.sign else ""
         )
@@ -87,9 +93,14 @@ def in_common(signs: Iterable[int]) -> int:
     return found.pop() if len(found) == 1 else 0
 
 
-def of_mean(units: Floats, nothing: float = 0.0, p: float = float("nan")) -> Evidence:
-    """Return the mean over units, with Student's interval over them; `units` is (1 + controls, units), the probes first."""
-    return Evidence(*mean_interval(units[0]), units[1:].mean(1), nothing, p)
+def of_mean(
+    units: Floats, nothing: float = 0.0, p: float = float("nan"), bounds: Bounds = UNBOUNDED
+) -> Evidence:
+    """Return the mean over units, with Student's interval over them; `units` is (1 + controls, units), the probes first.
+
+    Intervals are cut off at `bounds`, the lowest and the highest that a unit can be.
+    """
+    return Evidence(*mean_interval(units[0], bounds), units[1:].mean(1), nothing, p, bounds)
 
 
 def of_share(units: Floats, nothing: float, p: float = float("nan")) -> Evidence:
@@ -98,12 +109,11 @@ def of_share(units: Floats, nothing: float, p: float = float("nan")) -> Evidence
     Where all units agree, Student's interval has no width: then it is that of Clopper and Pearson for so many units, each of
     which counts once.
     """
-    found = of_mean(units, nothing, p)
+    found = of_mean(units, nothing, p, SHARE)
     if np.ptp(units[0]) < 1e-12 and len(units[0]) > 1:
         low, high = clopper_pearson(float(units[0].sum()), len(units[0]))
-    else:
-        low, high = float(np.maximum(found.low, 0)), float(np.minimum(found.high, 1))
-    return Evidence(found.value, low, high, found.chance, nothing, p, (0.0, 1.0))
+        return replace(found, low=low, high=high)
+    return found
 
 
 def clopper_pearson(hits: float, trials: int) -> tuple[float, float]:

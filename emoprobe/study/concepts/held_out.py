@@ -285,7 +285,7 @@ def _scored(
         "p": float(permutation_p(found[:1], null[:, None])[0]),
     }
     chance = read(random.T, plain)[0]
-    row |= dict(zip(("random_low", "random_high"), prediction_interval(chance), strict=True))
+    row |= dict(zip(("random_low", "random_high"), prediction_interval(chance, (-1.0, 1.0)), strict=True))
     for name, other in (("layer0", embedding), ("words", words)):
         there = other is not None and np.isfinite(other).all()
         resampled = read(other, weights)[:, 0] if other is not None and there else np.full_like(found, np.nan)

@@ -28,14 +28,14 @@ from scipy.stats import rankdata
 from emoprobe import drawing
 from emoprobe.corpora.generator import EMOTIONS, generate
 from emoprobe.errors import InputError
-from emoprobe.intervals import prediction_interval
+from emoprobe.intervals import CORRELATION, prediction_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.study.concepts.evidence import Evidence, of_mean, p_of_all, p_two_sided, sign_test
 from emoprobe.study.concepts.places import CONTROLS, chosen_layer, plain, read_beside_random, turn
 from emoprobe.study.concepts.stimuli import load, matched, without
 from emoprobe.study.result import Result
-from emoprobe.study.wording import number, ranged, span
+from emoprobe.study.wording import number, p_value, ranged, span
 
 Floats = NDArray[np.float64]
 LEAST_TEMPLATES = 3
@@ -107,7 +107,7 @@ def intensity(
     signs = [_signs(one, emotions) for one in templates]
     expected = np.stack([agreement(curve, sign) for curve, sign in zip(curves, signs, strict=True)], -1)
     nulls = [under_all_orders(curve[0, 0], sign, seed) for curve, sign in zip(curves, signs, strict=True)]
-    together = of_mean(expected[:, 0], 0.0, combined(expected[0, 0], nulls, seed))
+    together = of_mean(expected[:, 0], 0.0, combined(expected[0, 0], nulls, seed), CORRELATION)
     beyond = of_mean(expected[:, 0] - expected[:, 1])
     table = pd.concat(
         [
@@ -139,11 +139,11 @@ def intensity(
         table=table,
         finding=(
             f"ρ with the expected sign {span(together.value, together.low, together.high, sign=True)} over {len(templates)} "
-            f"templates; {int((along > 0).sum())} of {len(single)} emotions go the expected way (sign test p = "
-            f"{sign_test(along.to_numpy()):.2g})"
+            f"templates; {int((along > 0).sum())} of {len(single)} emotions go the expected way (sign test "
+            f"{p_value(sign_test(along.to_numpy()))})"
         ),
         controls=(
-            f"random directions {ranged(together.expected, sign=True)}, p = {together.p:.2g}; neutral twins "
+            f"random directions {ranged(together.expected, sign=True)}, {p_value(together.p)}; neutral twins "
             f"{number(expected[0, 1].mean(), sign=True)}, difference {beyond.said()}"
         ),
         verdict=verdict(together, beyond),
@@ -307,7 +307,7 @@ def _rows(
     for place in np.flatnonzero(signs).tolist():
         alone = np.eye(len(emotions))[place]
         rho = agreement(curve, alone)
-        low, high = np.clip(prediction_interval(rho[1:, 0]), -1, 1)
+        low, high = prediction_interval(rho[1:, 0], CORRELATION)
         null = under_all_orders(curve[0, 0], alone, seed)
         rows.append(
             {

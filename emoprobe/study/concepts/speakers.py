@@ -31,7 +31,7 @@ from emoprobe.study.concepts.dialogues import Dialogue
 from emoprobe.study.concepts.dialogues import dialogues as bank
 from emoprobe.study.concepts.effects import FLOOR, SHUFFLES, Floats, row_of
 from emoprobe.study.result import Result
-from emoprobe.study.wording import number, ranged, span
+from emoprobe.study.wording import number, p_value, ranged, span
 
 FAMILIES = (
     "first speaker's words, own emotion",
@@ -344,7 +344,7 @@ def _of_most(row: pd.Series) -> str:
 
 
 def _value(row: pd.Series) -> str:
-    return f"cosine {span(row.cosine, row.low, row.high, sign=True)}, p = {row.p:.2g}"
+    return f"cosine {span(row.cosine, row.low, row.high, sign=True)}, {p_value(row.p)}"
 
 
 def _at_zero(lowest: pd.DataFrame) -> str:

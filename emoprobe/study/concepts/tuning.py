@@ -33,7 +33,7 @@ from emoprobe.study.concepts.places import CONTROLS, chosen_layer, read_beside_r
 from emoprobe.study.concepts.tuning_prompts import CHALLENGING, NEUTRAL, WORDS
 from emoprobe.study.concepts.weight_changes import perturbations
 from emoprobe.study.result import Result
-from emoprobe.study.wording import listed, number, ranged, span
+from emoprobe.study.wording import listed, number, p_value, ranged, span
 
 SETS = {"neutral": NEUTRAL, "challenging": CHALLENGING}
 PERTURBED = 10
@@ -273,7 +273,7 @@ def compare(at: pd.DataFrame, published: Mapping[str, float]) -> str:
     theirs = np.array([published[named[concept]] for concept in shared])
     r, p = permutation_test(shifts[shared].to_numpy(float), theirs)
     said = "" if p < SURE else ", not shown to be related"
-    return f"r = {number(r, sign=True)} over {len(shared)} concepts (permutation p = {p:.2g}{said})"
+    return f"r = {number(r, sign=True)} over {len(shared)} concepts (permutation {p_value(p)}{said})"
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
