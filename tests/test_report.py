@@ -10,7 +10,7 @@ import pytest
 
 from emoprobe import drawing
 from emoprobe.report import render
-from emoprobe.report.html import cell, duration, inline_figure
+from emoprobe.report.html import cell, duration, inline_figure, prose
 from emoprobe.study import Result
 
 HOSTILE = (
@@ -226,6 +226,13 @@ def test_long_tables_are_cut_and_say_so() -> None:
     table = pd.DataFrame({"n": range(2500)})
     page = Page(render([replace(result(), table=table)], manifest()))
     assert "2,500 rows" in page.shown and "The other 500 rows are in results/probing.parquet" in page.shown
+
+
+def test_numbers_stay_with_what_belongs_to_them() -> None:
+    assert (
+        prose("p = 0.003, 95 % at s = 0.1; it's x = 2")
+        == "p\xa0=\xa00.003, 95\xa0% at s\xa0=\xa00.1; it’s x = 2"
+    )
 
 
 def test_cells_and_durations() -> None:

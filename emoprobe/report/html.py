@@ -60,6 +60,8 @@ KINDS = {
 """What kinds of studies there are, by what their manifests say of their experiments."""
 SHOWN = {1: "Shown", 0: "Not shown", -1: "The opposite is shown", None: ""}
 """What a result's sign says; where there is none, the verdict itself says why."""
+UNBROKEN = re.compile(r" (?=%)|(?<=\b[pqrs]) (?=[=<] \d)|(?<=\b[pqrs] [=<]) (?=\d)")
+"""Spaces at which no line may end."""
 P_VALUE = re.compile(r"[pq](_\w+)?")
 """Names of columns that hold p values."""
 
@@ -148,8 +150,8 @@ def inline_figure(svg: str, name: str) -> Markup:
 
 
 def prose(text: str) -> str:
-    """Set apostrophes as printers do, and keep a per cent sign by its number."""
-    return text.replace("'", "’").replace(" %", "\N{NO-BREAK SPACE}%")
+    """Set apostrophes as printers do, and keep what belongs to a number by it: 95 %, p = 0.003."""
+    return UNBROKEN.sub("\N{NO-BREAK SPACE}", text.replace("'", "’"))
 
 
 def cell(value: object, column: object = "") -> str:

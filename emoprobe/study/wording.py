@@ -44,11 +44,10 @@ def ranged(values: Sequence[float] | Floats, digits: int = 2, sign: bool = False
 
 
 def p_value(p: float, name: str = "p") -> str:
-    """Write p = 0.003 in one piece, from 0.1 on with two digits, and below 0.001 as no more than that."""
+    """Write p = 0.003, from 0.1 on with two digits, and below 0.001 as no more than that."""
     if not np.isfinite(p):
         return f"{name} not measured"
-    said = "< 0.001" if p < 0.001 else f"= {p:.{3 if p < 0.1 else 2}f}"
-    return f"{name} {said}".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{name} < 0.001" if p < 0.001 else f"{name} = {p:.{3 if p < 0.1 else 2}f}"
 
 
 def one_more(chance: Sequence[float] | Floats, digits: int = 2, bounds: Bounds = UNBOUNDED) -> str:
