@@ -188,7 +188,8 @@ def store_activations(
         "shard": shard,
         "batch_size": batch_size,
     }
-    store = _opened(Path(folder), asked)
+    about = _index_for(Path(folder), asked)
+    store = _store(Path(folder), about)
     missing = [number for number in range(len(store.rows)) if not store.has(number)]
     _check_room(store, len(missing))
     read = partial(read_shard, layers=chosen, pool=pool, start=start, batch_size=batch_size)
@@ -197,7 +198,12 @@ def store_activations(
     title = f"reading {model.name}, {decimal(store.size)} to {store.folder}"
     kept = len(store.rows) - len(missing)
     for number in track(missing, title, wanted=progress, total=len(store.rows), completed=kept):
-        store.write(number, *next(found))
+        vectors, sums = next(found)
+        if not (
+            store.folder / INDEX
+        ).is_file():  # what fails before its first shard leaves nothing in the way
+            write_bytes(store.folder / INDEX, (json.dumps(about, indent=1) + "\n").encode())
+        store.write(number, vectors, sums)
     if isinstance(pool, Adding):
         for number in range(len(store.rows)):
             pool.add(store.sums(number))
@@ -224,20 +230,19 @@ def load_activations(folder: str | os.PathLike[str]) -> ActivationStore:
     return store
 
 
-def _opened(folder: Path, asked: dict[str, Any]) -> ActivationStore:
-    """Return the store in a folder, where it is the one that is asked for, or begin it there."""
+def _index_for(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the index in a folder, where it is of what is asked for, or the one to write there."""
     if not (folder / INDEX).is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f'"{folder}" holds something else: give a folder that is new or empty')
-        about = {**asked, "versions": versions()}
-        write_bytes(folder / INDEX, (json.dumps(about, indent=1) + "\n").encode())
+        return {**asked, "versions": versions()}
     found = _index(folder)
     other = [name for name in asked if found.get(name) != asked[name]]
     if other:
         raise InputError(
             f'"{folder}" holds other activations ({", ".join(other)} differ): give another folder, or delete it'
         )
-    return _store(folder, found)
+    return found
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -265,7 +270,8 @@ def _store(folder: Path, asked: dict[str, Any]) -> ActivationStore:
 
 def _check_room(store: ActivationStore, missing: int) -> None:
     rest = store.size * missing // len(store.rows)
-    free = shutil.disk_usage(store.folder).free
+    there = next(place for place in (store.folder, *store.folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
     if rest > free:
         raise InputError(
             f'{decimal(rest)} of activations do not fit into "{store.folder}", which has {decimal(free)} left: capture fewer '

@@ -27,7 +27,7 @@ OPTIONS = {"layers": [0, 2], "shard": 6, "batch_size": 4}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    return {file.name: file.read_bytes() for file in folder.glob("*")}
 
 
 class BrokenOffError(Exception):
@@ -89,8 +89,9 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
     with pytest.raises(BrokenOffError):
         store_activations(model, TEXTS, tmp_path / "broken", pool=TokenMeans("mean"), **OPTIONS)
     kept = contents(tmp_path / "broken")
-    assert len(kept) == 1 + batches // 2  # the index, and a shard for each two batches
-    with pytest.raises(InputError, match=rf"holds {batches // 2} of 5 shards"):
+    shards = batches // 2
+    assert len(kept) == (shards and shards + 1)  # a shard for each two batches, and the index with the first
+    with pytest.raises(InputError, match=rf"holds {shards} of 5 shards" if shards else "no activations"):
         load_activations(tmp_path / "broken")
     dying[0], resumed = 9 - batches // 2 * 2, TokenMeans("mean")  # no finished shard is read again
     store_activations(model, TEXTS, tmp_path / "broken", pool=resumed, **OPTIONS)
@@ -199,6 +200,18 @@ def test_a_disk_without_room_is_said_to_be_full_before_anything_is_read(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(26 * 2 * model.d_model * 4 - 1))
     with pytest.raises(InputError, match="do not fit"):
         store_activations(model, TEXTS, tmp_path, **OPTIONS)
+
+
+def test_what_fails_before_its_first_shard_is_not_in_the_way_of_other_work(
+    tmp_path: Path, dying: list[int]
+) -> None:
+    model = tiny_model("gpt2")
+    dying[0] = 1
+    with pytest.raises(BrokenOffError):
+        store_activations(model, TEXTS, tmp_path / "kept", **OPTIONS)
+    assert not (tmp_path / "kept").exists()
+    dying[0] = 2
+    store_activations(model, TEXTS[:5], tmp_path / "kept", **OPTIONS)
 
 
 @pytest.mark.parametrize("where", ["NamedTemporaryFile", "write", "replace"])
