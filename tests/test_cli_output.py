@@ -301,7 +301,7 @@ def test_no_number_of_a_trace_is_minus_zero(capsys: pytest.CaptureFixture[str]) 
     from emoprobe.cli.showing import show_trace
 
     class Read:
-        centres = {("calm", 1): 0.0}
+        centres = (("calm", 1),)
         start = 0
 
         def coloured(self) -> pd.DataFrame:
@@ -319,7 +319,7 @@ def test_the_explorer_says_as_json_where_it_is(
 ) -> None:
     launch = pytest.importorskip("emoprobe.explorer.launch", reason="the explorer needs emoprobe[explore]")
     running: list[Any] = []
-    monkeypatch.setattr(launch.Explorer, "wait", running.append)
+    monkeypatch.setattr(launch.Explorer, "wait", lambda explorer: running.append(explorer))
     status, out, _ = call("explore", "model", "probes.safetensors", "--no-browser", "--json")
     found = json.loads(out)
     assert status == 0 and found == {"address": running[0].address} and set(found) == _documented()["explore"]
