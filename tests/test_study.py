@@ -593,7 +593,7 @@ def test_what_judges_an_effect_of_injection() -> None:
 
     assert judged((0.9, 0.7, 1.1), quiet, read_outs[:1])[0] == 1
     sign, answer = judged((0.9, 0.7, 1.1), quiet, read_outs)
-    assert sign == 0 and "becomes worse by more than" in answer and "of 2 read-outs 1 goes" in answer
+    assert sign == 0 and "becomes worse by more than" in answer and "of 2 read-outs 1 follows" in answer
     assert "becomes better" in judged((-0.9, -1.1, -0.7), quiet, read_outs)[1]
     for cost in ((0.9, -0.1, 1.9), (0.2, 0.1, 0.3)):
         sign, answer = judged(cost, quiet, read_outs[:1])

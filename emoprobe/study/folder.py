@@ -67,7 +67,8 @@ class RunFolder:
         """Begin a study in `path`, or go on with it where the same one was begun there.
 
         `study` is what makes two studies the same (fingerprints, options, seed), `about` everything else that is worth
-        knowing. The record stays that of who began it; what is different now is appended to its list "reruns". With
+        knowing. The record stays that of who began it; when and by which command it is taken up again, and what is
+        different then, is appended to its list "reruns". With
         `resume=False` steps that are done are done again, under a new record. Raises `InputError` where another study, or
         something that is none, lies in the folder, and where it cannot be written.
         """
@@ -79,9 +80,8 @@ class RunFolder:
             for file in path.glob("results/*.json"):
                 file.unlink()
         elif before is not None:
-            told = {
-                key: value for key, value in manifest.items() if key != "steps" and value != before.get(key)
-            }
+            differs = {key for key, value in about.items() if value != before.get(key)}
+            told = {key: value for key, value in about.items() if key in differs | {"begun", "command"}}
             manifest = before | {"reruns": [*before.get("reruns", []), told]}
         folder = cls(path, manifest)
         folder._write_manifest()

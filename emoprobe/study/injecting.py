@@ -105,7 +105,8 @@ def _answer(cost: tuple[float, float, float], chance: Sequence[float], beside_ra
         0: "Prediction is not shown to change otherwise than under random valuations",
     }[_beyond(cost, chance)]
     unlike = int((beside_random != "").sum())
-    return f"{nll}; of {len(beside_random)} read-outs {unlike or 'none'} goes with λ as under none of them."
+    how = f"follow{'s' * (unlike < 2)} λ otherwise than under random valuations"
+    return f"{nll}; of {len(beside_random)} read-outs {unlike or 'none'} {how}."
 
 
 def _price(cost: tuple[float, float, float], chance: Sequence[float], strength: float) -> str:

@@ -147,7 +147,7 @@ def steering(
             [part.found.frame.assign(concept=part.concept) for part in steered], ignore_index=True
         ),
         finding=f"{span(*effect, sign=True)}{unit} at s = {highest:g}, {_over(steered)}",
-        controls=f"random directions{unit} {one_more(chance)}"
+        controls=f"random directions {one_more(chance, unit=unit)}"
         + (
             f"; own direction less the mean of other concepts' {span(*own_less, sign=True)}{unit}"
             if own_less

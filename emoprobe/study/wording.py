@@ -50,12 +50,12 @@ def p_value(p: float, name: str = "p") -> str:
     return f"{name} < 0.001" if p < 0.001 else f"{name} = {p:.{3 if p < 0.1 else 2}f}"
 
 
-def one_more(chance: Sequence[float] | Floats, digits: int = 2, bounds: Bounds = UNBOUNDED) -> str:
+def one_more(chance: Sequence[float] | Floats, digits: int = 2, unit: str = "") -> str:
     """Write the range that judges: where one more control like those of `chance` (n,) would lie, at 95 %."""
-    interval = prediction_interval(chance, bounds)
+    interval = prediction_interval(chance)
     if np.isnan(interval).any():
         return "too few of them to compare with"
-    return f"{ranged(interval, digits, True)} (95 % prediction interval of one more)"
+    return f"{ranged(interval, digits, True)}{unit} (95 % prediction interval of one more)"
 
 
 def beside_one_more(
