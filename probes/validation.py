@@ -75,9 +75,13 @@ def validate(
     """
     order, permutations = np.random.default_rng(seed), times(task.kind, permutations)
     rows, controls = (np.arange(len(task.rows)), []) if control is None else (control[0], list(control[1]))
-    if task.kind == "dimension":  # columns do not influence each other, so the shuffled ones are fitted along
+    of_controls: Sequence[Floats] = []
+    if (
+        task.kind == "dimension"
+    ):  # columns do not influence each other, so that further ones of all texts are fitted along
+        along = controls if len(rows) == len(task.rows) else []
         shuffled = [task.targets[shuffle(task.group, order)] for _ in range(permutations)]
-        columns = [task.targets, *shuffled, *controls]
+        columns = [task.targets, *shuffled, *along]
         held_out = out_of_fold(fit, features, np.hstack(columns), task.group, task.fold)
         parts = np.split(held_out, len(columns), 1)
         predicted, of_controls = parts[0], parts[permutations + 1 :]
@@ -88,6 +92,7 @@ def validate(
     else:
         predicted = out_of_fold(fit, features, task.targets, task.group, task.fold)
         null = _shuffled_labels(task, fit, features, permutations, order)
+    if not of_controls:
         of_controls = [
             out_of_fold(fit, features[rows], y, task.group[rows], task.fold[rows]) for y in controls
         ]

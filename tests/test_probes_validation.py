@@ -342,6 +342,25 @@ def test_shuffled_labels_are_fitted_on_a_sample_of_whole_groups(monkeypatch: pyt
     assert max(sizes[:5]) > 200 and max(sizes[5:]) <= 100
 
 
+@pytest.mark.parametrize("kind", ["label", "dimension"])
+def test_control_tasks_of_some_texts_are_those_of_a_task_of_these_alone(kind: str) -> None:
+    generator = np.random.default_rng(0)
+    features, group = generator.normal(size=(300, 3)), np.arange(300) // 6
+    targets = np.eye(2)[(features[:, 0] > 0).astype(int)] if kind == "label" else features[:, :1]
+    task = made_task(kind, targets, group)
+    part = subset(task, 100, generator)
+    controls = [targets[generator.permutation(part)] for _ in range(2)]
+    few = replace(
+        task, rows=np.arange(len(part)), targets=targets[part], group=group[part], fold=task.fold[part]
+    )
+    fit = fit_for("mean_difference", kind, True)
+    found = validate(task, fit, features, task.plain, 2, 0, (part, controls))
+    alone = validate(few, fit, features[part], few.plain, 2, 0, (np.arange(len(part)), controls))
+    assert found.control is not None and alone.control is not None and alone.selectivity is not None
+    assert np.allclose(found.control, alone.control) and np.allclose(found.selectivity, alone.selectivity)
+    assert found.predicted.shape == targets.shape and (found.scores[0] > 0.8).all()
+
+
 def test_a_bag_of_words_reads_words_and_only_within_its_folds() -> None:
     generator = np.random.default_rng(0)
     group = np.arange(200) // 5
