@@ -21,6 +21,7 @@ from emoprobe import InputError
 from emoprobe.corpora import Corpus
 from emoprobe.models import LiveModel
 from emoprobe.probes import load_probes
+from emoprobe.report.html import duration
 from emoprobe.steering import Sweep, add, continuation, read_out
 from emoprobe.study import (
     Result,
@@ -35,6 +36,8 @@ from emoprobe.study import (
     steering,
     valuing,
 )
+from emoprobe.study.conduct import Display
+from emoprobe.study.cost import Cost
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.learning import _alignment, _prediction
 from emoprobe.study.probing import _shuffled_at_chance
@@ -698,3 +701,27 @@ def _counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(run, name, call)
     return calls
+
+
+def test_the_display_tells_how_long_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(True) as display:
+        display.begin("loading")
+        display.done("")
+        display.expect({"probing": 90.0, "reading": 60.0})
+        for name in ("probing", "reading", "report"):
+            display.begin(name)
+            display.done("")
+    told = re.findall(r"… (\w+), begun [\d:]+(.*)", capsys.readouterr().err)
+    assert [name for name, _ in told] == ["loading", "probing", "reading", "report"]
+    minutes = [duration(seconds) for seconds in (90, 150, 60, 60)]
+    assert told[1][1] == f", about {minutes[0]}, and {minutes[1]} to the end"
+    assert told[2][1] == f", about {minutes[2]}, and {minutes[3]} to the end"
+    assert told[0][1] == told[3][1] == ""
+
+
+def test_the_steps_that_are_estimated_are_those_of_a_study() -> None:
+    frame = pd.DataFrame(
+        {"step": ["reading", "learning", "learning (backwards)"], "seconds": [1.0, 2.0, 4.0]}
+    )
+    found = Cost("a", frame, 0, 0, 0, "cpu", 0.0).by_step
+    assert found == {"reading": 1.0, "learning": 6.0}

@@ -37,6 +37,7 @@ from emoprobe.notebook import shown
 from emoprobe.progress import bars
 from emoprobe.redaction import redacted
 from emoprobe.report import render
+from emoprobe.report.html import duration
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.result import Result
 
@@ -224,7 +225,7 @@ def _parameters(model: LiveModel) -> int:
 
 
 class Display:
-    """Show which step runs and for how long, and leave a line for each that is done."""
+    """Show which step runs, for how long and until when, about, and leave a line for each that is done."""
 
     def __init__(self, wanted: bool) -> None:
         self._console = Console(stderr=True, quiet=not wanted, highlight=False)
@@ -232,6 +233,7 @@ class Display:
         self._progress = bars(wanted, *columns, console=self._console)
         self._task = self._progress.add_task("")
         self._name, self._begun = "", 0.0
+        self._expected: dict[str, float] = {}
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -240,14 +242,21 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Say from now on of each of these steps how long it will take, and how long all that are left."""
+        self._expected = dict(seconds)
+
     def begin(self, name: str) -> None:
         self._name, self._begun = name, time.perf_counter()
-        self._progress.reset(self._task, description=name)
+        about, left = self._expected.get(name), sum(self._expected.values())
+        told = "" if about is None else f", about {duration(about)}, and {duration(left)} to the end"
+        self._progress.reset(self._task, description=f"{name}{told}")
         if not self._console.is_terminal:  # where no spinner turns, long steps would look like a standstill
-            self._console.print(f"… {name}, begun {time.strftime('%H:%M:%S')}")
+            self._console.print(f"… {name}, begun {time.strftime('%H:%M:%S')}{told}")
 
     def done(self, outcome: str, passed: bool = True) -> None:
         took = f"{time.perf_counter() - self._begun:.1f} s"
+        self._expected.pop(self._name, None)
         line = Table.grid(padding=(0, 2, 0, 0))
         for options in ({"width": 1}, {"width": 10}, {"width": 8, "justify": "right", "style": "dim"}, {}):
             line.add_column(**options)

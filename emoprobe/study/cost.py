@@ -81,6 +81,12 @@ class Cost:
         """Seconds that all takes, about."""
         return float(self.frame.seconds.sum())
 
+    @property
+    def by_step(self) -> dict[str, float]:
+        """Seconds of each step of a study, about; parts of one, as "learning (backwards)", are counted together."""
+        seconds = self.frame.groupby(self.frame.step.str.partition(" (")[0]).seconds.sum()
+        return {str(step): float(took) for step, took in seconds.items()}
+
     def __repr__(self) -> str:
         total = self.frame.sum(numeric_only=True)
         rows = pd.concat([self.frame, pd.DataFrame([{"step": "all", **total}])], ignore_index=True)

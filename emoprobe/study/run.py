@@ -19,6 +19,7 @@ from emoprobe.models import LiveModel, load_model
 from emoprobe.places import SUFFIXES
 from emoprobe.probes import fit_probes, load_probes
 from emoprobe.study.conduct import Display, Step, Study, about, conduct, identity
+from emoprobe.study.cost import study_cost
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.geometry import geometry
 from emoprobe.study.injecting import injecting
@@ -115,6 +116,8 @@ def begun(
         display.done(
             f"{live.name} and {texts.name}: {len(fitted):,} texts to fit on, {len(held_out):,} held out"
         )
+        if progress and not folder.done:  # of what is taken up again nobody knows which steps are long
+            display.expect(study_cost(suffix.removeprefix("-") or "study", live, texts, limit, seed).by_step)
         return conduct(display, folder, live, steps(folder, live, fitted, held_out, seed), seed)
 
 
