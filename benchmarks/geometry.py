@@ -26,7 +26,7 @@ from emoprobe.probes import ProbeSet
 from emoprobe.probes.axes import leading_axes
 from emoprobe.probes.circumplex import circumplex
 from emoprobe.probes.clusters import clusters
-from emoprobe.probes.emotion_vectors import EmotionVectors, emotion_vectors
+from emoprobe.probes.emotion_vector_recipe import EmotionVectors, emotion_vectors
 from emoprobe.probes.similarity import layer_similarity, model_similarity
 from emoprobe.probes.tasks import LABELS
 from emoprobe.probes.word_norms import against_word_norms

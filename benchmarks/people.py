@@ -40,7 +40,7 @@ from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Fit, Floats, Integers, fit_for
 from emoprobe.probes.features import estimators_for
 from emoprobe.probes.tasks import LABELS, Task, grouped_folds, plan
-from emoprobe.probes.transfer import shuffled_fits, transfer
+from emoprobe.probes.transfers import shuffled_fits, transfer
 from emoprobe.probes.validation import expected_range, fit_words
 
 HERE = Path(__file__).resolve().parent

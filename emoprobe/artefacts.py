@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -30,9 +31,12 @@ KEY = "emoprobe"  # one metadata entry only: safetensors keeps several in no fix
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Return the installed version of each package, for the record."""
+    """Return the installed version of each package, for the record; of torch with the build, which says for what hardware."""
     found = {}
     for package in packages:
+        if package == "torch":
+            found[package] = str(torch.__version__)
+            continue
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # a checkout that is not installed

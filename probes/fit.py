@@ -30,11 +30,11 @@ from emoprobe.probes import metrics
 from emoprobe.probes.confounds import COLUMNS as CONFOUNDS
 from emoprobe.probes.confounds import GROUP, candidates, check_confounds, check_values, corrected
 from emoprobe.probes.control_task import control_targets
+from emoprobe.probes.direction_stability import agreement, halves
 from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
 from emoprobe.probes.features import few_threads, read_features
 from emoprobe.probes.probe_set import COLUMNS, ProbeSet
 from emoprobe.probes.random_features import random_features, token_shares
-from emoprobe.probes.stability import agreement, halves
 from emoprobe.probes.tasks import LABELS, Task
 from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
 from emoprobe.probes.validation import (

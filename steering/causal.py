@@ -26,7 +26,7 @@ from emoprobe.models import LiveModel
 from emoprobe.progress import track
 from emoprobe.steering.edits import add
 from emoprobe.steering.measures import continuation
-from emoprobe.steering.sweep import Edit
+from emoprobe.steering.sweeping import Edit
 from emoprobe.steering.vectors import Vector, random_like
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 
 from emoprobe.errors import InputError
 from emoprobe.intervals import mean_interval, prediction_interval
-from emoprobe.steering.generations import COHERENT
+from emoprobe.steering.generated_text import COHERENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from emoprobe.interventions import Positions
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel
 from emoprobe.steering.edits import add
-from emoprobe.steering.generations import generations, overlap
+from emoprobe.steering.generated_text import generations, overlap
 from emoprobe.steering.vectors import Vector, random_like
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from emoprobe.activations import mean_norms
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
 from emoprobe.models.reference import PASSAGES
-from emoprobe.steering.generations import SAMPLED, continued
+from emoprobe.steering.generated_text import SAMPLED, continued
 
 
 def residual_norms(

@@ -26,10 +26,10 @@ from emoprobe.interventions import Intervention, Span
 from emoprobe.layers import Layers
 from emoprobe.models import LiveModel
 from emoprobe.progress import track
+from emoprobe.steering.choices import Preferences, answers, question
 from emoprobe.steering.edits import add
 from emoprobe.steering.pairwise import ELO_PER_NAT, bradley_terry
-from emoprobe.steering.preferences import Preferences, answers, question
-from emoprobe.steering.sweep import Edit
+from emoprobe.steering.sweeping import Edit
 from emoprobe.steering.vectors import Vector, random_like
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from tiny import tiny_model
 
 from emoprobe.errors import InputError
 from emoprobe.probes import ProbeSet
-from emoprobe.probes.emotion_vectors import EmotionVectors
+from emoprobe.probes.emotion_vector_recipe import EmotionVectors
 from emoprobe.study.concepts import arrangement
 from emoprobe.study.result import Result
 

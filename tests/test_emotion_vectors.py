@@ -13,7 +13,7 @@ from tiny import tiny_model
 import emoprobe as ep
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
-from emoprobe.probes.emotion_vectors import EmotionVectors, emotion_vectors, nearest_vectors
+from emoprobe.probes.emotion_vector_recipe import EmotionVectors, emotion_vectors, nearest_vectors
 from emoprobe.probes.tasks import plan
 from emoprobe.probes.validation import shuffle
 

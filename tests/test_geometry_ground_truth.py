@@ -15,7 +15,7 @@ import emoprobe as ep
 from emoprobe.corpora.generator import EMOTIONS, generate
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.axes import leading_axes
-from emoprobe.probes.emotion_vectors import EmotionVectors, emotion_vectors
+from emoprobe.probes.emotion_vector_recipe import EmotionVectors, emotion_vectors
 from emoprobe.probes.similarity import layer_similarity
 from emoprobe.probes.tasks import LABELS
 

@@ -10,7 +10,7 @@ from small_probes import PLANTED_LAYER, model, planted
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.probes.estimators import fit_for
-from emoprobe.probes.learning_curve import (
+from emoprobe.probes.learning_curves import (
     LearningCurve,
     _resampled_shares,
     beginnings,

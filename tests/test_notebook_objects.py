@@ -37,7 +37,7 @@ from emoprobe.probes import (
 from emoprobe.probes.axes import leading_axes
 from emoprobe.probes.circumplex import circumplex
 from emoprobe.probes.clusters import clusters
-from emoprobe.probes.transfer import Transfer
+from emoprobe.probes.transfers import Transfer
 from emoprobe.probes.word_norms import WordNorms
 from emoprobe.steering import (
     ContentLeak,

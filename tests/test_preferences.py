@@ -25,9 +25,9 @@ from emoprobe.steering import (
     probe_correlation,
     steer_preferences,
 )
+from emoprobe.steering.choices import _over_categories
 from emoprobe.steering.pairwise import ELO_PER_NAT, bradley_terry, elo
 from emoprobe.steering.preference_steering import half_of
-from emoprobe.steering.preferences import _over_categories
 from emoprobe.steering.vectors import random_like
 
 FEW = ["read a book", "walk the dog", "sing", "write a letter", "laugh"]
@@ -301,7 +301,7 @@ def test_a_probe_that_foresees_preferences_is_told_from_one_that_does_not() -> N
     assert (
         read[["r", "p", "q", "p_any"]].isna().all(axis=None)
     )  # nothing is preferred, so that nothing can be foreseen
-    from emoprobe.steering.preferences import _streams_of_activities
+    from emoprobe.steering.choices import _streams_of_activities
 
     streams = _streams_of_activities(model, list(listed.activity), 2, 5)
     text = (

@@ -9,8 +9,7 @@ from small_probes import PLANTED_LAYER, model, planted
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
-from emoprobe.probes.estimators import Fit, fit_for
-from emoprobe.probes.stability import (
+from emoprobe.probes.direction_stability import (
     HALVES,
     RESAMPLES,
     Stability,
@@ -20,6 +19,7 @@ from emoprobe.probes.stability import (
     resamples,
     stability,
 )
+from emoprobe.probes.estimators import Fit, fit_for
 from emoprobe.probes.tasks import Task, plan
 from emoprobe.probes.validation import expected_range
 

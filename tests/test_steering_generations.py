@@ -11,7 +11,7 @@ from tiny import tiny_model
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
 from emoprobe.steering import generations, lexicon, overlap, steer, sweep
-from emoprobe.steering.generations import DISTINCT, OWN_NLL, REPETITION
+from emoprobe.steering.generated_text import DISTINCT, OWN_NLL, REPETITION
 
 PROMPTS = ["I am so glad that you came", "The dog", "They were afraid of the dark and"]
 

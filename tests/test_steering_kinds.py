@@ -27,7 +27,7 @@ from emoprobe.steering import (
     rotate,
     scheduled,
 )
-from emoprobe.steering.generations import up_to_end
+from emoprobe.steering.generated_text import up_to_end
 from emoprobe.valattn import biases
 
 LAYERS = [1, 3]

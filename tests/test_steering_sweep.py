@@ -32,7 +32,7 @@ from emoprobe.steering import (
     sweep,
 )
 from emoprobe.steering.dose_response import _beside_random, _monotone_range
-from emoprobe.steering.sweep import Edit
+from emoprobe.steering.sweeping import Edit
 from emoprobe.steering.vectors import random_like
 from emoprobe.valattn import Valuation, inject
 

@@ -18,7 +18,7 @@ from emoprobe.probes import fit_probes
 from emoprobe.probes.estimators import fit_for
 from emoprobe.probes.shared import fresh_texts, shared_concepts
 from emoprobe.probes.tasks import Task, plan
-from emoprobe.probes.transfer import Transfer, fisher, one_more, shuffled_fits, transfer
+from emoprobe.probes.transfers import Transfer, fisher, one_more, shuffled_fits, transfer
 from emoprobe.probes.validation import fit_words, shuffle
 
 Array = np.ndarray[Any, Any]

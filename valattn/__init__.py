@@ -1,33 +1,8 @@
-"""Valuations, and the attention that uses them."""
+"""Valuations, and the attention that uses them.
 
-from emoprobe.valattn.attention import val_attention
-from emoprobe.valattn.calibration import calibrated_to_deviation, calibrated_to_share
-from emoprobe.valattn.compare import Comparison, compare_valuations
-from emoprobe.valattn.embeddings import (
-    lexicon_annotations,
-    lexicon_table,
-    lexicon_valuation,
-    span_annotations,
-)
-from emoprobe.valattn.inject import biases, inject
-from emoprobe.valattn.learn import learn_valuation, learning_history
-from emoprobe.valattn.stream import EmotionStream
-from emoprobe.valattn.valuation import Valuation
+The public names stand in `__init__.pyi`; each loads what it needs when it is first used.
+"""
 
-__all__ = [
-    "Comparison",
-    "EmotionStream",
-    "Valuation",
-    "biases",
-    "calibrated_to_deviation",
-    "calibrated_to_share",
-    "compare_valuations",
-    "inject",
-    "learn_valuation",
-    "learning_history",
-    "lexicon_annotations",
-    "lexicon_table",
-    "lexicon_valuation",
-    "span_annotations",
-    "val_attention",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

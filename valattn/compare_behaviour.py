@@ -18,7 +18,7 @@ from emoprobe.models.live import LiveModel
 from emoprobe.scoring import text_nll
 from emoprobe.valattn.attention_patterns import attention_patterns, quantities
 from emoprobe.valattn.compare_directions import LEARNED, is_random
-from emoprobe.valattn.inject import inject
+from emoprobe.valattn.injection import inject
 from emoprobe.valattn.valuation import Valuation
 
 Runs: TypeAlias = Mapping[str, Sequence[tuple[Valuation, Tensor]]]

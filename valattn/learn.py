@@ -31,7 +31,7 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Forward
 from emoprobe.models.live import LiveModel
 from emoprobe.scoring import text_nll, token_nll
-from emoprobe.valattn.inject import biases, inject
+from emoprobe.valattn.injection import biases, inject
 from emoprobe.valattn.stream import CARRYING, EmotionStream, valuation_of
 from emoprobe.valattn.training import History, train
 from emoprobe.valattn.valuation import Valuation

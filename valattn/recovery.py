@@ -25,7 +25,7 @@ from emoprobe.intervals import Floats, correlation, exceedance, mean_interval
 from emoprobe.models.live import LiveModel
 from emoprobe.notebook import shown
 from emoprobe.valattn.compare_directions import stream_rows
-from emoprobe.valattn.inject import inject
+from emoprobe.valattn.injection import inject
 from emoprobe.valattn.learn import Objective, annotated_targets, learn_valuation
 from emoprobe.valattn.subspaces import overlaps, overlaps_by_chance
 from emoprobe.valattn.valuation import Valuation

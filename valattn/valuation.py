@@ -2,7 +2,7 @@
 
 x is the residual stream that enters the block, e an optional emotion embedding of the token. tanh bounds every dimension
 to (-1, 1); a dimension that people rate on another range is read out on it by `read_out`, while attention always uses v
-itself. A `Valuation` knows nothing of models or attention: `emoprobe.valattn.inject` puts it into one.
+itself. A `Valuation` knows nothing of models or attention: `emoprobe.valattn.injection` puts it into one.
 
 Source: J. Marín, "Emotion-Informed Valuation Mechanism for Improved AI Alignment in Large Language Models" (2024); where
 it is silent, the decisions are stated at the place.
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -29,6 +28,7 @@ from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from emoprobe.probes import ProbeSet
@@ -316,6 +316,8 @@ class Valuation:
     @property
     def frame(self) -> pd.DataFrame:
         """One row per block and dimension: layer, dimension, norm (of the row of W), bias, strength (the block's mean |λ|)."""
+        import pandas as pd
+
         size = (len(self.layers), self.m)
         lam = torch.tensor(torch.nan) if self.strength is None else self.strength.detach().abs().cpu()
         by_block = lam.reshape(len(lam), -1).mean(-1, keepdim=True) if lam.dim() else lam

@@ -14,9 +14,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import RLock, get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -27,6 +26,9 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Intervention, ResidualEdit, Span
 from emoprobe.layers import Layers
 from emoprobe.models.chat import Chat, render
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEADROOM = 2
 """How many times the context of a model is tokenised of a text that is longer."""
@@ -223,7 +225,7 @@ class LiveModel(ABC):
         """Return a conversation in the tokenizer's chat template, with the span of each message. See `emoprobe.models.chat`."""
         return render(self.tokenizer, messages, add_generation_prompt)
 
-    def info(self) -> pd.DataFrame:
+    def info(self) -> "pd.DataFrame":
         """Return what was found: one row per property ("what", "found"); capabilities say yes, or no and why."""
         rows = {
             "model": self.name,
@@ -237,6 +239,8 @@ class LiveModel(ABC):
             **self._found(),
             "chat template": "yes" if getattr(self.tokenizer, "chat_template", None) else "no",
         }
+        import pandas as pd  # not before tables are wanted: it takes a third of a second
+
         return pd.DataFrame({"what": list(rows), "found": [str(value) for value in rows.values()]})
 
     def _found(self) -> dict[str, object]:

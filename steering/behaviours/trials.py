@@ -18,7 +18,7 @@ import torch
 
 from emoprobe.errors import InputError
 from emoprobe.steering.asking import asked
-from emoprobe.steering.generations import SAMPLED
+from emoprobe.steering.generated_text import SAMPLED
 from emoprobe.steering.measures import passes_of_pairs
 from emoprobe.steering.row_wise import Passes, RowWise
 

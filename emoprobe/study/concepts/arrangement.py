@@ -24,7 +24,7 @@ from emoprobe.intervals import exceedance
 from emoprobe.probes.axes import leading_axes
 from emoprobe.probes.circumplex import circumplex as in_the_plane
 from emoprobe.probes.clusters import clusters as by_k_means
-from emoprobe.probes.emotion_vectors import EmotionVectors
+from emoprobe.probes.emotion_vector_recipe import EmotionVectors
 from emoprobe.probes.geometry import Norms, components, ratings_of
 from emoprobe.probes.probe_set import ProbeSet
 from emoprobe.probes.similarity import layer_similarity

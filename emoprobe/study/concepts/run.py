@@ -23,7 +23,7 @@ from emoprobe.corpora.generator import WORLDS
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel, load_model
 from emoprobe.probes import ProbeSet, load_probes
-from emoprobe.probes.emotion_vectors import EmotionVectors, emotion_vectors
+from emoprobe.probes.emotion_vector_recipe import EmotionVectors, emotion_vectors
 from emoprobe.study.concepts import arrangement
 from emoprobe.study.concepts.binding import binding
 from emoprobe.study.concepts.binding import generated as generated_scenes

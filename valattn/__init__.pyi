@@ -1,0 +1,15 @@
+from .attention import val_attention as val_attention
+from .calibration import calibrated_to_deviation as calibrated_to_deviation
+from .calibration import calibrated_to_share as calibrated_to_share
+from .compare import Comparison as Comparison
+from .compare import compare_valuations as compare_valuations
+from .embeddings import lexicon_annotations as lexicon_annotations
+from .embeddings import lexicon_table as lexicon_table
+from .embeddings import lexicon_valuation as lexicon_valuation
+from .embeddings import span_annotations as span_annotations
+from .injection import biases as biases
+from .injection import inject as inject
+from .learn import learn_valuation as learn_valuation
+from .learn import learning_history as learning_history
+from .stream import EmotionStream as EmotionStream
+from .valuation import Valuation as Valuation
