@@ -45,14 +45,10 @@ from emoprobe.errors import InputError
 from emoprobe.probes import metrics
 from emoprobe.probes.control_task import WORD
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut
-from emoprobe.probes.tasks import LABELS, Task
+from emoprobe.probes.probe_set import CONFOUNDS, LABELS
+from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import out_of_fold, permutation_p, shuffle, times
 
-COLUMNS = (
-    "layer concept confound metric chance value alone alone_low alone_high p q held held_low held_high "
-    "alone_held held_gain_low held_gain_high left compared"
-).split()
-"""Columns of `ProbeSet.confounds`, which says what they are."""
 GROUP = "group"
 """The candidate that stands for what the texts of a group have in common."""
 TOGETHER = "everything together"
@@ -154,7 +150,7 @@ def check_confounds(
     found: Mapping[str, Floats],
     options: tuple[int, int, int],
 ) -> pd.DataFrame:
-    """Return a row of COLUMNS (but q) for each measure of the task that `best` names and candidate, and for "group".
+    """Return a row of CONFOUNDS (but q) for each measure of the task that `best` names and candidate, and for "group".
 
     `best` says at which layer each concept, and LABELS, is looked at; `held_out` holds that layer's held-out read-outs (texts,
     concepts), `found` the candidates of the task's texts, `options` the numbers of resamples and permutations, and the seed.
@@ -208,7 +204,7 @@ def check_confounds(
     for row in rows:
         concept = str(row["concept"])
         row["value"] = scored[best[concept]][measures.index(concept)]
-    return pd.DataFrame(rows).reindex(columns=COLUMNS)
+    return pd.DataFrame(rows).reindex(columns=CONFOUNDS)
 
 
 def _ridge(features: Floats, targets: Floats, group: Integers) -> LinearReadOut:

@@ -34,8 +34,8 @@ from emoprobe.probes.closed_form import Components, principal_components, withou
 from emoprobe.probes.estimators import Floats, Integers, LinearReadOut
 from emoprobe.probes.features import few_threads
 from emoprobe.probes.fit import probe_layers, tidied
-from emoprobe.probes.probe_set import ProbeSet
-from emoprobe.probes.tasks import LABELS, plan
+from emoprobe.probes.probe_set import LABELS, ProbeSet
+from emoprobe.probes.tasks import plan
 from emoprobe.probes.text_moments import text_moments
 from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
 from emoprobe.probes.validation import shuffle

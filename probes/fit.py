@@ -27,15 +27,14 @@ from emoprobe.errors import ConfoundWarning, InputError
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import metrics
-from emoprobe.probes.confounds import COLUMNS as CONFOUNDS
 from emoprobe.probes.confounds import GROUP, candidates, check_confounds, check_values, corrected
 from emoprobe.probes.control_task import control_targets
 from emoprobe.probes.direction_stability import agreement, halves
 from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
 from emoprobe.probes.features import few_threads, read_features
-from emoprobe.probes.probe_set import COLUMNS, ProbeSet
+from emoprobe.probes.probe_set import COLUMNS, CONFOUNDS, LABELS, ProbeSet
 from emoprobe.probes.random_features import random_features, token_shares
-from emoprobe.probes.tasks import LABELS, Task
+from emoprobe.probes.tasks import Task
 from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
 from emoprobe.probes.validation import (
     SHUFFLE_TEXTS,

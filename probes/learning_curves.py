@@ -29,8 +29,9 @@ from emoprobe.notebook import shown
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Floats, Integers
 from emoprobe.probes.features import Features, few_threads, read_features
+from emoprobe.probes.probe_set import LABELS
 from emoprobe.probes.summary import METRICS, draw_scores, two
-from emoprobe.probes.tasks import LABELS, Task
+from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import expected_range, fit_words, shuffle, subset
 from emoprobe.progress import bars
 

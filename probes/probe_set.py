@@ -24,9 +24,7 @@ from emoprobe.checks import check_layers, check_names, check_record, check_tenso
 from emoprobe.errors import InputError
 from emoprobe.layers import nearest_to_depth, resolve_layers
 from emoprobe.places import is_repo
-from emoprobe.probes.confounds import COLUMNS as CONFOUNDS
 from emoprobe.probes.direction import Direction
-from emoprobe.probes.tasks import LABELS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +41,13 @@ COLUMNS = (
     "split_half split_half_shuffled split_half_shuffled_high n groups"
 ).split()
 """Columns of `ProbeSet.scores`. A file of an earlier version lacks some, which are then NaN."""
+LABELS = "(labels)"
+"""The concept under which scores over all labels are listed."""
+CONFOUNDS = (
+    "layer concept confound metric chance value alone alone_low alone_high p q held held_low held_high "
+    "alone_held held_gain_low held_gain_high left compared"
+).split()
+"""Columns of `ProbeSet.confounds`."""
 RECORD = {
     **dict.fromkeys(("model", "fingerprint", "digest"), str),
     **{

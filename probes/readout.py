@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from emoprobe import drawing
 from emoprobe.activations import stream_residuals
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
@@ -29,6 +27,8 @@ from emoprobe.probes.lens import logit_lens as logit_lens  # where it once stood
 from emoprobe.probes.probe_set import ProbeSet
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from emoprobe.probes.reference_corpus import Reference
 
 UNITS = {
@@ -124,6 +124,8 @@ class Trace:
 
     def plot(self, text: int = 0) -> Figure:
         """Draw one text: tokens from left to right, one line of coloured fields per concept and layer."""
+        from emoprobe import drawing
+
         part = self.coloured()
         part = part[part.text == text]
         if part.empty:

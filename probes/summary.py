@@ -25,8 +25,7 @@ from matplotlib.figure import Figure
 from emoprobe import drawing
 from emoprobe.errors import InputError
 from emoprobe.probes.confounds import GROUP, LEAST
-from emoprobe.probes.probe_set import COLUMNS, ProbeSet
-from emoprobe.probes.tasks import LABELS
+from emoprobe.probes.probe_set import COLUMNS, LABELS, ProbeSet
 
 METRICS = {"pearson_r": "Pearson r", "auc": "AUC", "accuracy": "accuracy", "macro_auc": "mean AUC"}
 CONTROLS = {

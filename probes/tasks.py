@@ -19,11 +19,10 @@ from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Floats, Integers
+from emoprobe.probes.probe_set import LABELS
 
 Columns: TypeAlias = tuple[str, bool, dict[str, Floats], Integers]
 """Of a task: kind, exclusive, concept -> annotation of every text of the corpus, and the texts to use."""
-LABELS = "(labels)"
-"""The concept under which scores over all labels are listed."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from emoprobe.corpora.generator import EMOTIONS, generate
 from emoprobe.probes import ProbeSet
 from emoprobe.probes.axes import leading_axes
 from emoprobe.probes.emotion_vector_recipe import EmotionVectors, emotion_vectors
+from emoprobe.probes.probe_set import LABELS
 from emoprobe.probes.similarity import layer_similarity
-from emoprobe.probes.tasks import LABELS
 
 NORMS = {name: {"valence": place.valence, "arousal": place.arousal} for name, place in EMOTIONS.items()}
 

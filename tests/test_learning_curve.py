@@ -17,7 +17,8 @@ from emoprobe.probes.learning_curves import (
     learning_curve,
     sizes_for,
 )
-from emoprobe.probes.tasks import LABELS, Task, plan
+from emoprobe.probes.probe_set import LABELS
+from emoprobe.probes.tasks import Task, plan
 from emoprobe.probes.validation import out_of_fold, words_out_of_fold
 
 Array = np.ndarray[Any, Any]

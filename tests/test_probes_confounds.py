@@ -16,10 +16,12 @@ from emoprobe.corpora.generator import generate
 from emoprobe.errors import ConfoundWarning, InputError
 from emoprobe.models import load_model
 from emoprobe.probes import ProbeSet, fit_probes, load_probes
-from emoprobe.probes.confounds import COLUMNS, TOGETHER, _strata, candidates, check_confounds, corrected
+from emoprobe.probes.confounds import CONFOUNDS as COLUMNS
+from emoprobe.probes.confounds import TOGETHER, _strata, candidates, check_confounds, corrected
 from emoprobe.probes.estimators import fit_for
+from emoprobe.probes.probe_set import LABELS
 from emoprobe.probes.summary import best_rows, judged
-from emoprobe.probes.tasks import LABELS, plan
+from emoprobe.probes.tasks import plan
 from emoprobe.probes.validation import out_of_fold
 
 OPENINGS = ("Yesterday", "However", "Once", "There")

@@ -11,8 +11,9 @@ from tiny import tiny_model
 
 from emoprobe.probes.control_task import DRAWS, control_targets
 from emoprobe.probes.fit import corrected_p
+from emoprobe.probes.probe_set import LABELS
 from emoprobe.probes.random_features import random_features, token_shares
-from emoprobe.probes.tasks import LABELS, plan
+from emoprobe.probes.tasks import plan
 from emoprobe.probes.validation import permutation_p
 
 

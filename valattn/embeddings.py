@@ -12,21 +12,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emoprobe.corpora.emotion_words import rate
 from emoprobe.corpora.words import token_targets
 from emoprobe.errors import InputError
 from emoprobe.interventions import Forward, Span
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.valattn.valuation import Valuation
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 Emotions: TypeAlias = Callable[[Forward], Tensor | None]
@@ -133,6 +134,8 @@ def _ratings(
             f"the lexicon's ratings, {np.nanmin(numbers):g} to {np.nanmax(numbers):g}, do not lie on scale={scale}"
         )
     distinct = sorted({word.lower() for word in words})
+    from emoprobe.corpora.emotion_words import rate
+
     rated = rate(distinct, lexicon)[list(lexicon.columns)].to_numpy(float)
     return dict(zip(distinct, 2 * (rated - low) / (high - low) - 1, strict=True))
 

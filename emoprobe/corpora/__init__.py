@@ -1,8 +1,9 @@
 """Labelled texts in one schema, wherever they come from: published corpora, the user's tables, generated
-texts."""
+texts.
 
-from emoprobe.corpora.loaders import load_corpus
-from emoprobe.corpora.schema import Corpus
-from emoprobe.corpora.words import annotated_sentence, token_targets
+The public names stand in `__init__.pyi`; each loads what it needs when it is first used.
+"""
 
-__all__ = ["Corpus", "annotated_sentence", "load_corpus", "token_targets"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from emoprobe.probes import ProbeSet
+from emoprobe.probes.probe_set import LABELS
 from emoprobe.probes.summary import CONTROLS, best_rows, verdict
-from emoprobe.probes.tasks import LABELS
 from emoprobe.study.result import Result
 from emoprobe.study.wording import listed, number, p_value, span
 
