@@ -24,8 +24,8 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from emoprobe.activations import Pool, capture, room
-from emoprobe.artefacts import read_artefact, versions, write_artefact, write_bytes
-from emoprobe.checks import parse_json
+from emoprobe.artefacts import holds_nothing, read_artefact, versions, write_artefact, write_bytes
+from emoprobe.checks import check_record, parse_json, reading
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.progress import track
@@ -117,8 +117,7 @@ class ActivationStore:
 
     def sums(self, number: int) -> dict[str, Tensor]:
         """Return what the pool had added up when a shard was written."""
-        kept = read_artefact(self._path(number), KIND, VERSION, ())[1]["sha256"]
-        names = [name for name in kept if not name.startswith("layer.")]
+        names = [name for name in self._record(number)["sha256"] if not name.startswith("layer.")]
         return self._read(number, names)
 
     def write(self, number: int, vectors: Tensor, sums: dict[str, Tensor]) -> None:
@@ -129,14 +128,27 @@ class ActivationStore:
         write_artefact(self._path(number), KIND, VERSION, tensors, record)
 
     def _read(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
-        path = self._path(number)
-        found, record = read_artefact(path, KIND, VERSION, names)
-        sound = all(_sha256(part) == record["sha256"].get(name) for name, part in found.items())
-        if record.get("asked") != self.asked or not sound:
+        path, record = self._path(number), self._record(number)
+        found, _ = read_artefact(path, KIND, VERSION, names)
+        shape = (min(self.shard, self.texts - number * self.shard), self.d_model)
+        sound = all(
+            _sha256(part) == record["sha256"].get(name)
+            and (part.shape == shape or not name.startswith("layer."))
+            for name, part in found.items()
+        )
+        if record["asked"] != self.asked or not sound:
             raise InputError(
                 f'"{path}" is damaged or of other activations: delete it, and those behind it, and make them again'
             )
         return found
+
+    def _record(self, number: int) -> dict[str, Any]:
+        """Return what a shard says of itself, without its tensors."""
+        path = self._path(number)
+        record = read_artefact(path, KIND, VERSION, ())[1]
+        with reading(path, KIND):
+            check_record(record, {"asked": str, "sha256": {...: str}})
+        return record
 
     def _name(self, layer: int) -> str:
         if layer not in self.layers:
@@ -233,7 +245,7 @@ def load_activations(folder: str | os.PathLike[str]) -> ActivationStore:
 def _index_for(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """Return the index in a folder, where it is of what is asked for, or the one to write there."""
     if not (folder / INDEX).is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and holds_nothing(folder)):
             raise InputError(f'"{folder}" holds something else: give a folder that is new or empty')
         return {**asked, "versions": versions()}
     found = _index(folder)

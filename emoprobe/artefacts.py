@@ -4,11 +4,12 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
 import torch
@@ -27,6 +28,8 @@ except ImportError:  # Windows: what a killed process has left there stays
 
 PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
 """What numbers may depend on."""
+PART = f"{'[a-z0-9_]' * 8}.part"
+"""How the name of a temporary file ends, behind a dot, the name of the file that it is to be, and another dot."""
 KEY = "emoprobe"  # one metadata entry only: safetensors keeps several in no fixed order
 
 
@@ -71,7 +74,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
             temporary = file.name
             file.write(content)
             file.flush()
-            os.chmod(temporary, 0o644)  # temporary files may only be read by their owner
+            os.fsync(file.fileno())  # some disks say only now that they are full
             if fcntl is None:
                 file.close()  # Windows renames no open file
             os.replace(temporary, path)
@@ -94,7 +97,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 def _temporary(path: Path) -> IO[bytes]:
     """Open and lock a new file beside `path`, under a name that `_remove_left_over` knows."""
     while True:
-        file = NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False)
+        file = (path.parent / f".{path.name}.{secrets.token_hex(4)}.part").open("xb")
         if fcntl is None:
             return file
         with suppress(OSError):  # a file system without locks: nothing can be known to be left there
@@ -104,11 +107,16 @@ def _temporary(path: Path) -> IO[bytes]:
         file.close()  # another process took it for one that was left, before it was locked
 
 
+def holds_nothing(folder: Path) -> bool:
+    """Say whether a folder is empty, but for what processes that were killed in writing their first file have left."""
+    return all(fnmatchcase(file.name, f".*.{PART}") for file in folder.iterdir())
+
+
 def _remove_left_over(path: Path) -> None:
     """Remove the temporary files of `path` whose processes are no more."""
     if fcntl is None:
         return
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}.part"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{PART}"):
         if left.is_file() and not left.is_symlink():  # a pipe would be waited for
             with suppress(OSError), left.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

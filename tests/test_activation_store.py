@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
-from emoprobe import activation_store, artefacts
+from emoprobe import activation_store
 from emoprobe.activation_store import load_activations, store_activations
 from emoprobe.activations import capture
 from emoprobe.artefacts import write_bytes
@@ -155,6 +155,43 @@ def test_a_damaged_shard_is_seen(tmp_path: Path, change: str) -> None:
         store.vectors()
 
 
+@pytest.mark.parametrize("record", [{}, {"sha256": []}, {"sha256": {"layer.0": 1}}, {"sha256": None}])
+def test_a_shard_that_says_nothing_of_itself_is_damaged(tmp_path: Path, record: dict[str, object]) -> None:
+    store = store_activations(tiny_model("gpt2"), TEXTS, tmp_path, **OPTIONS)
+    about = {"kind": "shard of activations", "version": 1, "asked": store.asked, **record}
+    path = tmp_path / "000001.safetensors"
+    save_file(load_file(path), path, {"emoprobe": json.dumps(about)})
+    for call in (store.vectors, lambda: store.sums(1)):
+        with pytest.raises(InputError, match=r"000001.* is damaged"):
+            call()
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_shard_of_fewer_texts_is_damaged_though_its_checksums_agree(tmp_path: Path, rows: int) -> None:
+    store = store_activations(tiny_model("gpt2"), TEXTS, tmp_path, **OPTIONS)
+    store.write(1, store.vectors()[:rows], {})
+    for call in (store.vectors, lambda: store.layer(2)):
+        with pytest.raises(InputError, match=r"000001.* is damaged"):
+            call()
+
+
+def test_the_index_is_there_before_any_shard_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = activation_store.ActivationStore.write
+
+    def seen(self: activation_store.ActivationStore, *given: object) -> None:
+        assert (self.folder / "index.json").is_file()
+        write(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(activation_store.ActivationStore, "write", seen)
+    store_activations(tiny_model("gpt2"), TEXTS, tmp_path, **OPTIONS)
+
+
+def test_what_was_killed_in_writing_its_index_is_not_something_else(tmp_path: Path) -> None:
+    (tmp_path / ".index.json.ab_012cd.part").write_bytes(b"{")
+    store_activations(tiny_model("gpt2"), TEXTS, tmp_path, **OPTIONS)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
 def test_what_is_asked_for_has_to_be_what_lies_there(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     store = store_activations(model, TEXTS, tmp_path / "a", **OPTIONS)
@@ -214,7 +251,7 @@ def test_what_fails_before_its_first_shard_is_not_in_the_way_of_other_work(
     store_activations(model, TEXTS[:5], tmp_path / "kept", **OPTIONS)
 
 
-@pytest.mark.parametrize("where", ["NamedTemporaryFile", "write", "replace"])
+@pytest.mark.parametrize("where", ["open", "fsync", "replace"])
 def test_a_file_that_cannot_be_written_leaves_what_was_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
 ) -> None:
@@ -224,10 +261,7 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        if where == "write":
-            patch.setattr(os, "chmod", full)
-        else:
-            patch.setattr(artefacts if where == "NamedTemporaryFile" else os, where, full)
+        patch.setattr(Path if where == "open" else os, where, full)
         with pytest.raises(InputError, match=r"cannot write to .*kept.*No space left.*make room"):
             write_bytes(path, b"after")
     assert [file.name for file in tmp_path.iterdir()] == ["kept"] and path.read_bytes() == b"before"

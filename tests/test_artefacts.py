@@ -116,6 +116,29 @@ def test_without_locks_files_are_written_and_nothing_is_removed(
     assert names(tmp_path) == [".file.json.abcdefgh.part", "file.json"]
 
 
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_files_are_for_whom_the_user_lets_read_them(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        path = write_bytes(tmp_path / "file.json", b"ours")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_what_is_said_to_be_written_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, synced = os.fsync, []
+
+    def spied(file: int) -> None:
+        sync(file)
+        synced.append((os.fstat(file).st_size, names(tmp_path)[-1]))
+
+    monkeypatch.setattr(os, "fsync", spied)
+    write_bytes(tmp_path / "file.json", b"ours")
+    ((size, name),) = synced
+    assert size == 4 and name.endswith(".part"), "all of it, before it has its name"
+
+
 def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
     contents = [bytes([number]) * 100_000 for number in range(4)]
 

@@ -291,6 +291,12 @@ def test_folders_that_cannot_serve(model: LiveModel, tmp_path: Path, monkeypatch
         load_study(tmp_path / "full")
 
 
+def test_a_study_that_was_killed_in_writing_its_manifest_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / ".manifest.json.ab_012cd.part").write_text("{")
+    RunFolder.start(tmp_path, {"seed": 0}, {"title": "a on b"})
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     folder = RunFolder.start(tmp_path / "run", {"seed": 0}, {"title": "a on b"})
     folder.step("one", lambda: _result("one"))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from emoprobe import drawing
-from emoprobe.artefacts import write_bytes
+from emoprobe.artefacts import holds_nothing, write_bytes
 from emoprobe.checks import check_record, parse_json, read_parquet
 from emoprobe.errors import InputError
 from emoprobe.places import check_out, check_study
@@ -176,7 +176,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _record_of_same(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of a folder that holds this very study; None if it holds nothing yet."""
     check_out(path)
-    if not any(path.iterdir()):
+    if holds_nothing(path):
         return None
     if not (path / "manifest.json").is_file():
         raise InputError(f'"{path}" holds other files and no study: give a folder that is new or empty')
