@@ -162,13 +162,13 @@ def _load(model: str | Callable[[], LiveModel], options: dict[str, Any], on_gpu:
 @contextmanager
 def _told() -> Iterator[None]:
     """Let what a worker raised come out as it was raised there, and say when workers died."""
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         yield
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from None
-    except RayActorError as error:
+    except RayError as error:
         raise InputError(
             f"a piece of the work ended {TRIES + 1} workers one after another, or none could load the model ({error}): give "
             "each more memory, smaller batches or fewer workers"

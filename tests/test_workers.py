@@ -115,6 +115,13 @@ def test_what_a_worker_raises_is_what_the_user_sees(workers: RayWorkers) -> None
         workers.total(refusing, [])
 
 
+@pytest.mark.parametrize("error", ["OutOfMemoryError", "WorkerCrashedError", "ActorDiedError"])
+def test_whatever_ends_workers_is_said_in_words(error: str) -> None:
+    given = ("no memory",) if error == "OutOfMemoryError" else ()
+    with pytest.raises(InputError, match="give each more memory"), module._told():
+        raise getattr(ray.exceptions, error)(*given)
+
+
 @pytest.mark.parametrize("shares", [128, 3])
 def test_moments_are_those_of_one_process(
     workers: RayWorkers, shares: int, monkeypatch: pytest.MonkeyPatch
