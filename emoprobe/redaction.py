@@ -7,7 +7,8 @@ SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)S?$", re.IGNORECASE)
 """Names of environment variables that hold one."""
 LEAST = 8
 """Characters below which a value is nobody's secret, and may be part of any word."""
-PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+PASSWORD = re.compile(r"(?<=://)[^/?#\s]+@")
+"""In an address; one that holds an @ itself ends at the last."""
 KNOWN = re.compile(
     r"\b(hf_|api_org_|sk-|gh[pousr]_|github_pat_|xox[abprs]-|AKIA|AIza)[\w-]{16,}"
 )  # as services write them

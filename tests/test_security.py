@@ -168,7 +168,25 @@ def test_redaction_takes_out_secrets_and_nothing_else(planted: None, monkeypatch
     assert redacted(plain) == plain
     assert redacted(f"a {TOKEN} b") == "a $OPENAI_API_KEY b" or "$H" in redacted(f"a {TOKEN} b")
     assert redacted("x sk-" + "a" * 30) == "x [removed]"
+    assert redacted("https://me:p@ss:w@rd@host/c.csv?to=me@x") == "https://host/c.csv?to=me@x"
     assert redacted("https://u:p@h/v1?api_key=abcdef&x=1") == "https://h/v1?api_key=[removed]&x=1"
+
+
+@pytest.mark.parametrize("name", ["A_TOKEN", "MY_KEYS", "client_secret", "DB_PASSWORD"])
+def test_what_the_environment_holds_as_a_secret_is_taken_out_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "12345678")
+    monkeypatch.setenv(f"OTHER_{name}", "12345678-and-more")
+    assert redacted("a 12345678-and-more b 12345678 c 1234567") == f"a $OTHER_{name} b ${name} c 1234567"
+
+
+@pytest.mark.parametrize(
+    "start",
+    "hf_ api_org_ sk- ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ xoxa- xoxb- xoxp- xoxr- xoxs- AKIA AIza".split(),
+)
+def test_tokens_as_services_write_them_are_taken_out(start: str) -> None:
+    assert redacted(f"x={start}{'a1' * 8}, or {start}short") == f"x=[removed], or {start}short"
 
 
 # Network -------------------------------------------------------------------------------------------------------------
