@@ -123,6 +123,28 @@ def test_generate_gives_back_what_it_was_given() -> None:
     )
 
 
+@pytest.mark.parametrize(("family", "strength"), [("llama", 1e30), ("llama", 1e38), ("gpt2", 1e38)])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}, {"min_new_tokens": 2}])
+def test_a_model_pushed_out_of_all_bounds_writes_nothing(
+    family: str, strength: float, options: dict[str, object]
+) -> None:
+    """Sums of squares overflow, and logits are all 0 or NaN, of which the likeliest token would be the first of all."""
+    model = tiny_model(family, dtype=torch.float32)
+    with model.intervene(ResidualEdit(1, lambda stream: strength * (stream + 1))):
+        with pytest.raises(InputError, match=r"prefers no token.*lower the strength"):
+            model.generate(["The dog", "calm"], max_new_tokens=3, **options)
+    assert model.generate("The dog", max_new_tokens=3)
+
+
+def test_a_users_own_logits_processors_are_asked_too() -> None:
+    def only(ids: Tensor, logits: Tensor) -> Tensor:
+        return torch.full_like(logits, -torch.inf).index_fill(1, torch.tensor(65), 0)
+
+    model = tiny_model("gpt2")
+    found = model.generate("The dog", max_new_tokens=3, logits_processor=[only], do_sample=False)
+    assert found == model.tokenizer.decode([65] * 3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logit_lens_folds_in_what_the_final_norm_does_to_a_direction(family: str) -> None:
     model = tiny_model(family)

@@ -85,6 +85,8 @@ class LiveModel(ABC):
     context_length: int | None
     basis: str = "raw"
     """Coordinates of the residual stream: "raw" as in the checkpoint, or what a library's processing has made of it."""
+    _watched: bool = True
+    """Whether `generate` may look at logits on the way."""
 
     def __init__(self) -> None:
         self._interventions: tuple[Intervention, ...] = ()
@@ -304,9 +306,13 @@ class LiveModel(ABC):
         """Continue one prompt or several; return the continuations, without the prompts.
 
         `generation_options` are those of `transformers` (max_new_tokens, do_sample, num_beams, num_return_sequences, …). With
-        several returned sequences the list holds those of the first prompt first.
+        several returned sequences the list holds those of the first prompt first. Raises `InputError` where the model prefers
+        no token to any other, as one does that is pushed out of all bounds, and as `generate_ids` does.
         """
         batch = self.tokenize(prompts)
+        if self._watched:
+            given = generation_options.get("logits_processor") or ()
+            generation_options["logits_processor"] = [*given, check_preference]
         with torch.no_grad():
             ids = self.generate_ids(batch, **generation_options)
         texts: list[str] = self.tokenizer.batch_decode(
@@ -440,6 +446,17 @@ def _check_texts(texts: Sequence[object]) -> None:
             raise InputError(f"text {row} is a {type(text).__name__}, not a string")
         if not text.strip():
             raise InputError(f"text {row} is empty: leave it out")
+
+
+def check_preference(ids: Tensor, logits: Tensor) -> Tensor:
+    """Return logits (batch, vocab) as they are; raise `InputError` where they prefer no token: all alike, or not finite."""
+    highest = logits.amax(-1)
+    if not (highest.isfinite() & (highest > logits.amin(-1))).all():
+        raise InputError(
+            "the model prefers no token to any other, for its logits are all alike or not finite: lower the strength of what "
+            "intervenes, or load the model in float32 or bfloat16"
+        )
+    return logits
 
 
 def check_interventions(interventions: Sequence[object], n_layers: int) -> None:

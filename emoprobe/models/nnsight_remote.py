@@ -34,6 +34,8 @@ class RemoteModel(NnsightModel):
     given no text.
     """
 
+    _watched = False  # a server knows nothing of this package
+
     def __init__(
         self,
         underlying: Any,
