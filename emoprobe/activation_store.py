@@ -204,6 +204,8 @@ def store_activations(
     store = _store(Path(folder), about)
     missing = [number for number in range(len(store.rows)) if not store.has(number)]
     _check_room(store, len(missing))
+    if workers is not None:
+        workers.check_model(model)
     read = partial(read_shard, layers=chosen, pool=pool, start=start, batch_size=batch_size)
     pieces = (list(texts[store.rows[number]]) for number in missing)
     found = (read(model, piece) for piece in pieces) if workers is None else workers.map(read, pieces)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -74,6 +75,27 @@ class RayWorkers:
 
         kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=TRIES)(_Worker)
         self._workers: list[Any] = [kind.remote(load, max(1, int(cpus))) for _ in range(workers)]
+
+    def check_model(self, model: LiveModel) -> None:
+        """Raise `InputError` where a worker's model is of another shape, and warn of other weights, dtype or vocabulary."""
+        import ray
+
+        wanted = _identity(model, None)
+        with _told():
+            found = ray.get([worker.run.remote(_identity, None) for worker in self._workers])
+        for shape, fingerprint in found:
+            if shape != wanted[0]:
+                raise InputError(
+                    f"the workers' model has {shape[0]} blocks of width {shape[1]}, {model.name} {wanted[0][0]} of "
+                    f"{wanted[0][1]}: start workers with the same model"
+                )
+            if fingerprint != wanted[1]:
+                warnings.warn(
+                    f"the workers' model differs from {model.name} in weights, their dtype or vocabulary, and what it gives "
+                    f"is taken for that of {model.name}",
+                    stacklevel=3,
+                )
+                return
 
     def map(self, function: Callable[[LiveModel, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield `function(model, item)` for each item, in order. Raises what the function raises."""
@@ -143,6 +165,10 @@ class _Worker:
 
     def run(self, function: Callable[[LiveModel, Any], Any], item: Any) -> Any:
         return function(self._model, item)
+
+
+def _identity(model: LiveModel, item: None) -> tuple[tuple[int, int], str]:
+    return (model.n_layers, model.d_model), model.fingerprint()
 
 
 def _added(add: Callable[[Any, Any], Any], one: Any, other: Any) -> Any:

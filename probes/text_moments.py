@@ -53,6 +53,7 @@ def corpus_moments(
     )
     if workers is None:
         return read(model, (0, corpus.texts))
+    workers.check_model(model)
     shares = stretches(corpus.texts, batch_size, SHARES)
     return workers.total(read, shares, lambda a, b: [x + y for x, y in zip(a, b, strict=True)])
 

@@ -140,6 +140,7 @@ def sweep(
     if workers is None:
         values = chain.from_iterable(map(partial(_measured, model, **given), work))
     else:
+        workers.check_model(model)
         values = chain.from_iterable(workers.map(partial(_in_worker, **given), work))
     for name, (arm, dose) in track(named.items(), "sweeping", wanted=progress):
         rows += _rows(kept.run(name, partial(next, values)), dose, arm)

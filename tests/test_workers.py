@@ -4,14 +4,17 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from small_probes import model, planted, probes, texts
+from tiny import tiny_model
 
 from emoprobe import activation_store, activations, cli, typed
 from emoprobe import workers as module
@@ -113,6 +116,34 @@ def test_what_a_worker_raises_is_what_the_user_sees(workers: RayWorkers) -> None
         workers.total(refusing, [1])
     with pytest.raises(InputError, match="nothing was given"):
         workers.total(refusing, [])
+
+
+def test_workers_of_another_model_do_not_pass_for_this_one(workers: RayWorkers, tmp_path: Path) -> None:
+    other, corpus = tiny_model("gpt2", seed=1), planted()[0]
+    scored = fit_probes(other, corpus, [1], permutations=0, bootstrap=0, progress=False)
+    for call in (
+        lambda: store_activations(other, texts(3), tmp_path, workers=workers),
+        lambda: corpus_moments(other, corpus, plan(corpus), [1], workers=workers),
+        lambda: score_corpus(other, scored, texts(3), randoms=0, workers=workers),
+        lambda: sweep(
+            other,
+            torch.ones(32),
+            [0.1],
+            texts(1),
+            [kl(texts(1))],
+            controls=0,
+            workers=workers,
+            progress=False,
+        ),
+    ):
+        with pytest.warns(UserWarning, match="workers' model differs from tiny-gpt2-1"):
+            call()
+    deeper = SimpleNamespace(name="deeper", n_layers=4, d_model=32, fingerprint=model().fingerprint)
+    with pytest.raises(InputError, match=r"model has 3 blocks of width 32, deeper 4 of 32"):
+        workers.check_model(deeper)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        workers.check_model(model())
 
 
 @pytest.mark.parametrize("error", ["OutOfMemoryError", "WorkerCrashedError", "ActorDiedError"])
