@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from emoprobe import drawing
-from emoprobe.activations import Residuals, stream_residuals, windows
+from emoprobe.activations import WINDOW, Residuals, stream_residuals, windows
 from emoprobe.errors import InputError
 from emoprobe.intervals import prediction_interval
 from emoprobe.models.live import LiveModel
@@ -279,9 +279,14 @@ def score_corpus(
     if workers is None:
         found = score(model, texts, progress=progress)
     else:
+        workers.check_model(model)
         found = workers.total(score, (window for _, window in windows(texts, batch_size)))
     if found.interrupted:
-        warnings.warn(f"interrupted: these are the scores of the first {found.texts} texts", stacklevel=2)
+        warnings.warn(
+            f"interrupted: these are the scores of {found.texts} texts; the last {batch_size * WINDOW} that were read are "
+            "scored from the shortest on, and may not all be among them",
+            stacklevel=2,
+        )
     if not found.texts:
         raise InputError("no text was given")
     return found

@@ -201,6 +201,7 @@ def test_what_is_asked_for_has_to_be_what_lies_there(tmp_path: Path) -> None:
         {"pool": "last"},
         {"dtype": torch.bfloat16},
         {"shard": 7},
+        {"batch_size": 5},
     ):
         with pytest.raises(InputError, match="other activations"):
             store_activations(model, TEXTS, tmp_path / "a", **{**OPTIONS, **other})
@@ -208,6 +209,10 @@ def test_what_is_asked_for_has_to_be_what_lies_there(tmp_path: Path) -> None:
         store_activations(model, [*TEXTS[:-1], "another"], tmp_path / "a", **OPTIONS)
     with pytest.raises(InputError, match=r"other activations \(model"):
         store_activations(tiny_model("gpt2", seed=1), TEXTS, tmp_path / "a", **OPTIONS)
+    with pytest.raises(InputError, match=r"model_dtype"):
+        store_activations(tiny_model("gpt2", dtype=torch.float32), TEXTS, tmp_path / "a", **OPTIONS)
+    with pytest.raises(InputError, match=r"\(sha256 differ"):
+        store_activations(model, ["".join(TEXTS[:2]), "", *TEXTS[2:]], tmp_path / "a", **OPTIONS)
     with pytest.raises(InputError, match="layer 1 is not kept"):
         store.layer(1)
     (tmp_path / "b").mkdir()

@@ -303,9 +303,12 @@ def test_an_interrupt_keeps_what_was_scored() -> None:
         yield from CORPUS[:32]
         raise KeyboardInterrupt
 
-    with pytest.warns(UserWarning, match="interrupted: these are the scores of the first 64 texts"):
+    with pytest.warns(UserWarning, match="interrupted: these are the scores of 64 texts"):
         found = score_corpus(model(), probes(), stream(), concepts=["high"], batch_size=2, randoms=0)
     assert found.interrupted and found.texts == 64 and "interrupted" in found.report()
+    rest = score_corpus(model(), probes(), [" ", *CORPUS[:3]], concepts=["high"], batch_size=2, randoms=0)
+    for both in (rest + found, found + rest):
+        assert both.interrupted and (both.texts, both.skipped) == (67, 1)
 
     def at_once() -> Iterator[str]:
         raise KeyboardInterrupt
@@ -313,6 +316,22 @@ def test_an_interrupt_keeps_what_was_scored() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         score_corpus(model(), probes(), at_once(), concepts=["high"])
+
+
+def test_an_interrupt_among_texts_that_are_sorted_together_has_scored_the_shortest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, batches = type(model()).streams, iter(range(4))
+
+    def mortal(*given: Any, **options: Any) -> torch.Tensor:
+        if next(batches) == 3:
+            raise KeyboardInterrupt
+        return read(*given, **options)
+
+    monkeypatch.setattr(type(model()), "streams", mortal)
+    with pytest.warns(UserWarning, match=r"scores of 6 texts; the last 64 .* from the shortest on"):
+        found = score_corpus(model(), probes(), CORPUS, concepts=["high"], batch_size=2, randoms=0)
+    assert set(found.snippets.text) == set(sorted(range(60), key=lambda number: len(CORPUS[number]))[:6])
 
 
 def test_what_cannot_be_scored_is_refused() -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,7 @@ from emoprobe.steering import (
     sweep,
 )
 from emoprobe.steering.dose_response import _beside_random, _monotone_range
+from emoprobe.steering.row_wise import run_together
 from emoprobe.steering.sweeping import Edit
 from emoprobe.steering.vectors import random_like
 from emoprobe.valattn import Valuation, inject
@@ -407,7 +409,7 @@ def test_any_edit_of_a_direction_is_swept_with_its_controls(maker: Edit) -> None
 # Kept ----------------------------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2", dtype=torch.float32)
     inner, calls = continuation({"glad": [" happy"]}), []
 
@@ -425,7 +427,16 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
         run([-0.5, 0.5])
     done = len(list((tmp_path / "kept").glob("*.parquet")))
     assert done == 3  # the untouched model and two runs
-    again = run([-0.5, 0.5])
+    groups: list[int] = []
+
+    def spied(live: LiveModel, passes: Any, runs: list[Any]) -> Any:
+        groups.append(len(runs))
+        return run_together(live, passes, runs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("emoprobe.steering.sweeping.run_together", spied)
+        again = run([-0.5, 0.5])
+    assert groups == [4], "rows that are read with fewer others may differ in their last digits"
     assert len(calls) == 4 + 1 + 2  # the untouched model, and what was left
     both = [inner, nll(TEXTS)]
     whole = sweep(model, vector(model), [-0.5, 0.5], PROMPTS, both, controls=1, progress=False)
