@@ -36,7 +36,8 @@ def described(thing: Any, ours: bool = True) -> str:
     """Say what decides what a function, its arguments or what they hold do, so that two that differ are told apart.
 
     Of the package's own functions that is all that they hold; of a user's, whose state may change from call to call, their
-    code and the numbers, words, tensors and functions that they hold.
+    code and the numbers, words, tensors and functions that they hold, and the numbers, words
+    and tensors that they name in their module.
     """
     again = partial(described, ours=ours)
     if isinstance(thing, Tensor):
@@ -50,7 +51,10 @@ def described(thing: Any, ours: bool = True) -> str:
         held = tuple(cell.cell_contents for cell in thing.__closure__ or ())
         code = None if own else thing.__code__
         given = (thing.__defaults__, tuple(sorted((thing.__kwdefaults__ or {}).items())))
-        return described((thing.__qualname__, code, given, held), own)
+        names = () if own else thing.__code__.co_names
+        around = [(name, thing.__globals__.get(name)) for name in names]
+        named = tuple(pair for pair in around if isinstance(pair[1], str | int | float | Tensor))
+        return described((thing.__qualname__, code, given, held, named), own)
     if isinstance(thing, CodeType):
         return again((thing.co_code.hex(), thing.co_names, thing.co_consts))
     if isinstance(thing, tuple) or (ours and isinstance(thing, list)):

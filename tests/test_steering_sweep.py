@@ -1,7 +1,7 @@
 """Dose–response: exact at strength 0, honest about chance, NaN instead of a crash, safe to show."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from emoprobe.steering import (
     sweep,
 )
 from emoprobe.steering.dose_response import _beside_random, _monotone_range
+from emoprobe.steering.kept_runs import described
 from emoprobe.steering.row_wise import run_together
 from emoprobe.steering.sweeping import Edit
 from emoprobe.steering.vectors import random_like
@@ -458,6 +459,25 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match="measures differ"):
         other = [continuation({"glad": [" sad"]})]
         sweep(model, vector(model), [0.5], PROMPTS, other, out=tmp_path / "kept", progress=False)
+
+
+FACTOR: float | Tensor = 1.0
+
+
+def test_functions_are_told_apart_by_defaults_and_by_what_they_name_in_their_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made(by: float, word: str = "") -> Callable[..., Any]:
+        def measure(live: LiveModel, prompts: Sequence[str], factor: float = by, *, said: str = word) -> Any:
+            return FACTOR * factor, said
+
+        return measure
+
+    seen = [described(made(1.0)), described(made(2.0)), described(made(1.0, "a"))]
+    for other in (2.0, torch.zeros(2), torch.ones(2)):
+        monkeypatch.setitem(globals(), "FACTOR", other)
+        seen.append(described(made(1.0)))
+    assert len(set(seen)) == 6 and described(made(1.0)) == seen[-1]
 
 
 def test_a_sweep_is_not_gone_on_with_by_another_measure_edit_or_mask(tmp_path: Path) -> None:
