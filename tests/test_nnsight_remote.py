@@ -2,6 +2,7 @@
 emoprobe in sight, and run."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def test_probes_are_fitted_without_weights_and_keep_no_key(
     traced = ep.trace(live, found, TEXTS[0])
     assert len(traced.frame) == len(ep.trace(load(saved(family), "transformers"), wanted, TEXTS[0]).frame)
     assert found.fingerprint != wanted.fingerprint  # weights were not seen
+    later = type(live)(live.underlying, live.tokenizer, live.name, "5678")
+    assert found.fingerprint == live.fingerprint() != later.fingerprint(), "of another revision"
     assert KEY.encode() not in found.save(tmp_path / "probes.safetensors").read_bytes()
     assert KEY not in repr(live) + str(live.info().to_dict()) + str(vars(live))
 
@@ -110,6 +113,16 @@ def test_what_needs_the_weights_is_refused(live: LiveModel) -> None:
     ):
         with pytest.raises(InputError, match=r"runs remotely: .*load it on this machine"):
             refused()
+
+
+@pytest.mark.parametrize("positions", ["prompt", "generated"])
+def test_where_a_prompt_ends_is_not_sent_with_texts_that_are_scored(live: LiveModel, positions: str) -> None:
+    batch = replace(live.tokenize(TEXTS), prompt_length=2)
+    with live.intervene(ResidualEdit(1, lambda x: 2 * x, positions=positions)):
+        for call in (live.forward, lambda given: live.streams(given, [1])):
+            with pytest.raises(InputError, match="not when texts are scored"):
+                call(batch)
+    assert not REQUESTS
 
 
 def test_what_cannot_be_sent_is_refused_before_anything_is(live: LiveModel) -> None:
