@@ -79,7 +79,7 @@ def test_half_precision_halves_the_size_that_is_stated(tmp_path: Path) -> None:
         store_activations(model, TEXTS, tmp_path / "64", dtype=torch.float64)
 
 
-@pytest.mark.parametrize("batches", range(8))
+@pytest.mark.parametrize("batches", range(9))
 def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
     tmp_path: Path, dying: list[int], batches: int
 ) -> None:
