@@ -166,7 +166,8 @@ def test_what_is_kept_goes_on_under_other_versions(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(artefacts, "version", lambda package: "0.0")
     shards(tmp_path / "store")
     swept(tmp_path / "sweep")
-    assert record(tmp_path / "store/000001.safetensors")["versions"]["torch"] == "0.0"
+    versions = record(tmp_path / "store/000001.safetensors")["versions"]
+    assert versions["transformers"] == "0.0" and versions["torch"] == torch.__version__  # it tells its own
     assert load_activations(tmp_path / "store").vectors().shape == (60, 1, 32)
     load_probes(tmp_path / "probes.safetensors")
 

@@ -392,7 +392,9 @@ def test_the_result_says_what_the_tables_say(short: None) -> None:
     result = replace(compared, untouched=False).result()
     assert list(result.checks.values()) == [False, True] and not result.passed
     stated = compared.claims.query("strength == 1")
-    assert result.finding.startswith("of 4 claims show, each by chance in 1 of 3: ")
+    assert result.finding.startswith("of 4 claims show: ")
+    assert "beyond all 2 controls" in result.controls and "by chance in 1 of 3" in result.controls
+    assert "each with a chance of at most 1 in 3" in result.verdict
     for family in ("annotated", "unmapped", "probed"):
         claims = stated[stated["valuation"] == family]
         assert f"{family} {sum(claims['shows'] == 'yes')}" in result.finding
