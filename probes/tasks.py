@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold
 
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
@@ -186,12 +186,25 @@ def grouped_folds(group: Integers, folds: int, classes: Integers | None = None, 
             f"give folds={groups}, or more groups" if groups > 1 else "probes need two groups at the least"
         )
         raise InputError(f"{groups} groups of texts cannot be dealt into {folds} folds: {fewer}")
-    fold = np.empty(len(group), dtype=np.int64)
-    splitter: Any = GroupKFold(folds)
+    group, sizes = np.unique(group, return_inverse=True, return_counts=True)[1:]
     if classes is not None and np.bincount(classes).max() >= folds:
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        return _stratified_folds(group, folds, classes, seed)
+    # As scikit-learn's GroupKFold, whose order of groups of one size is the machine's before version 1.8.
+    fold, held = np.empty(groups, dtype=np.int64), np.zeros(folds)
+    for number in np.argsort(sizes, kind="stable")[::-1]:
+        fold[number] = held.argmin()
+        held[fold[number]] += sizes[number]
+    return fold[group]
+
+
+def _stratified_folds(group: Integers, folds: int, classes: Integers, seed: int) -> Integers:
+    # As with shuffle=True, which before scikit-learn 1.8 loses sight of which classes are in which group.
+    order = np.random.RandomState(seed).permutation(group.max() + 1)
+    shuffled = np.argsort(order)[group]
+    fold = np.empty(len(group), dtype=np.int64)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # then some folds go without it
-        for number, (_, test) in enumerate(splitter.split(group, classes, group)):
+        splits = StratifiedGroupKFold(folds).split(group, classes, shuffled)
+        for number, (_, test) in enumerate(splits):
             fold[test] = number
     return fold

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
@@ -25,6 +27,7 @@ from emoprobe.probes.validation import (
 )
 
 Array = np.ndarray[Any, Any]
+FOLDS = ["3112002023131113112323200320033223012201", "2112001013101133113023002230133112011220"]
 
 
 def made_task(kind: str, targets: Array, group: Array, folds: int = 5, exclusive: bool = True) -> Task:
@@ -57,6 +60,22 @@ def test_folds_have_alike_shares_of_each_class_where_groups_allow() -> None:
     classes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 50, 25]))
     fold = grouped_folds(np.arange(175), 5, classes)
     assert all((np.bincount(classes[fold == k]) == [20, 10, 5]).all() for k in range(5))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_are_those_of_scikit_learn(seed: int) -> None:
+    """Of 1.8 and newer: before it, dealing a shuffled order mixed groups up, and ties were broken by the machine."""
+    generator = np.random.default_rng(seed)
+    group, classes = 3 * generator.integers(0, 20, 100), generator.integers(0, 3, 100)
+    dealt = [grouped_folds(group, 4, classes, seed), grouped_folds(group, 4)]
+    if seed == 0:
+        assert ["".join(map(str, fold[:40])) for fold in dealt] == FOLDS
+    if tuple(map(int, sklearn.__version__.split(".")[:2])) >= (1, 8):
+        for fold, splitter in zip(
+            dealt, [StratifiedGroupKFold(4, shuffle=True, random_state=seed), GroupKFold(4)], strict=True
+        ):
+            tests = [test for _, test in splitter.split(group, classes, group)]
+            assert all((fold[test] == number).all() for number, test in enumerate(tests))
 
 
 def test_fewer_groups_than_folds_are_refused() -> None:
