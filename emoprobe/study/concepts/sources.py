@@ -85,7 +85,7 @@ def sources(
     found = traced(model, probes, known, read, controls, seed, batch_size, progress)
     table = tabulated(found, flips, seed)
     total = table[table.kind == TOTAL].iloc[0]
-    place = table.set_index(["kind", "block", "place"])
+    place = _by_place(table)
     checks = _checks(found, place)
     return Result(
         name="sources",
@@ -221,7 +221,7 @@ def verdict(table: pd.DataFrame, layer: int) -> str:
             f"The words that bring the emotion in are not shown to change its read-out at the last token ({_total(total)}, "
             f"random directions {ranged([total.random_low, total.random_high], sign=True)}): there is nothing to trace."
         )
-    place = table.set_index(["kind", "block", "place"])
+    place = _by_place(table)
     said = [f"{_where(place, layer).capitalize()}."]
     for kind, name in ((ATTENTION, "attention"), (MLP, "MLPs")):
         said.append(_most(table, kind, name))
@@ -254,6 +254,11 @@ def _beside(place: pd.DataFrame) -> str:
         f"patched at layer {middle} at random other words {_share(place, ELSEWHERE, middle, PLACES[1])} of it, from another "
         f"pair {_share(place, UNRELATED, middle, PLACES[0])}"
     )
+
+
+def _by_place(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what a table says of whole blocks, to be looked up by kind, block and place; heads are many in each place."""
+    return table[table.kind != HEAD].set_index(["kind", "block", "place"]).sort_index()
 
 
 def _where(place: pd.DataFrame, layer: int) -> str:
