@@ -149,6 +149,19 @@ def check_layers(layers: Iterable[int], last: int) -> None:
         raise InputError(f"layers {_short(listed)} do not rise within 0 to {last}")
 
 
+def check_seed(seed: int) -> None:
+    """Raise `InputError` for a seed that some generator does not take: numpy's legacy ones take 32 bits, without a sign."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed} is out of range: give a whole number from 0 to {2**32 - 1}")
+
+
+def check_finite(**numbers: float) -> None:
+    """Raise `InputError` for a number that is infinite or none, or would be in float32."""
+    for name, number in numbers.items():
+        if not torch.isfinite(torch.tensor(number, dtype=torch.float32)):
+            raise InputError(f"{name}={number} is not a finite number in float32")
+
+
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Raise `InputError` for a tensor that holds anything but finite real numbers."""
     for name, tensor in tensors.items():

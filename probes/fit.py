@@ -22,6 +22,7 @@ from torch import Tensor
 
 from emoprobe.activations import Pool
 from emoprobe.artefacts import versions
+from emoprobe.checks import check_seed
 from emoprobe.corpora import Corpus
 from emoprobe.errors import ConfoundWarning, InputError
 from emoprobe.layers import Layers
@@ -101,6 +102,7 @@ def fit_probes(
     Raises `InputError` for an unknown concept, for "logistic" without labels, and for fewer groups than folds.
     """
     _check_options(permutations, bootstrap)
+    check_seed(seed)
     tokens = TokenMeans(pool)
     read = read_features(
         model,

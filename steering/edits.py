@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from emoprobe.checks import check_finite
 from emoprobe.errors import InputError
 from emoprobe.interventions import Positions, ResidualEdit
 from emoprobe.layers import Layers, resolve_layers
@@ -68,7 +69,7 @@ def add(
     """
     chosen = resolve_layers(layers, model.n_layers)
     vectors = vectors_at(model, direction, chosen)
-    _check_finite(strength=strength)
+    check_finite(strength=strength)
     if unit not in ("norm", "raw"):
         raise InputError(
             f'unit="{unit}" is not understood: give "norm" (fraction of the mean residual norm) or "raw"'
@@ -98,7 +99,7 @@ def rotate(
     """
     chosen = resolve_layers(layers, model.n_layers)
     vectors = vectors_at(model, direction, chosen)
-    _check_finite(angle=angle)
+    check_finite(angle=angle)
     check_directed(direction, vectors, chosen)
     if angle == 0:
         return []
@@ -125,7 +126,7 @@ def project_out(
     directions = cast("Sequence[Vector]", direction if several else [direction])
     if isinstance(directions, str) or not len(directions):
         raise InputError("give a direction to project out, or a list of one or more")
-    _check_finite(strength=strength)
+    check_finite(strength=strength)
     given = [vectors_at(model, one, chosen) for one in directions]
     for one, vectors in zip(directions, given, strict=True):
         check_directed(one, vectors, chosen)
@@ -210,7 +211,7 @@ def scheduled(
 
     def share(n: int) -> float:
         value = 0.0 if n < 0 else schedule(n) if callable(schedule) else listed[min(n, len(listed) - 1)]
-        _check_finite(schedule=value)
+        check_finite(schedule=value)
         return value
 
     def weight(generated: Tensor) -> Tensor:
@@ -295,9 +296,3 @@ def _ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
     """Return a quotient that is 0 where its denominator is."""
     ratio: Tensor = torch.where(denominator > 0, numerator / denominator, 0.0)
     return ratio
-
-
-def _check_finite(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not math.isfinite(number):
-            raise InputError(f"{name}={number} is not a finite number")

@@ -1,6 +1,7 @@
-"""Parquet files are read to the value, and no further than memory goes."""
+"""Parquet files are read to the value, and no further than memory goes; seeds have a range."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -8,6 +9,7 @@ import pytest
 
 from emoprobe import checks
 from emoprobe.checks import read_parquet
+from emoprobe.errors import InputError
 
 LONG = pa.array(["a" * 10_000, "b"]).dictionary_encode()
 COLUMNS = {
@@ -41,3 +43,20 @@ def test_large_tables_that_are_packed_as_others_are_read(
     monkeypatch.setattr(checks, "UNPACKED", 1)
     found = read_parquet(tmp_path / "a.parquet")
     assert found.equals(table) and found.schema.equals(pyarrow.parquet.read_schema(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_a_generator_would_not_take_are_refused_before_work(seed: int) -> None:
+    from emoprobe import compare_valuations, fit_probes, learn_valuation, run_study
+
+    nothing: Any = None
+    for begun in (
+        lambda: fit_probes(nothing, nothing, seed=seed),
+        lambda: learn_valuation(nothing, nothing, nothing, seed=seed),
+        lambda: compare_valuations(nothing, nothing, nothing, nothing, seed=seed),
+        lambda: run_study(nothing, nothing, seed=seed),
+    ):
+        with pytest.raises(InputError, match=rf"^seed={seed} is out of range: .* 0 to 4294967295$"):
+            begun()
+    checks.check_seed(0)
+    checks.check_seed(2**32 - 1)

@@ -354,8 +354,9 @@ def test_bad_input_is_named() -> None:
     )  # of a model twice as wide: else the first half of each row would be read, as if the rest were for emotions
     with pytest.raises(InputError, match=r"width 64, .* width 32"), inject(model, wide, 1.0):
         pass
-    with pytest.raises(InputError, match="not a finite number"), inject(model, valuation, float("nan")):
-        pass
+    for beyond in (float("nan"), 1e300):
+        with pytest.raises(InputError, match="not a finite number"), inject(model, valuation, beyond):
+            pass
     for strength in (torch.tensor(torch.nan), torch.tensor([1.0, torch.inf])):
         with pytest.raises(InputError, match="NaN or infinite"), inject(model, valuation, strength):
             pass

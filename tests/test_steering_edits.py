@@ -303,7 +303,7 @@ def test_what_cannot_be_is_refused_in_words() -> None:
         add(model, other)
     with pytest.raises(InputError, match=r'"calm" has width 48.*width 32'):
         add(model, Direction("calm", (2,), other[None]))
-    for strength in (float("nan"), float("inf")):
+    for strength in (float("nan"), float("inf"), 1e300, -1e39):
         with pytest.raises(InputError, match="not a finite number"):
             add(model, direction, strength)
     with pytest.raises(InputError, match="numbers that are not finite"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from emoprobe.checks import check_seed
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.models.live import LiveModel
@@ -175,6 +176,7 @@ def compare_valuations(
     none of them is a random start that was drawn with a smaller one. `words` are kinds of words (lower case) that attention
     may move to. Raises `InputError` if two have no layer or not the same dimensions in common, or a learned one has no λ.
     """
+    check_seed(seed)
     learned, started = _seeds(learned), _seeds(learned_from_random)
     layers = [layer for layer in probed.layers if all(layer in one.layers for one in (*learned, *started))]
     for one in (*learned, *started):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from emoprobe.checks import check_finite
 from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Forward
 from emoprobe.layers import Layers
@@ -157,8 +158,7 @@ def _per_layer(strength: float | Tensor | None, valuation: Valuation, n_heads: i
     if strength is None:
         raise InputError("this valuation has no learned λ: give strength=, for example 0.5")
     if not isinstance(strength, Tensor):
-        if not torch.isfinite(torch.tensor(float(strength))):
-            raise InputError(f"strength={strength} is not a finite number")
+        check_finite(strength=strength)
         return [float(strength)] * count
     if not torch.isfinite(strength).all():
         raise InputError(f"strength of shape {tuple(strength.shape)} holds NaN or infinite numbers")

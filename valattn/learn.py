@@ -26,6 +26,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
 from emoprobe.artefacts import digest
+from emoprobe.checks import check_seed
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Forward
@@ -84,6 +85,7 @@ def learn_valuation(
         raise InputError(
             f'objective="{objective}" is not understood: give "next_token", "annotations" or "both"'
         )
+    check_seed(seed)
     everything = corpus.texts
     targets = annotated_targets(corpus, valuation_of(init)) if objective != "next_token" else None
     fitted, test = _apart(np.arange(len(corpus)), corpus, held_out, seed)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from emoprobe.checks import check_seed
 from emoprobe.corpora import Corpus, load_corpus
 from emoprobe.models import LiveModel, load_model
 from emoprobe.places import SUFFIXES
@@ -101,6 +102,7 @@ def begun(
 
     `more` is what tells this study from others of the same model and corpus, and `suffix` what the name of its folder ends in.
     """
+    check_seed(seed)
     with Display(progress) as display:
         display.begin("loading")
         texts = corpus if isinstance(corpus, Corpus) else read_corpus(corpus, limit, seed)
