@@ -1,4 +1,4 @@
-"""What people type on a command line, turned into what the package takes; whatever is wrong with it is said in one line."""
+"""What people name on a command line, loaded: models, texts, valuations; whatever is wrong is said in one line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 from emoprobe.artefacts import KEY
 from emoprobe.checks import parse_json
+from emoprobe.cli import parsing
 from emoprobe.corpora import Corpus, load_corpus
 from emoprobe.corpora.tables import read_text
 from emoprobe.errors import InputError
-from emoprobe.layers import Layers
 from emoprobe.models import LiveModel, load_model
 from emoprobe.models.reference import PASSAGES
 from emoprobe.probes import ProbeSet, load_probes
@@ -38,8 +38,6 @@ def engine(
     name: str, workers: int, model: str, device: str | None, dtype: str | None
 ) -> Iterator[RayWorkers | None]:
     """Start what shares the work: with "ray" so many workers, each with the model, and with "here" nothing."""
-    if name not in ("here", "ray"):
-        raise InputError(f'--engine {name} is not known: give "here" or "ray"')
     if name == "here":
         yield None
         return
@@ -50,9 +48,7 @@ def engine(
 
 
 def _placed(device: str | None, dtype: str | None) -> dict[str, Any]:
-    kind = None if dtype is None else getattr(torch, dtype, None)
-    if dtype is not None and not isinstance(kind, torch.dtype):
-        raise InputError(f"--dtype {dtype} is not known: give float32, bfloat16 or float16")
+    kind = None if dtype is None else getattr(torch, dtype)
     try:
         place = None if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -65,35 +61,12 @@ def _placed(device: str | None, dtype: str | None) -> dict[str, Any]:
 def corpus(
     name: str, folder: Path | None, columns: str | None, ranges: str | None, limit: int | None, seed: int
 ) -> Corpus:
-    mapping = _pairs("--columns", columns, "text=sentence,valence=V")
-    bounds = {key: _range(key, value) for key, value in _pairs("--ranges", ranges, "valence=1:9").items()}
+    mapping = parsing.pairs("--columns", columns, "text=sentence,valence=V")
+    bounds = {
+        key: parsing.span(key, value)
+        for key, value in parsing.pairs("--ranges", ranges, "valence=1:9").items()
+    }
     return load_corpus(name, folder=folder, columns=mapping, ranges=bounds, limit=limit, seed=seed)
-
-
-def _range(name: str, given: str) -> tuple[float, float]:
-    ends = numbers(f"--ranges {name}=", given, "1:9", ":")
-    if len(ends) != 2:
-        raise InputError(f"--ranges {name}={given}: a range has two ends, for example {name}=1:9")
-    return ends[0], ends[1]
-
-
-def _pairs(option: str, given: str | None, example: str) -> dict[str, str]:
-    """Read a=b,c=d."""
-    pairs = [part.partition("=") for part in (given or "").split(",") if part.strip()]
-    for key, equals, value in pairs:
-        if not (key.strip() and equals and value.strip()):
-            raise InputError(f'{option} "{key}{equals}{value}" is not understood: write {option} {example}')
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def split(
-    given: str | None, option: str = "--concepts", example: str = "valence,arousal"
-) -> list[str] | None:
-    """Read a,b."""
-    parts = None if given is None else [part.strip() for part in given.split(",") if part.strip()]
-    if parts == []:
-        raise InputError(f'{option} "{given}" names none: write {option} {example}')
-    return parts
 
 
 def words(text: str) -> str:
@@ -112,42 +85,6 @@ def words(text: str) -> str:
     if not text.strip():
         raise InputError("the text is empty: give some words to read")
     return text
-
-
-def point(given: str | None) -> dict[str, float] | None:
-    """Read a point of the valuation space as people type it: valence=1,arousal=-0.5."""
-    if given is None:
-        return None
-    pairs = _pairs("--toward", given, "valence=1,arousal=-0.5")
-    try:
-        return {name: float(value) for name, value in pairs.items()}
-    except ValueError:
-        raise InputError(
-            f"--toward {given} is not understood: write --toward valence=1,arousal=-0.5"
-        ) from None
-
-
-def numbers(option: str, given: str, example: str, separator: str = ",") -> list[float]:
-    """Read 1,2.5, or 1:9."""
-    try:
-        return [float(part) for part in given.split(separator)]
-    except ValueError:
-        raise InputError(f"{option}{given} are no numbers: write {option}{example}") from None
-
-
-def layers(given: str) -> Layers:
-    """Read layers as people type them: 3, 0.66, 2,4, 2:5 or all."""
-    if given == "all":
-        return given
-    try:
-        if ":" in given:
-            return slice(*(int(part) if part else None for part in given.split(":")))
-        found = [float(part) if "." in part else int(part) for part in given.split(",")]
-    except (ValueError, TypeError):
-        raise InputError(
-            f'layers "{given}" are not understood: give an index, a fraction like 0.66, a list 2,4, a slice 2:5 or all'
-        ) from None
-    return found if len(found) > 1 else found[0]
 
 
 def lines(path: Path | None) -> list[str]:

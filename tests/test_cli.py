@@ -405,7 +405,7 @@ BAD = {
     ),
     "no such estimator": (
         ["fit", "model", "rated.csv", "-o", "x", "--estimator", "lasso"],
-        '--estimator "lasso"',
+        "Invalid value for '--estimator': \"lasso\" is not known: give auto, mean_difference, ridge or logistic",
     ),
     "out of range": (
         ["fit", "model", "wild.csv", "-o", "x"],
@@ -433,11 +433,23 @@ BAD = {
     "no concept": (["trace", "model", "probes.safetensors", "the sun", "--concepts", ","], "--concepts"),
     "no such position": (
         ["steer", "model", "probes.safetensors", "valence", "the sun", "--positions", "top"],
-        '--positions "top"',
+        "Invalid value for '--positions': \"top\"",
     ),
     "no finite strength": (
         ["inject", "model", "probes.safetensors", "the sun", "--strength", "nan"],
-        "--strength nan",
+        "Invalid value for '--strength': nan is not a finite number",
+    ),
+    "a strength beyond float32": (
+        ["steer", "model", "probes.safetensors", "valence", "the sun", "--strength", "1e300"],
+        "--strength 1e+300 is not a finite number in float32",
+    ),
+    "a strength beyond what a model bears": (
+        ["steer", "model", "probes.safetensors", "valence", "the sun", "--strength", "-1e38"],
+        "lower the strength",
+    ),
+    "λ beyond what a model bears": (
+        ["inject", "model", "probes.safetensors", "the sun", "--strength", "1e38"],
+        "lower the strength",
     ),
     "no such layer": (
         ["steer", "model", "probes.safetensors", "valence", "the sun", "--layers", "9"],
@@ -577,15 +589,53 @@ def test_bad_input_is_one_line_that_names_it(case: str, call: Call, files: Path)
         ["trace", "bundled", "nowhere.safetensors", "the sun"],
         ["sweep", "bundled", __file__, "--texts", "nowhere.txt"],
         ["report", "nowhere"],
+        ["steer", "bundled", __file__, "fear", "the sun", "--strength", "inf"],
+        ["inject", "bundled", __file__, "the sun", "--layers", "x"],
+        ["info", "bundled", "--dtype", "float99"],
     ],
-    ids=lambda given: given[0],
+    ids=lambda given: " ".join([given[0], *given[-2:]]) if "--" in given[-2] else given[0],
 )
-def test_what_is_missing_is_refused_before_anything_heavy_is_loaded(given: list[str], tmp_path: Path) -> None:
+def test_what_is_wrong_is_refused_before_anything_heavy_is_loaded(given: list[str], tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-X", "importtime", "-m", "emoprobe.cli", *given]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert found.returncode == 2 and found.stderr.splitlines()[-1].startswith("emoprobe: ")
     assert not [name for name in ("torch", "pandas", "numpy") if f"| {name}\n" in found.stderr]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["steer", "bundled", __file__, "fear", "the sun"], "positions"),
+        (["fit", "bundled", "passages", "-o", "x"], "estimator"),
+        (["sweep", "bundled", __file__], "engine"),
+        (["stories", "x.jsonl"], "kind"),
+        (["fit", "bundled", "passages", "-o", "x"], "layers"),
+        (["sweep", "bundled", __file__], "layers"),
+        (["trace", "bundled", __file__, "the sun"], "layers"),
+    ],
+)
+def test_what_is_not_among_choices_is_refused_while_options_are_read(
+    command: list[str], option: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        sys.modules, "emoprobe.typed", None
+    )  # which loads torch, and which each command begins with
+    status, out, err = call(*command, f"--{option}", "spark")
+    assert status == 2 and not out and err.count("\n") == 1
+    assert option in err and '"spark"' in err and "give" in err
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 99999999999])
+def test_seeds_have_one_range_everywhere(seed: int, call: Call) -> None:
+    from typer.main import get_command
+
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    seeded = [name for name, found in commands.items() if "seed" in {option.name for option in found.params}]
+    assert {"fit", "study", "concepts", "claims", "sweep", "compare", "stories"} <= set(seeded)
+    for name in seeded:
+        status, out, err = call(name, "--seed", seed)
+        assert status == 2 and not out and "Invalid value for '--seed'" in err and err.count("\n") == 1
 
 
 def test_advice_can_be_followed(call: Call, files: Path) -> None:

@@ -220,7 +220,7 @@ def test_the_command_line_shares_its_work_too(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "a.csv", "b", "b.csv", "texts.csv"]
     capsys.readouterr()
     assert cli.main([*fitted, *given, "--engine", "dask"]) == 2
-    assert "--engine dask" in capsys.readouterr().err
+    assert "'--engine': \"dask\" is not known: give here or ray" in capsys.readouterr().err
 
 
 def test_a_sweep_is_that_of_one_process(workers: RayWorkers, tmp_path: Path) -> None:

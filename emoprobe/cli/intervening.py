@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emoprobe.cli.completing import among
+from emoprobe.cli import parsing
 from emoprobe.cli.completing import concept as complete_concept
 from emoprobe.cli.completing import concepts as complete_concepts
 from emoprobe.cli.options import (
@@ -29,6 +29,8 @@ from emoprobe.cli.options import (
     Seed,
     Workers,
     checked,
+    choice,
+    finite,
 )
 from emoprobe.cli.showing import show_cost, side_by_side, write_json
 from emoprobe.errors import InputError
@@ -50,15 +52,15 @@ def steer(
     ],
     prompt: Prompt,
     strength: Annotated[
-        float, typer.Option(help="Fraction of the mean residual norm; below 0, away from it.")
+        float,
+        typer.Option(
+            help="Fraction of the mean residual norm; below 0, away from it.", callback=checked(finite)
+        ),
     ] = 0.05,
     layers: LayersOption = "0.66",
     positions: Annotated[
         str,
-        typer.Option(
-            help="all, prompt, generated or last.",
-            autocompletion=among("all", "prompt", "generated", "last"),
-        ),
+        choice("all, prompt, generated or last.", "all", "prompt", "generated", "last"),
     ] = "all",
     max_new_tokens: NewTokens = 40,
     device: Device = None,
@@ -75,7 +77,7 @@ def steer(
     direction = loaded[concept]
     live = typed.model(model, device, dtype)
     loaded.check_model(live)
-    with steered(live, direction, strength, typed.layers(layers), positions):
+    with steered(live, direction, strength, parsing.layers(layers), positions):
         after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     if as_json:
@@ -91,9 +93,16 @@ def inject(
         typer.Argument(help="A probe set, of the hub too, or a valuation.", callback=checked(check_probes)),
     ],
     prompt: Prompt,
-    strength: Annotated[float | None, typer.Option(help="λ.", show_default="learned, else 0.5")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="λ.", show_default="learned, else 0.5", callback=checked(finite))
+    ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Attention blocks to inject into, from 0.", show_default="all")
+        str | None,
+        typer.Option(
+            help="Attention blocks to inject into, from 0.",
+            show_default="all",
+            callback=checked(parsing.layers),
+        ),
     ] = None,
     concepts: Annotated[
         str | None,
@@ -116,13 +125,13 @@ def inject(
     from emoprobe.valattn import inject as injected
 
     prompt = typed.words(prompt)
-    valuation, loaded = typed.valuation(probes, typed.split(concepts))
+    valuation, loaded = typed.valuation(probes, parsing.split(concepts))
     lam = 0.5 if strength is None and valuation.strength is None else strength
     live = typed.model(model, device, dtype)
     if loaded is not None:
         loaded.check_model(live)
-    blocks = None if layers is None else typed.layers(layers)
-    with injected(live, valuation, lam, blocks, toward=typed.point(toward)):
+    blocks = None if layers is None else parsing.layers(layers)
+    with injected(live, valuation, lam, blocks, toward=parsing.point(toward)):
         after = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     before = live.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     if as_json:
@@ -153,7 +162,11 @@ def sweep(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Residual streams for s, blocks for λ.", show_default="0.66 for s, all for λ"),
+        typer.Option(
+            help="Residual streams for s, blocks for λ.",
+            show_default="0.66 for s, all for λ",
+            callback=checked(parsing.layers),
+        ),
     ] = None,
     texts: Annotated[
         Path | None,
@@ -203,7 +216,7 @@ def sweep(
         loaded = load_probes(probes)
         subject = loaded[concept]
     usual = "-1,-0.5,0,0.5,1" if concept is None else "-0.1,-0.05,0,0.05,0.1"
-    doses = typed.numbers("--strengths=", strengths or usual, usual)
+    doses = parsing.numbers("--strengths=", strengths or usual, usual)
     lines = typed.lines(texts)
     live = typed.model(model, device, dtype)
     measures = [nll(lines), kl(lines)]
@@ -217,7 +230,7 @@ def sweep(
 
         show_cost(sweep_cost(live, lines, doses, controls, len(measures) - 2), as_json)
         return
-    where = None if layers is None else typed.layers(layers)
+    where = None if layers is None else parsing.layers(layers)
     kept = None if output is None else output.with_name(f"{output.name}.runs")
     options: dict[str, Any] = {"layers": where, "controls": controls, "seed": seed, "out": kept}
     with typed.engine(engine, workers, model, device, dtype) as shared:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from emoprobe.cli import parsing
 from emoprobe.cli.completing import among, corpora, models
 from emoprobe.places import check_corpus, check_folder, check_model, check_out, check_probes, check_writable
 
@@ -21,6 +23,22 @@ def checked(check: Callable[[Any], None]) -> Callable[[typer.Context, Any], Any]
         return given
 
     return callback
+
+
+def choice(help: str, *values: str, **said: Any) -> Any:
+    """Return an option that has one of these values, which it completes; another is refused before a command begins."""
+
+    def one_of(given: str) -> None:
+        if given not in values:
+            raise typer.BadParameter(f'"{given}" is not known: give {", ".join(values[:-1])} or {values[-1]}')
+
+    return typer.Option(help=help, autocompletion=among(*values), callback=checked(one_of), **said)
+
+
+def finite(given: float) -> None:
+    """Refuse a number that is infinite or none."""
+    if not math.isfinite(given):
+        raise typer.BadParameter(f"{given} is not a finite number")
 
 
 Model = Annotated[
@@ -74,17 +92,21 @@ Device = Annotated[
 ]
 DType = Annotated[
     str | None,
-    typer.Option(
-        help="Type of the weights, for example bfloat16.",
+    choice(
+        "Type of the weights, for example bfloat16.",
+        "float32",
+        "bfloat16",
+        "float16",
+        "float64",
         show_default="the model's",
-        autocompletion=among("float32", "bfloat16", "float16"),
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Everything that is drawn is drawn with it.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Everything that is drawn is drawn with it.")]
 LayersOption = Annotated[
     str,
     typer.Option(
-        help='Residual streams (0 is the embedding): an index, a fraction, a list 2,4, a slice 2:5, or "all".'
+        help='Residual streams (0 is the embedding): an index, a fraction, a list 2,4, a slice 2:5, or "all".',
+        callback=checked(parsing.layers),
     ),
 ]
 Columns = Annotated[
@@ -122,9 +144,6 @@ Json = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost here, and do nothing.")]
 Engine = Annotated[
     str,
-    typer.Option(
-        help="here, or ray: share the work among processes, hosts and GPUs (emoprobe[ray]).",
-        autocompletion=among("here", "ray"),
-    ),
+    choice("here, or ray: share the work among processes, hosts and GPUs (emoprobe[ray]).", "here", "ray"),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes of --engine ray, a model in each.")]

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from emoprobe.cli.completing import DIMENSIONS, EMOTIONS, among, listed
+from emoprobe.cli import parsing
+from emoprobe.cli.completing import DIMENSIONS, EMOTIONS, listed
 from emoprobe.cli.completing import concepts as complete_concepts
 from emoprobe.cli.options import (
     Columns,
@@ -27,6 +28,7 @@ from emoprobe.cli.options import (
     Seed,
     Workers,
     checked,
+    choice,
 )
 from emoprobe.cli.showing import show_cost, show_trace, write_json
 from emoprobe.errors import InputError
@@ -50,10 +52,7 @@ def fit(
     ] = None,
     estimator: Annotated[
         str,
-        typer.Option(
-            help="auto, mean_difference, ridge or logistic.",
-            autocompletion=among("auto", "mean_difference", "ridge", "logistic"),
-        ),
+        choice("auto, mean_difference, ridge or logistic.", "auto", "mean_difference", "ridge", "logistic"),
     ] = "auto",
     layers: LayersOption = "all",
     folder: Data = None,
@@ -92,10 +91,10 @@ def fit(
         show_cost(fit_cost(live, texts), as_json)
         return
     kept = output.with_name(f"{output.name}.activations")
-    options: dict[str, Any] = {"estimator": estimator, "concepts": typed.split(concepts), "folds": folds}
+    options: dict[str, Any] = {"estimator": estimator, "concepts": parsing.split(concepts), "folds": folds}
     with typed.engine(engine, workers, model, device, dtype) as shared:
         probes = fit_probes(
-            live, texts, typed.layers(layers), workers=shared, seed=seed, keep=kept, **options
+            live, texts, parsing.layers(layers), workers=shared, seed=seed, keep=kept, **options
         )
     probes.save(output)
     shutil.rmtree(kept)
@@ -119,7 +118,10 @@ def trace(
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Layers to read at.", show_default="each concept's best")
+        str | None,
+        typer.Option(
+            help="Layers to read at.", show_default="each concept's best", callback=checked(parsing.layers)
+        ),
     ] = None,
     output: Output = None,
     device: Device = None,
@@ -144,8 +146,8 @@ def trace(
         typed.model(model, device),
         loaded,
         text,
-        concepts=typed.split(concepts),
-        layers=None if layers is None else typed.layers(layers),
+        concepts=parsing.split(concepts),
+        layers=None if layers is None else parsing.layers(layers),
     )
     found = read()
     if output is not None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emoprobe.cli.completing import among, models
+from emoprobe.cli import parsing
 from emoprobe.cli.completing import emotions as complete_emotions
-from emoprobe.cli.options import Device, DryRun, DType, Json, NewTokens, Seed, checked
+from emoprobe.cli.completing import models
+from emoprobe.cli.options import Device, DryRun, DType, Json, NewTokens, Seed, checked, choice
 from emoprobe.cli.showing import show_cost, write_json
 from emoprobe.places import check_file, check_model, check_writable
 
@@ -38,9 +39,12 @@ def stories(
     ] = None,
     kind: Annotated[
         str,
-        typer.Option(
-            help="stories, neutral, dialogues (of two speakers) or deflection (the first is hidden).",
-            autocompletion=among("stories", "neutral", "dialogues", "deflection"),
+        choice(
+            "stories, neutral, dialogues (of two speakers) or deflection (the first is hidden).",
+            "stories",
+            "neutral",
+            "dialogues",
+            "deflection",
         ),
     ] = "stories",
     model: Annotated[
@@ -83,7 +87,7 @@ def stories(
         writer = EndpointWriter(url, model, key=key, max_new_tokens=max_new_tokens)
     else:
         writer = ModelWriter(typed.model(model, device, dtype), max_new_tokens=max_new_tokens)
-    felt = tuple(typed.split(emotions, "--emotions", "afraid,calm") or ())
+    felt = tuple(parsing.split(emotions, "--emotions", "afraid,calm") or ())
     about = None if topics is None else typed.lines(topics)
     if dry_run:
         asked = requests(kind, felt, tuple(about or own_topics()), per_topic, per_request)
