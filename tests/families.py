@@ -74,7 +74,7 @@ FAMILIES: dict[str, Family] = {
         options={
             **GROUPED, "head_dim": 16, "sliding_window": 6, "layer_types": MIXED, "query_pre_attn_scalar": 16,
             "attn_logit_softcapping": 2.0,
-        },
+        }, eager=True,
     ),
     "Gemma 3 (text)": Family(
         "gemma3_text",

@@ -7,9 +7,10 @@ import torch
 from families import family_model
 from parity import TEXTS, relative
 from tiny import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, Gemma2PreTrainedModel
 
 from emoprobe.errors import InputError
-from emoprobe.models import LiveModel, load_model
+from emoprobe.models import LiveModel, load_model, wrap
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
@@ -94,6 +95,21 @@ def test_the_bundled_model_loads_without_a_bar_and_leaves_others_theirs(
         assert ("Loading weights" in capfd.readouterr().err) == wanted
     finally:
         (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+
+
+def test_a_soft_cap_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capped = family_model("Gemma 2")
+    folder, logits = saved(capped, tmp_path), capped.logits(TEXTS)
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)  # as transformers thought before 5.21
+    assert AutoModelForCausalLM.from_pretrained(folder).config._attn_implementation == "sdpa"
+    assert torch.allclose(load_model(folder).logits(TEXTS), logits, atol=1e-5)
+    with pytest.raises(InputError, match='leaves the cap out: load it with attn_implementation="eager"'):
+        load_model(folder, attn_implementation="sdpa")
+    capped.underlying.set_attn_implementation("sdpa")
+    with pytest.raises(InputError, match=r'model.set_attn_implementation\("eager"\)'):
+        wrap(capped.underlying, capped.tokenizer)
+    capped.underlying.set_attn_implementation("eager")
+    assert torch.equal(wrap(capped.underlying, capped.tokenizer).logits(TEXTS), logits)
 
 
 def test_dtype_attention_and_device_map_are_passed_through(tmp_path: Path) -> None:

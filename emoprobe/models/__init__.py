@@ -38,7 +38,8 @@ def load_model(
     (BERT) come with their masked-language-model head where the checkpoint has one. `backend` is the library that runs the
     model: "transformers", "transformer_lens" (always with plain attention) or "nnsight". `dtype`, `device_map`,
     `quantization_config`, `revision`, `attn_implementation` and `trust_remote_code` are those of transformers; no code of a
-    checkpoint is ever run unless `trust_remote_code` says so. `device` is where the model goes, by default the CPU. With
+    checkpoint is ever run unless `trust_remote_code` says so. A model that caps its attention scores (Gemma 2) is loaded
+    with "eager" attention, since "sdpa" would leave the cap out. `device` is where the model goes, by default the CPU. With
     `remote` (backend "nnsight") no weights are loaded, and NDIF's server runs the model: see `nnsight_remote`; it needs a key
     (environment variable NDIF_API_KEY), and sends it your texts. Raises `InputError` if there is no such model, or if both
     `device` and `device_map` are given.
@@ -62,6 +63,8 @@ def load_model(
         check_model(name)
     from transformers import AutoConfig, AutoTokenizer
 
+    from emoprobe.models.transformers_structure import caps_scores
+
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     chosen = {
         "dtype": dtype,
@@ -79,8 +82,10 @@ def load_model(
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens}:
                 raise ValueError("its tokenizer has no vocabulary")
-            auto = _auto_class(AutoConfig.from_pretrained(source, **options))
-            model, loaded = auto.from_pretrained(
+            config = AutoConfig.from_pretrained(source, **options)
+            if attn_implementation is None and caps_scores(config):
+                chosen["attn_implementation"] = "eager"  # before 5.21, transformers would take sdpa
+            model, loaded = _auto_class(config).from_pretrained(
                 source,
                 **options,
                 **{key: value for key, value in chosen.items() if value is not None},
@@ -150,8 +155,8 @@ def wrap(underlying: Any, tokenizer: Any = None, *, name: str | None = None) -> 
     `underlying` is a transformers `PreTrainedModel`, a TransformerLens 4 `TransformerBridge`, or an nnsight
     `TransformersModel`, and `tokenizer` the model's own tokenizer. It can be left out for nnsight models and for bridges
     whose tokenizer can be loaded by its name: TransformerLens's copy of it puts a start token before every text, and is not
-    used. Raises `InputError` for anything else, and for a model in training mode, whose dropout would make every number a
-    random one.
+    used. Raises `InputError` for anything else, for a model in training mode, whose dropout would make every number a random
+    one, and for one whose attention leaves out the soft cap that it was trained with.
     """
     if isinstance(underlying, LiveModel):
         return underlying
@@ -161,10 +166,22 @@ def wrap(underlying: Any, tokenizer: Any = None, *, name: str | None = None) -> 
         raise InputError("the model is in training mode, so dropout is on: call model.eval() first")
     if tokenizer is None and backend == "transformers":
         raise InputError("wrap needs the model's tokenizer too: emoprobe.wrap(model, tokenizer)")
+    if backend != "transformer_lens":  # which computes attention by itself
+        _check_soft_cap(module)
     live: LiveModel = getattr(import_module(f"emoprobe.models.{backend}_backend"), kind)(
         underlying, tokenizer, name
     )
     return live
+
+
+def _check_soft_cap(model: Any) -> None:
+    from emoprobe.models.transformers_structure import caps_scores
+
+    if caps_scores(model.config) and model.config.get_text_config()._attn_implementation == "sdpa":
+        raise InputError(
+            f'{type(model).__name__} was trained with capped attention scores, and attention by "sdpa" leaves the cap out: '
+            'load it with attn_implementation="eager", or call model.set_attn_implementation("eager")'
+        )
 
 
 def _recognise(underlying: Any) -> tuple[str, str]:

@@ -64,6 +64,11 @@ def find_trunk(model: PreTrainedModel, blocks: nn.ModuleList) -> nn.Module:
     return [m for m in around if "input_ids" in parameters_of(type(m))][-1]
 
 
+def caps_scores(config: Any) -> bool:
+    """Whether attention scores go through a soft cap, as in Gemma 2: attention by "sdpa" leaves it out without a word."""
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+
+
 def find_attention(block: nn.Module, layer: int, config: Any, where: str) -> AttentionSite:
     """Return the one self-attention of a block. Raises `InputError` with the reason where a bias cannot be put into it."""
     types = getattr(config, "layer_types", None) or []
@@ -89,7 +94,7 @@ def find_attention(block: nn.Module, layer: int, config: Any, where: str) -> Att
             f"{where} looks at the keys of an earlier block, which have that block's valuations: not supported"
         )
     own_way = (  # of computing scores or caching keys, although the module may ask the interface for the rest
-        getattr(config, "attn_logit_softcapping", None) is not None  # a folded bias would be capped too
+        caps_scores(config)  # a folded bias would be capped too
         or getattr(module, "reorder_and_upcast_attn", False)
         or hasattr(module, "kv_lora_rank")  # latent attention caches what its keys are made from
     )
