@@ -133,6 +133,8 @@ def test_a_model_pushed_out_of_all_bounds_writes_nothing(
     with model.intervene(ResidualEdit(1, lambda stream: strength * (stream + 1))):
         with pytest.raises(InputError, match=r"prefers no token.*lower the strength"):
             model.generate(["The dog", "calm"], max_new_tokens=3, **options)
+        with pytest.raises(InputError, match="prefers no token"):  # nor where candidates are tried out first
+            model.generate("the dog and the dog and the", max_new_tokens=3, prompt_lookup_num_tokens=2)
     assert model.generate("The dog", max_new_tokens=3)
 
 
