@@ -25,6 +25,7 @@ COMMANDS = (
     "steer",
     "inject",
     "sweep",
+    "learn",
     "compare",
     "report",
     "explore",
@@ -285,6 +286,25 @@ def test_compare_sets_two_valuations_side_by_side(call: Call, files: Path) -> No
     where = ("--corpus", "days.csv", "--columns", "text=sentence,group=group", "--limit", "6")
     status, out, _ = call("compare", "model", "probes.safetensors", "learned.safetensors", *where)
     assert status == 0 and "row cosine" in out and "untouched" in out
+
+
+def test_learn_writes_a_valuation_that_compare_takes(call: Call, files: Path) -> None:
+    import torch
+
+    from emoprobe import Valuation, learn_valuation, load_corpus, load_model, load_probes
+
+    columns = ("--columns", "text=sentence,valence=V,group=group")
+    asked = ("learn", "model", "probes.safetensors", "days.csv", "-o", "own.safetensors", *columns)
+    status, out, _ = call(*asked, "--dimensions", "valence", "--steps", "2", "--seed", "1")
+    assert status == 0 and "NLL of " in out and "(block 0)" in out and "written: own.safetensors" in out
+    found = Valuation.load(files / "own.safetensors")
+    texts = load_corpus("days.csv", columns={"text": "sentence", "valence": "V", "group": "group"})
+    start = Valuation.from_probes(load_probes("probes.safetensors"), ["valence"])
+    expected = learn_valuation(load_model("model"), texts, start, steps=2, seed=1, progress=False)
+    assert found.dimensions == ("valence",) and found.strength is not None and found.strength.any()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+    compared = ("compare", "model", "probes.safetensors", "own.safetensors", "--corpus", "days.csv", *columns)
+    assert call(*compared, "--limit", "12")[0] == 0
 
 
 def test_info_says_what_a_model_is(call: Call) -> None:
@@ -550,7 +570,18 @@ BAD = {
         ["inject", "model", "probes.safetensors", "the sun", "--max-new-tokens", "600"],
         "give --max-new-tokens ",
     ),
-    "not a learned valuation": (["compare", "model", "probes.safetensors", "probes.safetensors"], "λ"),
+    "not a learned valuation": (
+        ["compare", "model", "probes.safetensors", "probes.safetensors"],
+        '"probes.safetensors" holds a probe set, not a valuation: `emoprobe learn` makes one of it',
+    ),
+    "no learned valuation": (
+        ["compare", "model", "probes.safetensors", "nope.safetensors"],
+        'no file "nope.safetensors": a valuation was to be read from it',
+    ),
+    "nothing to learn from": (
+        ["learn", "model", "probes.safetensors", "plain.csv", "-o", "x"],
+        'use --objective "next_token"',
+    ),
 }
 
 

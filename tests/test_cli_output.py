@@ -93,6 +93,17 @@ def test_every_command_that_prints_a_result_prints_it_as_json(
         ("inject", "model", "probes.safetensors", *steer[1:], "--toward", "valence=1"): "injected",
         ("sweep", "model", "probes.safetensors", "--texts", "texts.txt", "--controls", "1"): "sweep",
         ("compare", "model", "probes.safetensors", "learned.safetensors", *compared): "nll",
+        (
+            "learn",
+            "model",
+            "probes.safetensors",
+            "days.csv",
+            "-o",
+            "l.safetensors",
+            *COLUMNS,
+            "--steps",
+            "1",
+        ): "history",
         ("study", "model", "--corpus", "days.csv", *COLUMNS, "--out", "json"): "results",
         ("report", "json"): "results",
         ("stories", "json.jsonl", "--model", "model", "--emotions", "calm", *stories): "stories",
@@ -123,6 +134,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(call: Call, valuations: Pat
         ("claims", "model", "--corpus", "days.csv", *COLUMNS),
         ("sweep", "model", "probes.safetensors", "-o", "dry.csv", "--figure", "dry.svg"),
         ("compare", "model", "probes.safetensors", "learned.safetensors", "--limit", "8"),
+        ("learn", "model", "probes.safetensors", "days.csv", "-o", "dry.safetensors", *COLUMNS),
         ("stories", "dry.jsonl", "--emotions", "calm,proud", "--model", "model", "--max-new-tokens", "9"),
     ):
         status, out, err = call(*command, "--dry-run")
@@ -236,6 +248,8 @@ def test_a_shell_completes_commands_models_and_corpora() -> None:
     assert _completed("emoprobe study gro") == ["ground-truth"]
     assert _completed("emoprobe study gpt2 --corpus emo") == ["emobank"]
     assert _completed("emoprobe fit bundled pas") == ["passages"]
+    assert _completed("emoprobe learn bundled probes.safetensors pas") == ["passages"]
+    assert _completed("emoprobe learn bundled p passages --objective ann") == ["annotations"]
 
 
 def test_a_shell_completes_concepts_of_the_probes_that_were_typed(files: Path) -> None:  # noqa: F811

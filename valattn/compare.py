@@ -187,7 +187,7 @@ def compare_valuations(
             )
         if one.strength is None:
             raise InputError(
-                "a learned valuation has no λ: make it with learn_valuation, or set its strength"
+                "the valuation given as learned has no λ: make it with learn_valuation, or set its strength"
             )
     if not learned:
         raise InputError("no learned valuation was given")

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emoprobe.cli import intervening, reading, studies, writing
+from emoprobe.cli import intervening, reading, studies, valuing, writing
 from emoprobe.errors import InputError
 
 __all__ = ["app", "main"]
@@ -34,13 +34,14 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\bcolumns=\{'(.+?)': \.\.\.\}", r"--columns \1=COLUMN"),
     (r"\bfolder=", "--folder"),
     (r"give another out=$", "delete that folder, or give another --output"),
-    (r"(?<!-)\b(emotions|estimator|folds|layers|positions|strengths?)=", r"--\1 "),
+    (r"(?<!-)\b(emotions|estimator|folds|layers|objective|positions|strengths?)=", r"--\1 "),
     (r"\bmax_new_tokens=", "--max-new-tokens "),
     (r", a boolean mask or character spans", ""),
     (r"\bfit_probes\b", "`emoprobe fit`"),
+    (r"(holds a probe set, not a valuation)$", r"\1: `emoprobe learn` makes one of it"),
     (
         r"\bmake it with learn_valuation, or set its strength",
-        "`emoprobe study` writes one, valuation-learned.safetensors",
+        "`emoprobe learn` writes one that has",
     ),
 )
 """What messages say of Python, as regular expressions, and what a command line has in its place."""
@@ -65,9 +66,10 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     ),
     (intervening.sweep, "emoprobe sweep gpt2 vad.safetensors valence --strengths=-0.1,-0.05,0,0.05,0.1"),
     (
-        intervening.compare,
-        "emoprobe compare gpt2 valuation-probed.safetensors valuation-learned.safetensors --corpus emobank",
+        valuing.learn,
+        "emoprobe learn gpt2 vad.safetensors emobank -o learned.safetensors --dimensions valence,arousal",
     ),
+    (valuing.compare, "emoprobe compare gpt2 vad.safetensors learned.safetensors --corpus emobank"),
     (
         writing.stories,
         "emoprobe stories stories.jsonl --emotions afraid,calm,proud --model Qwen/Qwen3-0.6B --per-topic 2",

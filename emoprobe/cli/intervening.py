@@ -1,4 +1,4 @@
-"""Interventions and what they do: steer, inject, sweep, compare."""
+"""Interventions and what they do: steer, inject, sweep."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from emoprobe.cli import parsing
 from emoprobe.cli.completing import concept as complete_concept
 from emoprobe.cli.completing import concepts as complete_concepts
 from emoprobe.cli.options import (
-    Columns,
-    CorpusOption,
-    Data,
     Device,
     DryRun,
     DType,
@@ -25,7 +22,6 @@ from emoprobe.cli.options import (
     Output,
     Probes,
     Prompt,
-    Ranges,
     Seed,
     Workers,
     checked,
@@ -247,55 +243,3 @@ def sweep(
     typer.echo(repr(found))
     for path in written:
         typer.echo(f"written: {path}")
-
-
-def compare(
-    model: Model,
-    probed: Annotated[
-        str,
-        typer.Argument(help="A valuation, or a probe set to make one of.", callback=checked(check_probes)),
-    ],
-    learned: Annotated[
-        str, typer.Argument(help="A learned valuation, with its λ.", callback=checked(check_probes))
-    ],
-    corpus: CorpusOption = "bundled",
-    folder: Data = None,
-    columns: Columns = None,
-    ranges: Ranges = None,
-    limit: Annotated[int, typer.Option(min=2, help="Use at most so many texts.")] = 200,
-    seed: Seed = 0,
-    device: Device = None,
-    dtype: DType = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Compare a probed with a learned valuation, best on texts that neither was fitted on."""
-    from emoprobe import typed
-    from emoprobe.valattn import compare_valuations
-
-    second, _ = typed.valuation(learned, None)
-    first, _ = typed.valuation(probed, list(second.dimensions))
-    texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
-    live = typed.model(model, device, dtype)
-    if dry_run:
-        from emoprobe.study.cost import compare_cost
-
-        show_cost(compare_cost(live, texts), as_json)
-        return
-    found = compare_valuations(live, first, second, texts, limit=limit, seed=seed)
-    if as_json:
-        about = (
-            "name",
-            "texts",
-            "groups",
-            "alignment",
-            "overlap",
-            "annotation",
-            "nll",
-            "emotional",
-            "strengths",
-            "attention",
-        )
-        write_json(verdict=found.verdict(), **{part: getattr(found, part) for part in about})
-    else:
-        typer.echo(repr(found))

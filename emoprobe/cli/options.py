@@ -78,6 +78,9 @@ Output = Annotated[
         callback=checked(check_writable),
     ),
 ]
+Written = Annotated[
+    Path, typer.Option("-o", "--output", help="The file to write.", callback=checked(check_writable))
+]
 Out = Annotated[
     Path | None,
     typer.Option(

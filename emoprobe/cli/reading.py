@@ -27,21 +27,19 @@ from emoprobe.cli.options import (
     Ranges,
     Seed,
     Workers,
+    Written,
     checked,
     choice,
 )
 from emoprobe.cli.showing import show_cost, show_trace, write_json
 from emoprobe.errors import InputError
-from emoprobe.places import check_artefact, check_writable
+from emoprobe.places import check_artefact
 
 
 def fit(
     model: Model,
     corpus: Corpus,
-    output: Annotated[
-        Path,
-        typer.Option("-o", "--output", help="The file to write.", callback=checked(check_writable)),
-    ],
+    output: Written,
     concepts: Annotated[
         str | None,
         typer.Option(

@@ -306,6 +306,17 @@ def compare_cost(model: LiveModel, corpus: Corpus, controls: int = 5) -> Cost:
     return estimate(name, model, work, corpus.texts)
 
 
+def learn_cost(model: LiveModel, corpus: Corpus, numbers: int, steps: int, batch: int = 16) -> Cost:
+    """Return the cost of learning a valuation of so many numbers, a fifth of the corpus held out."""
+    length = float(np.mean(lengths(model, corpus.texts)))
+    work = [
+        readings("learning", LEARNED, steps * batch, length, batch),
+        readings("NLL of what is held out", SCORED, 2 * len(corpus) / 5, length),
+    ]
+    name = f"learning a valuation of {model.name} on {len(corpus):,} texts of {corpus.name}, {steps:,} steps"
+    return estimate(name, model, work, corpus.texts, disk=4 * numbers)
+
+
 def stories_cost(model: LiveModel, requests: int, tokens: int, beginnings: Sequence[str]) -> Cost:
     """Return the cost of having a model here write at most `tokens` tokens to each request, eight at once."""
     read = readings("reading", READ, requests, float(np.mean(lengths(model, beginnings))), 8)

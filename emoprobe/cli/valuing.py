@@ -1,0 +1,162 @@
+"""Valuations: learn one, and compare it with a probed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emoprobe.cli import parsing
+from emoprobe.cli.completing import concepts as complete_concepts
+from emoprobe.cli.options import (
+    Columns,
+    Corpus,
+    CorpusOption,
+    Data,
+    Device,
+    DryRun,
+    DType,
+    Json,
+    Limit,
+    Model,
+    Ranges,
+    Seed,
+    Written,
+    checked,
+    choice,
+)
+from emoprobe.cli.showing import show_cost, write_json
+from emoprobe.places import check_artefact, check_probes
+
+
+def check_valuation(path: Path) -> None:
+    """Raise `InputError` unless there is a file that a valuation may be read from."""
+    check_artefact(path, "valuation")
+
+
+def learn(
+    model: Model,
+    probes: Annotated[
+        str,
+        typer.Argument(
+            help="A probe set, of the hub too, or a valuation, to start from.", callback=checked(check_probes)
+        ),
+    ],
+    output: Written,
+    corpus: Corpus = "bundled",
+    dimensions: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of the concepts: valence,arousal.",
+            show_default="all",
+            autocompletion=complete_concepts,
+        ),
+    ] = None,
+    objective: Annotated[
+        str,
+        choice("What is learned from: next_token, annotations or both.", "next_token", "annotations", "both"),
+    ] = "both",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training, of 16 texts each.")] = 200,
+    folder: Data = None,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a valuation and its λ from texts, the model frozen.
+
+    W, b and λ are trained through the model's own attention, starting at the probes and, where none was learned before, at
+    λ = 0, which is the untouched model. A fifth of the texts' groups is held out, to say what it does to them; whether random
+    valuations would do the same, and what has become of the probes, says `emoprobe compare`.
+    """
+    from emoprobe import typed
+    from emoprobe.valattn import learn_valuation, learning_history
+
+    start, loaded = typed.valuation(probes, parsing.split(dimensions, "--dimensions"))
+    texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
+    live = typed.model(model, device, dtype)
+    if loaded is not None:
+        loaded.check_model(live)
+    if dry_run:
+        from emoprobe.study.cost import learn_cost
+
+        show_cost(learn_cost(live, texts, start.weight.numel(), steps), as_json)
+        return
+    options: dict[str, Any] = {"objective": objective, "steps": steps, "seed": seed}
+    learned = learn_valuation(live, texts, start, **options)
+    learned.save(output)
+    about = ("held_out_texts", "held_out_nll_untouched", "held_out_nll_learned")
+    count, before, after = (learned.metadata[name] for name in about)
+    history = learning_history(learned)
+    if as_json:
+        held_out = {name: learned.metadata[name] for name in about}
+        write_json(valuation=output, dimensions=learned.dimensions, **held_out, history=history)
+        return
+    typer.echo(repr(learned))
+    reached = history[history.returned]
+    blocks = ", ".join(
+        f"{lam:+.3f} (block {block})" for block, lam in zip(reached.layer, reached.strength, strict=True)
+    )
+    typer.echo(f"λ: {blocks}")
+    typer.echo(f"NLL of {count} held-out texts: {after:.4f} nats per token, untouched {before:.4f}")
+    typer.echo(f"written: {output}")
+
+
+def compare(
+    model: Model,
+    probed: Annotated[
+        str,
+        typer.Argument(help="A valuation, or a probe set to make one of.", callback=checked(check_probes)),
+    ],
+    learned: Annotated[
+        Path,
+        typer.Argument(
+            help="A learned valuation, as `emoprobe learn` writes it.", callback=checked(check_valuation)
+        ),
+    ],
+    corpus: CorpusOption = "bundled",
+    folder: Data = None,
+    columns: Columns = None,
+    ranges: Ranges = None,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most so many texts.")] = 200,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Compare a probed with a learned valuation, best on texts that neither was fitted on."""
+    from emoprobe import typed
+    from emoprobe.valattn import Valuation, compare_valuations
+
+    second = Valuation.load(learned)
+    first, _ = typed.valuation(probed, list(second.dimensions))
+    texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
+    live = typed.model(model, device, dtype)
+    if dry_run:
+        from emoprobe.study.cost import compare_cost
+
+        show_cost(compare_cost(live, texts), as_json)
+        return
+    found = compare_valuations(live, first, second, texts, limit=limit, seed=seed)
+    if as_json:
+        about = (
+            "name",
+            "texts",
+            "groups",
+            "alignment",
+            "overlap",
+            "annotation",
+            "nll",
+            "emotional",
+            "strengths",
+            "attention",
+        )
+        write_json(verdict=found.verdict(), **{part: getattr(found, part) for part in about})
+    else:
+        typer.echo(repr(found))
