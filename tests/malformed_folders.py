@@ -285,7 +285,7 @@ def _studies() -> Iterator[Case]:
             )
     for key in FIELDS[1:]:  # all but the name
         for name, value in {"missing": ..., "a-number": 7, "a-list": [[1]]}.items():
-            optional = name == "missing" and key in ("sign", "checks", "alt", "published")
+            optional = name == "missing" and key in ("sign", "parts", "checks", "alt", "published")
             yield case(
                 f"result-{key}-{name}",
                 changed(result, key, value),

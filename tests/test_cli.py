@@ -332,8 +332,14 @@ def test_study_and_report(call: Call, files: Path, monkeypatch: pytest.MonkeyPat
     )
     assert call(*command.split()[1:])[0] == 0 and made == ["only"]
     (files / "run" / "report.html").unlink()
-    assert call("report", "run")[0] == 0
+    assert call("report", "run")[:2] == (0, out)
     assert "found it" in (files / "run" / "report.html").read_text()
+    manifest = files / "run" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    assert record["planned"] == ["only"]
+    manifest.write_text(json.dumps(record | {"planned": ["only", "another", "a third"]}))
+    assert call("report", "run")[1] == f"{out}unfinished: 1 of 3 experiments, missing another, a third\n"
+    assert json.loads(call("report", "run", "--json")[1])["missing"] == ["another", "a third"]
 
 
 # What goes wrong -----------------------------------------------------------------------------------------------------

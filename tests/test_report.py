@@ -173,8 +173,47 @@ def test_every_experiment_answers_in_the_summary_and_first_in_its_section() -> N
     assert re.findall(r'class="verdict">.*?<b>(.*?)</b>', page) == list(signs.values())
     answers = re.findall(r'<td class="answer">(.*?)</td>', page)
     assert answers == [f"<b>{said}</b> {told.split(' A ')[0]}" for said in signs.values()]
+    parts = {"the first": True, "the second": False, "the third": True}
+    partly = render([result(sign=0, parts=parts, verdict=told)], manifest())
+    divided = "<b>Partly shown.</b> Shown: the first; the third. Not shown: the second. By J. Marín"
+    assert partly.count(divided) == 2
+    for sign, none in (
+        (0, dict.fromkeys(parts, False)),
+        (1, parts),
+        (-1, parts),
+    ):  # only what is open has parts
+        whole = render([result(sign=sign, parts=none, verdict=told)], manifest())
+        assert whole.count(f"<b>{signs[sign]}</b> By J.") == 2 and "Shown: " not in whole
     untold = render([result(verdict="Cannot be told: one group. More.")], manifest())
     assert '<td class="answer">Cannot be told: one group.</td>' in untold
+
+
+def test_an_answer_comes_before_how_it_was_found_and_checks_are_no_success() -> None:
+    page = render([result(sign=0, verdict="No. So.", checks={"it held": True})], manifest())
+    section = page[page.index('class="experiment"') :]
+    places = [
+        section.index(f'class="{part}"') for part in ("question", "verdict", "numbers", "method", "checks")
+    ]
+    assert places == sorted(places) and places[2] < section.index("<figure>") < places[3]
+    assert "software check" in section.lower() and "green" not in re.sub(r"--green[^;]*;", "", page).lower()
+    assert '<span class="quiet">1 of 1 software check held' in page and 'class="good"' not in page
+
+
+def test_an_unfinished_study_says_so() -> None:
+    record = manifest() | {"planned": ["probing", "reading", "learning"]}
+    shown = Page(render([result(), result(name="reading")], record)).shown
+    assert (
+        "Unfinished: 2 of 3 experiments are done. Missing: learning." in shown
+        and "2 experiments of 3" in shown
+    )
+    record["planned"].pop()
+    for whole in (record, manifest()):
+        assert "nfinished" not in Page(render([result(), result(name="reading")], whole)).shown
+
+
+def test_a_line_may_end_between_a_number_and_its_interval_in_the_narrow_table_alone() -> None:
+    page = render([result(finding="r 0.50\xa0[0.40,\xa00.60]")], manifest())
+    assert page.count("r 0.50 [0.40,\xa00.60]") == page.count("r 0.50\xa0[0.40,\xa00.60]") == 1
 
 
 def test_the_record_shows_the_command_that_made_the_run_and_those_that_took_it_up() -> None:
@@ -213,13 +252,13 @@ def test_the_page_says_what_the_results_say() -> None:
         "r 0.50 [0.40, 0.60]",
         "What’s this?",
         "it did not: this failed",
-        "1 of 3 checks failed",
+        "1 of 3 software checks failed",
         "12 texts were cut",
     ):
         assert said in page.shown
     assert "a model on a corpus" in page.shown and "claims nothing about experience" in page.shown
     assert "0.1235" in page.shown and "nan" not in page.shown.lower()
-    assert "All 1 checks held".lower() in Page(render([result()], manifest())).shown
+    assert "all 1 software checks held" in Page(render([result()], manifest())).shown
 
 
 def test_long_tables_are_cut_and_say_so() -> None:

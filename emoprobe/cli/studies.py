@@ -220,8 +220,25 @@ def _told(found: Study, as_json: bool) -> None:
     report = found.folder / "report.html"
     if not as_json:
         typer.echo(f"report: {report}")
+        if found.missing:
+            done, missing = len(found.results), found.missing
+            typer.echo(
+                f"unfinished: {done} of {done + len(missing)} experiments, missing {', '.join(missing)}"
+            )
         return
-    said = ("name", "title", "question", "finding", "controls", "verdict", "sign", "checks", "remarks")
+    said = (
+        "name",
+        "title",
+        "question",
+        "finding",
+        "controls",
+        "verdict",
+        "sign",
+        "outcome",
+        "parts",
+        "checks",
+        "remarks",
+    )
     results = [
         {
             **{part: getattr(result, part) for part in said},
@@ -229,4 +246,10 @@ def _told(found: Study, as_json: bool) -> None:
         }
         for result in found.results
     ]
-    write_json(report=report, title=found.manifest.get("title"), passed=found.passed, results=results)
+    write_json(
+        report=report,
+        title=found.manifest.get("title"),
+        passed=found.passed,
+        missing=found.missing,
+        results=results,
+    )

@@ -58,8 +58,6 @@ KINDS = {
     },
 }
 """What kinds of studies there are, by what their manifests say of their experiments."""
-SHOWN = {1: "Shown", 0: "Not shown", -1: "The opposite is shown", None: ""}
-"""What a result's sign says; where there is none, the verdict itself says why."""
 UNBROKEN = re.compile(r" (?=%)|(?<=\b[pqrs]) (?=[=<] \d)|(?<=\b[pqrs] [=<]) (?=\d)")
 """Spaces at which no line may end."""
 P_VALUE = re.compile(r"[pq](_\w+)?")
@@ -96,7 +94,9 @@ class Reported(Protocol):
     @property
     def published(self) -> str: ...
     @property
-    def sign(self) -> int | None: ...
+    def outcome(self) -> str: ...
+    @property
+    def in_parts(self) -> str: ...
     @property
     def answer(self) -> str: ...
 
@@ -110,10 +110,9 @@ def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        figure=inline_figure, cell=cell, duration=duration, prose=prose, shown=SHOWN.get
-    )
+    environment.filters.update(figure=inline_figure, cell=cell, duration=duration, prose=prose, loose=loose)
     held = [check for result in results for check in result.checks.values()]
+    done = {result.name for result in results}
     page = environment.get_template("page.html")
     return page.render(
         results=results,
@@ -122,6 +121,7 @@ def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
         rows=ROWS,
         checks=len(held),
         failed=len(held) - sum(held),
+        missing=[name for name in manifest.get("planned", []) if name not in done],
         seconds=sum(step["seconds"] for step in manifest.get("steps", {}).values()),
         numeric=lambda column: pd.api.types.is_numeric_dtype(column),
     )
@@ -152,6 +152,11 @@ def inline_figure(svg: str, name: str) -> Markup:
 def prose(text: str) -> str:
     """Set apostrophes as printers do, and keep what belongs to a number by it: 95 %, p = 0.003."""
     return UNBROKEN.sub("\N{NO-BREAK SPACE}", text.replace("'", "’"))
+
+
+def loose(text: str) -> str:
+    """Let a line end between a number and its interval: in a narrow column the two do not fit side by side."""
+    return text.replace("\N{NO-BREAK SPACE}[", " [")
 
 
 def cell(value: object, column: object = "") -> str:

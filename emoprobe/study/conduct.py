@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,19 @@ from emoprobe.redaction import redacted
 from emoprobe.report import render
 from emoprobe.report.html import duration
 from emoprobe.study.folder import RunFolder
-from emoprobe.study.result import Result
+from emoprobe.study.result import OUTCOMES, PARTLY, Result
 
 SMALL = 20_000_000
 """Parameters up to which one thread is best."""
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn", "numpy", "scipy", "pandas", "matplotlib")
 
-SIGNS = {-1: "the opposite is shown", 0: "not shown", 1: "shown, beyond all controls"}
+DRAWN = {
+    OUTCOMES[-1]: drawing.RED,
+    OUTCOMES[0]: drawing.CONTROL,
+    PARTLY: drawing.SKY,
+    OUTCOMES[1]: drawing.BLUE,
+}
+"""Outcomes as a study's figure has them side by side, and their colours."""
 
 Step = Callable[[], Result]
 
@@ -53,15 +60,27 @@ Step = Callable[[], Result]
 def conduct(
     display: Display, folder: RunFolder, model: LiveModel, steps: Iterable[tuple[str, Step]], seed: int
 ) -> Study:
-    """Do the steps that are not done yet, in order, and write the report. Each step begins with the same seed."""
+    """Do the steps that are not done yet, in order, and write the report. Each step begins with the same seed.
+
+    The first step leaves what all others stand on: once it is done, they are known, and the record says which they are.
+    """
     kept = folder.done
     results = []
+
+    def do(name: str, step: Step) -> None:
+        display.begin(name)
+        torch.manual_seed(seed)
+        results.append(folder.step(name, step))
+        display.done(results[-1].finding + (" (kept)" if name in kept else ""), results[-1].passed)
+
     with _threads(model):
-        for name, step in steps:
-            display.begin(name)
-            torch.manual_seed(seed)
-            results.append(folder.step(name, step))
-            display.done(results[-1].finding + (" (kept)" if name in kept else ""), results[-1].passed)
+        remaining = iter(steps)
+        for first in islice(remaining, 1):
+            do(*first)
+        others = list(remaining)
+        folder.plan([*(result.name for result in results), *(name for name, _ in others)])
+        for name, step in others:
+            do(name, step)
     display.begin("report")
     study = Study(folder.path, tuple(results), folder.manifest)
     display.done(str(study.write_report()))
@@ -99,6 +118,11 @@ class Study:
         """Whether every check of every experiment held."""
         return all(result.passed for result in self.results)
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the experiments that are still to be done, where that is on record."""
+        return tuple(name for name in self.manifest.get("planned", ()) if name not in self.names)
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the experiments."""
@@ -116,29 +140,31 @@ class Study:
 
     def __repr__(self) -> str:
         lines = [f"  {result.name}: {result.finding} ({result.controls})" for result in self.results]
-        state = "all checks held" if self.passed else "SOME CHECKS FAILED"
+        state = "all software checks held" if self.passed else "SOME CHECKS FAILED"
+        if self.missing:
+            state += (
+                f", UNFINISHED: {len(self.results)} of {len(self.results) + len(self.missing)} experiments"
+            )
         return "\n".join([f"<Study of {self.manifest.get('title')}, {state}, in {self.folder}>", *lines])
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row per experiment: name, title, finding, controls, verdict, passed, sign (see `Result`)."""
-        columns = ["name", "title", "finding", "controls", "verdict", "passed", "sign"]
+        """One row per experiment: name, title, finding, controls, verdict, passed, sign, outcome (see `Result`)."""
+        columns = ["name", "title", "finding", "controls", "verdict", "passed", "sign", "outcome"]
         rows = [[getattr(result, column) for column in columns] for result in self.results]
         return pd.DataFrame(rows, columns=columns).astype({"sign": "Int64"})
 
     def plot(self) -> Figure:
-        """Draw for each experiment whether what was asked is shown, its opposite or neither; nothing where not asked."""
+        """Draw how each experiment's question is answered: one mark a row, and none where it was not asked."""
         with drawing.styled():
             figure, axes = drawing.panels(height=0.9 + 0.25 * len(self.results))
             axis = axes[0, 0]
-            for (sign, what), colour in zip(
-                SIGNS.items(), (drawing.RED, drawing.CONTROL, drawing.BLUE), strict=True
-            ):
-                rows = self.frame.index[(self.frame["sign"] == sign).fillna(False)]
-                axis.plot([sign] * len(rows), rows, "o", color=colour, label=what)
-            axis.set_xticks(list(SIGNS), list(SIGNS.values()))
+            for place, (outcome, colour) in enumerate(DRAWN.items()):
+                rows = self.frame.index[self.frame["outcome"] == outcome]
+                axis.plot([place] * len(rows), rows, "o", color=colour, label=outcome)
+            axis.set_xticks(range(len(DRAWN)), list(DRAWN))
             axis.set_yticks(self.frame.index, self.frame.title, parse_math=False)
-            axis.set(xlim=(-1.5, 1.5), ylim=(len(self.results) - 0.5, -0.5))
+            axis.set(xlim=(-0.5, len(DRAWN) - 0.5), ylim=(len(self.results) - 0.5, -0.5))
             axis.grid(axis="y", color=drawing.INK, alpha=0.2)
         return figure
 

@@ -1,6 +1,6 @@
 """The run folder: what was asked, what came out, and which steps are done.
 
-    manifest.json       what was asked, versions, seeds, hardware, durations
+    manifest.json       what was asked, which steps there are, versions, seeds, hardware, durations
     *.safetensors       probes and valuations
     results/            one .parquet (the table) and one .json (the rest) for each step
     figures/            one .svg and one .png for each step that has a figure
@@ -16,7 +16,7 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,15 @@ FIELDS = (
     "controls",
     "verdict",
     "sign",
+    "parts",
     "checks",
     "alt",
     "remarks",
     "published",
 )
-RESULT = {name: str for name in FIELDS if name not in ("sign", "checks", "remarks")} | {
+RESULT = {name: str for name in FIELDS if name not in ("sign", "parts", "checks", "remarks")} | {
     "sign": (int, type(None)),
+    "parts": {...: bool},
     "checks": {...: bool},
     "remarks": [str],
     "figure": bool,
@@ -119,11 +121,18 @@ class RunFolder:
         self._write_manifest()
         return result
 
+    def plan(self, names: Sequence[str]) -> None:
+        """Put on record which steps there are, so that an unfinished study is known for one."""
+        self.manifest["planned"] = list(names)
+        self._write_manifest()
+
     def load(self, name: str) -> Result:
         """Read a step's result; its figure is there as SVG."""
         stem = self.path / "results" / name
         try:
-            record = parse_json(stem.with_suffix(".json").read_bytes())
+            record = {"parts": {}} | parse_json(
+                stem.with_suffix(".json").read_bytes()
+            )  # older ones have no parts
             check_record(record, RESULT)
             if record["name"] != name or record["sign"] not in (None, -1, 0, 1):
                 raise InputError(f"it is called {record['name'][:60]!r}, with sign {record['sign']}")
@@ -147,7 +156,8 @@ class RunFolder:
         if result.figure is not None:
             write_bytes(self.path / "figures" / f"{result.name}.png", drawing.png(result.figure))
         record = {name: getattr(result, name) for name in FIELDS} | {"figure": bool(result.svg)}
-        record["checks"] = {name: bool(held) for name, held in result.checks.items()}
+        for judged in ("parts", "checks"):
+            record[judged] = {name: bool(held) for name, held in record[judged].items()}
         write_bytes(self.path / "results" / f"{result.name}.json", _json(record))
 
     def _write_manifest(self) -> None:
@@ -164,8 +174,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = parse_json(file.read_bytes())
         check_record(manifest, {"format": int, "study": dict, "steps": {...: {"seconds": (int, float)}}})
-        if "reruns" in manifest:
-            check_record(manifest, {"reruns": [dict]})
+        optional = {"reruns": [dict], "planned": [str]}
+        check_record(manifest, {key: what for key, what in optional.items() if key in manifest})
     except (OSError, ValueError) as error:
         raise InputError(f'"{file}" is damaged ({error}): give another folder') from error
     if manifest["format"] > FORMAT:

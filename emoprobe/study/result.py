@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+OUTCOMES = {1: "Shown", 0: "Not shown", -1: "The opposite is shown", None: ""}
+"""What a result's sign says; where there is none, the verdict itself says why."""
+PARTLY = "Partly shown"
 SENTENCE = re.compile(r"(?<![A-Z]\.)(?<=[.?!])\s+(?=[^\Wa-z\d]|[“\"])")
 """Where one sentence ends and the next begins; after an initial none does."""
 
@@ -53,6 +56,8 @@ class Result:
     sign: int | None = None
     """1 where all that was asked is shown, beyond all controls; -1 where its opposite is; 0 where neither; None where it was
     not asked, or nobody said."""
+    parts: Mapping[str, bool] = field(default_factory=dict)
+    """What the question asks part by part: part -> whether it is shown; empty where it asks one thing."""
     published: str = ""
     """What was published of the same experiment on another model, with its source; empty where nothing was."""
 
@@ -69,6 +74,22 @@ class Result:
     def answer(self) -> str:
         """The first sentence of the verdict."""
         return SENTENCE.split(self.verdict, maxsplit=1)[0]
+
+    @property
+    def outcome(self) -> str:
+        """How the question is answered: one of OUTCOMES, or PARTLY where some of its parts are shown and others are not."""
+        return PARTLY if self.sign == 0 and any(self.parts.values()) else OUTCOMES[self.sign]
+
+    @property
+    def in_parts(self) -> str:
+        """Which parts are shown and which are not, where it is partly shown; empty elsewhere."""
+        if self.outcome != PARTLY:
+            return ""
+        shown, missed = (
+            "; ".join(part for part, held in self.parts.items() if held is is_shown)
+            for is_shown in (True, False)
+        )
+        return f"Shown: {shown}. Not shown: {missed}."
 
     @property
     def frame(self) -> pd.DataFrame:
