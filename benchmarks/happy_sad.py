@@ -22,7 +22,7 @@ from emoprobe.corpora import Corpus
 from emoprobe.models import LiveModel
 from emoprobe.steering import Measure
 from emoprobe.study import feelings
-from emoprobe.study.steering import leaning
+from emoprobe.study.outcomes import leaning
 
 HERE = Path(__file__).resolve().parent
 STRENGTHS = tuple(round(float(s), 1) for s in np.linspace(-0.3, 0.3, 7))

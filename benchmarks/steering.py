@@ -34,7 +34,7 @@ from emoprobe.study import feelings
 from emoprobe.study.concepts.deflection import hidden_directions
 from emoprobe.study.concepts.dialogues import dialogues, topics
 from emoprobe.study.concepts.speakers import speaker_directions
-from emoprobe.study.steering import leaning
+from emoprobe.study.outcomes import leaning
 from emoprobe.study.texts import divide, readable_part, targets
 from emoprobe.study.wording import ranged, span
 

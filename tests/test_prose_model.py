@@ -14,7 +14,7 @@ from emoprobe.probes import fit_probes
 from emoprobe.scoring import text_nll
 from emoprobe.steering import sweep
 from emoprobe.study import feelings
-from emoprobe.study.steering import leaning
+from emoprobe.study.outcomes import leaning
 
 FOLDER = Path(emoprobe.models.prose.__file__).parent
 PROSE = (

@@ -35,6 +35,7 @@ from emoprobe.study.word_magnitudes import (
     word_spans,
     word_tokens,
 )
+from emoprobe.study.wording import number
 from emoprobe.valattn import Valuation, inject
 
 TEXTS = ["I am so glad that you came, without a word!", "The dog"]
@@ -392,12 +393,19 @@ def test_the_result_says_what_the_tables_say(short: None) -> None:
     result = replace(compared, untouched=False).result()
     assert list(result.checks.values()) == [False, True] and not result.passed
     stated = compared.claims.query("strength == 1")
-    assert result.finding.startswith("of 4 claims show: ")
-    assert "beyond all 2 controls" in result.controls and "by chance in 1 of 3" in result.controls
+    assert (
+        result.finding.startswith("of 4 claims each, ") and "two sentences give no interval" in result.finding
+    )
+    changes = compared.claims.query("valuation == 'annotated' and claim == 'word magnitudes vary more'")
+    for value in changes[changes.strength == 1][[*SENTENCES, "value"]].iloc[0]:
+        assert f"{number(value, 1, True)} %" in result.finding
+    assert "2 control valuations" in result.controls and "by chance in 1 of 3" in result.controls
+    assert list(result.parts) == list(CLAIMS)
+    assert sum(result.parts.values()) == sum(stated[stated["valuation"] == "annotated"]["shows"] == "yes")
     assert "each with a chance of at most 1 in 3" in result.verdict
     for family in ("annotated", "unmapped", "probed"):
         claims = stated[stated["valuation"] == family]
-        assert f"{family} {sum(claims['shows'] == 'yes')}" in result.finding
+        assert f"{sum(claims['shows'] == 'yes')} hold with {family}" in result.finding
         said = result.verdict.split(f"With {family} valuations: ")[1].split(".")[0]
         for claim, verdict in zip(claims["claim"], claims["shows"], strict=True):
             word = {"yes": "shows", "no": "does not show", "undecided": "undecided"}[verdict]

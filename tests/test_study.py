@@ -40,9 +40,10 @@ from emoprobe.study.conduct import Display
 from emoprobe.study.cost import Cost
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.learning import _alignment, _prediction
+from emoprobe.study.outcomes import leaning
 from emoprobe.study.probing import _shuffled_at_chance
 from emoprobe.study.reading import _above_controls, _answer
-from emoprobe.study.steering import Steered, _crossed, leaning
+from emoprobe.study.steering import Steered, _crossed
 from emoprobe.study.texts import divide, readable, valuation_dimensions
 from emoprobe.study.valuing import _above_random
 from emoprobe.study.wording import correlation, listed, number, span
@@ -202,11 +203,13 @@ def test_an_interrupted_study_goes_on_where_it_was(
         with pytest.raises(KeyboardInterrupt):
             run_study(model, small_corpus(), tmp_path / "run", progress=False)
     assert calls == ["fit_probes", "probing", "reading", "geometry", "valuing"]
-    assert [result.name for result in load_study(tmp_path / "run").results] == list(STEPS[:4])
+    begun = load_study(tmp_path / "run")
+    assert begun.names == STEPS[:4] and begun.missing == STEPS[4:] and "UNFINISHED: 4 of 8" in repr(begun)
+    assert "Unfinished: 4 of 8 experiments are done." in begun.write_report().read_text()
     calls.clear()
     resumed = run_study(model, small_corpus(), tmp_path / "run", progress=False)
     assert calls == ["injecting", "steering", "learning", "sentences"]
-    assert resumed.names == STEPS
+    assert resumed.names == STEPS and resumed.missing == () and "UNFINISHED" not in repr(resumed)
     for file in sorted(finished.folder.rglob("*")):
         other = tmp_path / "run" / file.relative_to(finished.folder)
         if file.is_file() and file.name not in ("manifest.json", "report.html"):  # these hold times
@@ -491,26 +494,21 @@ def test_what_learning_did_to_prediction_is_said_as_intervals_have_it() -> None:
     overlap = [("random 0", 0.02), ("random 1", 0.03), ("random 2", 0.04), ("learned from random", 0.5)]
     compared: Any = SimpleNamespace(overlap=pd.DataFrame(overlap, columns=["condition", "overlap"]))
     open_, better, worse = (0.0, -0.1, 0.1), (-0.2, -0.3, -0.1), (0.2, 0.1, 0.3)
-    assert "The valuation learned from the probes helps prediction: " in verdict(better, open_)
+    assert "helps prediction, by more than random ones that learned nothing: " in verdict(better, open_)
     by_chance = verdict(better, open_, (-0.3, -0.1, 0.0))
-    assert "helps prediction by no more than random ones may: " in by_chance
+    assert "helps prediction by no more than random ones may that learned nothing: " in by_chance
     assert "under random ones that learned nothing, at the same λ, by −0.3000 to 0.0000" in by_chance
     assert "makes prediction worse" in verdict(worse, open_)
     assert "does not help prediction measurably" in verdict((-0.2, -0.5, 0.1), worse)
-    assert signs == [0, 0, -1, 0]
+    assert signs == [1, 0, -1, 0]
     assert verdict((-0.2, np.nan, np.nan), open_).startswith("Cannot be told: one group")
     assert signs.pop() is None
-    # What is said first is how a random start does.
-    for excess, said, sign in (
-        (
-            open_,
-            "That the probes help prediction more than a start at random directions does is not shown",
-            0,
-        ),
-        (better, "A start at random directions helps prediction more than the probes do", -1),
-        (worse, "Learning from the probes leads to better prediction than learning from random", 1),
-    ):
-        assert verdict(better, excess).startswith(said) and signs[-1] == sign
+    # How a random start does is said, and counts for nothing: it differs in more than its start.
+    for excess in (open_, better, worse):
+        said = verdict(better, excess)
+        assert signs[-1] == 1 and "the two are not comparable" in said and "cannot be told" in said
+        assert "start, objective and the λ they reached, with one start each" in said
+        assert "more than the probes do" not in said and "leads to" not in said
     compared.overlap.loc[3, "overlap"] = 0.03  # found nothing of what the probes found
     verdict(better, worse)
     assert signs[-1] == 0
@@ -558,7 +556,7 @@ def test_every_experiment_answers_its_question_in_plain_words(finished: Study) -
     answers = re.findall(r'<td class="answer">(.*?)</td>', page)
     assert len(answers) == len(STEPS)
     for result, answer in zip(finished.results, answers, strict=True):
-        lead = r"<b>(Shown|Not shown|The opposite is shown)\.</b> ."
+        lead = r"<b>(Shown|Partly shown|Not shown|The opposite is shown)\.</b> ."
         assert re.match(lead if result.sign is not None else "Cannot be told: .", answer), answer
         assert result.verdict.startswith(result.answer) and len(result.answer) > 30
 
@@ -576,7 +574,11 @@ def test_what_judges_an_effect_of_steering() -> None:
     effect, own = (0.9, 0.7, 1.1), (0.5, 0.3, 0.7)
 
     def judged(*given: Any) -> tuple[int | None, str]:
-        return steering._sign(*given), steering._answer(*given, "it")
+        return steering._sign(*given), steering._answer(*given, "it", steered)
+
+    steered = [made_up(2.0, [-0.2, 0.0, 0.2], [0.5, 1.9]), made_up(0.1, [-0.2, 0.0, 0.2], [0.5])]
+    _, answer = judged(effect, quiet, own)
+    assert "one more random direction for 1 of 2, and its own direction raises it most for 1 of 2." in answer
 
     assert judged(effect, quiet, own)[0] == judged(effect, quiet, None)[0] == 1
     for given, said in (
@@ -586,6 +588,10 @@ def test_what_judges_an_effect_of_steering() -> None:
     ):
         sign, answer = judged(*given)
         assert sign == 0 and said in answer
+    random, other = "by more than with random directions", "by more than with other concepts' directions"
+    assert steering._parts(effect, 10 * quiet, own) == {"it rises": True, random: False, other: True}
+    assert steering._parts(effect, quiet, (0.1, -0.1, 0.3)) == {"it rises": True, random: True, other: False}
+    assert steering._parts((0.9, -0.1, 1.9), quiet, None) == {"it rises": False, random: False}
     sign, answer = judged((-0.9, -1.1, -0.7), quiet, own)
     assert sign == -1 and "lowers it" in answer
     for given in ((no_interval, quiet, own), (effect, quiet[:1], own)):
@@ -598,11 +604,12 @@ def test_what_judges_an_effect_of_injection() -> None:
     read_outs = pd.Series(["steeper than", ""])
 
     def judged(*given: Any) -> tuple[int | None, str]:
-        return injecting._sign(*given), injecting._answer(*given)
+        return injecting._sign(*given), injecting._answer(*given, 2.0)
 
     assert judged((0.9, 0.7, 1.1), quiet, read_outs[:1])[0] == 1
     sign, answer = judged((0.9, 0.7, 1.1), quiet, read_outs)
-    assert sign == 0 and "becomes worse by more than" in answer and "of 2 read-outs 1 follows" in answer
+    assert sign == 0 and "which is told at λ = 2 alone" in answer
+    assert "becomes worse by more than" in answer and "of 2 read-outs 1 follows" in answer
     assert "becomes better" in judged((-0.9, -1.1, -0.7), quiet, read_outs)[1]
     for cost in ((0.9, -0.1, 1.9), (0.2, 0.1, 0.3)):
         sign, answer = judged(cost, quiet, read_outs[:1])

@@ -1,6 +1,7 @@
 """What the study says of injection and steering follows from its numbers, and its few-group intervals hold what they say."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from emoprobe.steering import Measure, Sweep
 from emoprobe.study import injecting
 from emoprobe.study.dose import KL, NLL
 from emoprobe.study.injecting import _price, _trends
+from emoprobe.study.outcomes import WORDS, left_out
 from emoprobe.study.result import Result
-from emoprobe.study.steering import Steered, _verdict
+from emoprobe.study.steering import Steered, _steered_with, _verdict
 from emoprobe.study.texts import counted, readable, readable_part
 from emoprobe.study.wording import beside_one_more, correlation
 from emoprobe.valattn import Valuation
@@ -164,9 +166,10 @@ def concept(name: str, slope: float, others: Sequence[float], random: Sequence[f
 
 
 def said(steered: Sequence[Steered]) -> str:
-    return _verdict(
-        steered, "its read-out", " nats", "8 beginnings", (0.5, 0.2, 0.8), [-0.1, 0.3], (0.02, 0.01, 0.03)
-    )
+    kinds = ["dimension" if part.concept == "valence" else "label" for part in steered]
+    cost = (0.02, 0.01, 0.03)
+    given = ("its read-out", " nats", "8 beginnings", (0.5, 0.2, 0.8), [-0.1, 0.3], cost, [0.01, 0.002])
+    return _verdict(steered, *given, kinds)
 
 
 def test_what_steering_does_is_said_of_as_many_concepts_as_it_does_it_to() -> None:
@@ -175,7 +178,11 @@ def test_what_steering_does_is_said_of_as_many_concepts_as_it_does_it_to() -> No
     assert every.count("all of 3") == 3 and "none" not in every
     assert "(by chance 1 in 3 would)" in every and "by chance 1 in 40 would" in every
     none = said([concept(name, -1.0, [0.1, 3.0]) for name in "abc"])
-    assert none.count("none of 3") == 3 and "all of" not in none
+    assert (
+        none.count("none of 3") == 3
+        and none.count("all of") == 1
+        and "falls instead of rising for all of 3" in none
+    )
     mixed = said(
         [
             concept("joy", 1.0, [0.1, 1.9]),
@@ -202,6 +209,28 @@ def test_figures_on_steering_name_what_they_are_over() -> None:
     assert "+0.50\N{NO-BREAK SPACE}[+0.20,\N{NO-BREAK SPACE}+0.80] nats" in several
     alone = said([concept("joy", 1.0, [])])
     assert "(one concept)" in alone and "ther concepts" not in alone and "all of 1" in alone
+
+
+def test_steering_names_its_price_beside_that_of_random_directions_and_who_goes_the_wrong_way() -> None:
+    mixed = said([concept("valence", 4.0, []), concept("joy", 1.0, []), concept("awe", -0.5, [])])
+    assert "random directions of equal norm cost +0.006 on average (+0.002 to +0.010)" in mixed
+    assert "not more at equal cost" in mixed and "falls instead of rising for 1 of 3 (awe)" in mixed
+    # Changes at the highest strength, 2: 2 and -1 without the dimension, whose is 8.
+    assert "Over the 2 emotions alone, without dimensions, it is +0.50" in mixed
+    alike = said([concept(name, 1.0, []) for name in "ab"])
+    assert "emotions alone" not in alike and "falls instead" not in alike
+
+
+def test_which_concepts_are_steered_with_and_why_others_are_not() -> None:
+    concepts = ("valence", "joy", "awe", "fear")
+    probes: Any = SimpleNamespace(concepts=concepts)
+    assert left_out(probes, WORDS, concepts) == ""
+    assert left_out(probes, WORDS, ("valence", "joy")) == (
+        "Left out: awe (no plain words); fear (read less well than these 12)."
+    )
+    steered = [concept(name, 1.0, []) for name in concepts[:2]]
+    assert _steered_with(steered, ["dimension", "label"]) == "valence and joy"
+    assert _steered_with(steered, ["dimension"] * 2) == "the dimensions valence and joy"
 
 
 # Texts of many groups ------------------------------------------------------------------------------------------------

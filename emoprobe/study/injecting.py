@@ -60,15 +60,19 @@ def injecting(
         method=(
             f"λ from {plain(min(strengths))} to {plain(highest)} in all {len(valuation.layers)} blocks at once, on "
             f"{counted(part)}, taken for independent; beside it {controls} random valuations of equal norm, and the 95 % "
-            f"prediction interval of one more. The NLL is judged at λ = {plain(highest)}, read-outs, those of the last layer, "
-            "by their trends."
+            f"prediction interval of one more. The NLL is judged at λ = {plain(highest)} alone (the figure has it at every "
+            "λ), read-outs, those of the last layer, by their trends."
         ),
         table=found.frame,
         finding=f"ΔNLL at λ = {plain(highest)}: {span(*cost, digits=3, sign=True)} nats per token, interval over texts",
         controls=f"{controls} random valuations {one_more(chance, 3)}",
         sign=_sign(cost, chance, read_outs),
+        parts={
+            f"the change of prediction at λ = {plain(highest)}": bool(_beyond(cost, chance)),
+            **{f"the trend of the {measure}": bool(how) for measure, how in read_outs.items()},
+        },
         verdict=(
-            f"{_answer(cost, chance, read_outs)} {_price(cost, chance, highest)} "
+            f"{_answer(cost, chance, read_outs, highest)} {_price(cost, chance, highest)} "
             f"Of the λ tried the NLL is lowest at λ = {plain(lowest)}"
             f"{', the untouched model' if lowest == 0 else ''}. "
             f"{_trends(read_outs, controls)}"
@@ -95,8 +99,10 @@ def _sign(
     return int(bool(_beyond(cost, chance)) and bool((beside_random != "").all()))
 
 
-def _answer(cost: tuple[float, float, float], chance: Sequence[float], beside_random: pd.Series[str]) -> str:
-    """Say whether prediction and read-outs change otherwise than under random valuations."""
+def _answer(
+    cost: tuple[float, float, float], chance: Sequence[float], beside_random: pd.Series[str], strength: float
+) -> str:
+    """Say whether prediction, at one λ, and read-outs, over all, change otherwise than under random valuations."""
     if _sign(cost, chance, beside_random) is None:
         return "Cannot be told: there are too few texts, or too few random valuations to compare with."
     nll = {
@@ -106,7 +112,7 @@ def _answer(cost: tuple[float, float, float], chance: Sequence[float], beside_ra
     }[_beyond(cost, chance)]
     unlike = int((beside_random != "").sum())
     how = f"follow{'s' * (unlike < 2)} λ otherwise than under random valuations"
-    return f"{nll}; of {len(beside_random)} read-outs {unlike or 'none'} {how}."
+    return f"{nll}, which is told at λ = {plain(strength)} alone; of {len(beside_random)} read-outs {unlike or 'none'} {how}."
 
 
 def _price(cost: tuple[float, float, float], chance: Sequence[float], strength: float) -> str:

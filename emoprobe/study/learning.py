@@ -8,7 +8,6 @@ space is set beside what single random valuations hold of it, each averaged over
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -89,8 +88,8 @@ def learning(
         name="learning",
         title="Learning a valuation",
         question=(
-            "Does a valuation learned from the probes help to predict text by more than one learned from a random start, and "
-            "does that one turn into what the probes found?"
+            "Does a valuation learned from the probes help to predict text by more than random ones that learned nothing, and "
+            "does one learned from a random start turn into what the probes found?"
         ),
         method=(
             f"W, b and one λ per block trained for {steps} steps of {batch_size} texts with the model frozen: from the probes "
@@ -102,10 +101,14 @@ def learning(
         table=_table(found),
         finding=f"ΔNLL {_delta(nll, 'learned')} nats per token, over {found.groups} groups",
         controls=(
-            f"learned from a random start {_delta(nll, RANDOM_START)}, that less this {_delta(nll, RANDOM_START, EXCESS)}; "
-            f"not learned: probed {_delta(nll, 'probed')}, random {one_more(randoms, 4)}"
+            f"not learned: random {one_more(randoms, 4)}, probed {_delta(nll, 'probed')}; learned from a random start "
+            f"{_delta(nll, RANDOM_START)}, not comparable"
         ),
         sign=_sign(nll, found),
+        parts={
+            "the one learned from the probes helps prediction": _helps(nll),
+            "the one learned from a random start turns into what the probes found": _finds(found),
+        },
         verdict=f"{_prediction(nll, annotated)} {_alignment(found, before_learning, annotated)}",
         checks={
             "the model comes out as it went in": torch.equal(before, model.logits(text)),
@@ -141,37 +144,38 @@ def _row(
 
 
 def _prediction(nll: pd.DataFrame, annotated: bool) -> str:
-    """Say how the learned valuation stands to the one from a random start, and then whether it helps prediction at all."""
-    value, low, high = _row(nll, "learned")
+    """Say whether the learned valuation helps prediction, and how it lies to the one from a random start, which is no control.
+
+    The two arms differ in more than their start, so that no difference between them is laid to it.
+    """
+    _, low, high = _row(nll, "learned")
     randoms = _randoms(nll)
     size = nll.to_dict("index")["learned"]["lambda"]
     changed = f"with mean |λ| = {number(size, 3)} the NLL of held-out texts changes by {_delta(nll, 'learned')} nats per token"
     if not low <= high:  # NaN: one group has no interval
         return f"Cannot be told: one group of held-out texts does not tell whether learning helps prediction; {changed}."
-    _, *against = _row(nll, RANDOM_START, EXCESS)
-    start = _side(
-        against,
-        below="A start at random directions helps prediction more than the probes do",
-        neither="That the probes help prediction more than a start at random directions does is not shown",
-        above="Learning from the probes leads to better prediction than learning from random directions",
-    )
-    outcome = _side(
-        (low, high),
-        below=(
-            "The valuation learned from the probes helps prediction"
-            if value < prediction_interval(randoms)[0]
-            else "The valuation learned from the probes helps prediction by no more than random ones may"
-        ),
-        neither="Learning from the probes does not help prediction measurably",
-        above="The valuation learned from the probes makes prediction worse",
+    outcome = (
+        "makes prediction worse"
+        if low > 0
+        else "does not help prediction measurably"
+        if high >= 0
+        else "helps prediction, by more than random ones that learned nothing"
+        if _helps(nll)
+        else "helps prediction by no more than random ones may that learned nothing"
     )
     return (
-        f"{start}: the NLL under a valuation learned from there less that under the one learned from the probes is "
-        f"{_delta(nll, RANDOM_START, EXCESS)} nats per token; the two differ in "
-        f"{'start, objective' if annotated else 'start'} and the λ they reached. {outcome}: {changed}; under the one from "
-        f"random directions by {_delta(nll, RANDOM_START)}; under random ones that learned nothing, at the same λ, by "
-        f"{ranged(randoms, 4, True)}."
+        f"The valuation learned from the probes {outcome}: {changed}; under random ones that learned nothing, at the same λ, "
+        f"by {ranged(randoms, 4, True)}. Under the one learned from random directions it changes by "
+        f"{_delta(nll, RANDOM_START)} (that less this: {_delta(nll, RANDOM_START, EXCESS)}), but the two are not "
+        f"comparable: they differ in start{', objective' if annotated else ''} and the λ they reached, with one start each, "
+        "so that which of these makes the difference cannot be told."
     )
+
+
+def _helps(nll: pd.DataFrame) -> bool:
+    """Say whether the one learned from the probes lowers the NLL, and by more than one more random valuation may."""
+    value, _, high = _row(nll, "learned")
+    return bool(high < 0 and value < prediction_interval(_randoms(nll))[0])
 
 
 def _randoms(nll: pd.DataFrame) -> list[float]:
@@ -181,22 +185,17 @@ def _randoms(nll: pd.DataFrame) -> list[float]:
 
 
 def _sign(nll: pd.DataFrame, found: Comparison) -> int | None:
-    """Return 1 where probes help more than a random start that finds them again, -1 where it, or no valuation, helps more."""
-    value, low, high = _row(nll, "learned")
-    _, less, more = _row(nll, RANDOM_START, EXCESS)
-    if np.isnan([low, high, less, more]).any():
+    """Return 1 where both parts are shown, -1 where learning from the probes makes prediction worse; None for one group."""
+    _, low, high = _row(nll, "learned")
+    if np.isnan([low, high]).any():
         return None
-    if more < 0 or low > 0:
-        return -1
+    return -1 if low > 0 else int(_helps(nll) and _finds(found))
+
+
+def _finds(found: Comparison) -> bool:
+    """Say whether the one from a random start holds more of the probes' space than one more random valuation may."""
     mine, random = _held(found)
-    helps = high < 0 and value < prediction_interval(_randoms(nll))[0]
-    return int(helps and less > 0 and mine > prediction_interval(random, SHARE)[1])
-
-
-def _side(interval: Sequence[float], *, below: str, neither: str, above: str) -> str:
-    """Choose the words for an interval that lies below 0, includes it, or lies above."""
-    low, high = interval
-    return below if high < 0 else above if low > 0 else neither
+    return mine > prediction_interval(random, SHARE)[1]
 
 
 def _held(found: Comparison) -> tuple[float, list[float]]:

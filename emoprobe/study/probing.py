@@ -1,4 +1,4 @@
-"""Can emotions be read from the residual stream, and from which layer on?
+"""Can emotions be read from the residual stream, by more than words give away?
 
 Everything is in the probe set already: cross-validated scores with their controls. This puts them into a figure and words.
 """
@@ -40,7 +40,7 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
     return Result(
         name="probing",
         title="Reading emotions off the residual stream",
-        question="Can what a text's emotion is be read from the model's residual stream, and from which layer on?",
+        question="Can what a text's emotion is be read from the model's residual stream, by more than its words give away?",
         method=(
             f"Linear probes ({listed([f'{name} for {kind}s' for kind, name in about['estimators'].items()])}) on the mean "
             f"residual stream of {about['texts']:,} texts at each of {len(probes.layers)} layers, scored on held-out groups "
@@ -48,7 +48,7 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
             "embedding (layer 0), a bag of words, random features of the tokens, a control task (arbitrary labels of words) "
             "and how alike directions fitted to halves of the groups are. q is p against shuffled annotations, corrected for "
             "all concepts (Benjamini and Hochberg); a score counts if q is at most 0.05, and what it is above "
-            "each other control is more than nothing."
+            f"each other control is more than nothing. {_tail(about['permutations'])}"
         ),
         table=probes.scores,
         finding="; ".join(
@@ -65,14 +65,27 @@ def probing(probes: ProbeSet, *, recovery: bool = False) -> Result:
             ]
         ),
         sign=int(all(map(_held, main))),
+        parts={_called(row): _held(row) for row in main},
         checks=checks,
         figure=probes.plot(_shown(probes)),
-        alt="Score by layer for each concept, with its 95 % interval, shuffled annotations, the embedding and a bag of words.",
+        alt=(
+            f"Score by layer for {_drawn(_shown(probes))}, with its 95 % interval, shuffled annotations, the embedding and a "
+            "bag of words."
+        ),
     )
 
 
 def _times(permutations: Mapping[str, int]) -> str:
     return listed([f"{count} times for {kind}s" for kind, count in permutations.items()])
+
+
+def _tail(permutations: Mapping[str, int]) -> str:
+    """Say where a p comes from that is lower than so few permutations can count."""
+    least = listed([f"{1 / (count + 1):.2g} for {kind}s" for kind, count in permutations.items() if count])
+    return (
+        f"So few permutations can count p no lower than {least}: what is lower is the tail of Student's t, and rests on their "
+        "scores being normally distributed."
+    )
 
 
 CAUTION = (
@@ -200,3 +213,7 @@ def _shown(probes: ProbeSet) -> list[str]:
         best = probes.scores.groupby("concept").value.max()
         names += sorted((name for name in probes.concepts if name not in names), key=lambda name: -best[name])
     return [name for name in names if name in scored][:PANELS]
+
+
+def _drawn(names: Sequence[str]) -> str:
+    return listed(["all labels together" if name == LABELS else name for name in names])

@@ -84,6 +84,7 @@ def reading(
             f"{words.suppressed.iloc[0]}: a hint about it, not a measure."
         ),
         sign=int(bool(held.all(axis=None))),
+        parts={str(name): bool(every) for name, every in zip(table.concept, held.all(axis=1), strict=True)},
         figure=_draw(model, probes, unseen, rows, shown),
         alt=(
             f"Texts coloured token by token by the read-out of {listed(shown)}: orange above the corpus's mean token, blue "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,13 @@ def _steps(
     yield "reading", lambda: reading(model, probes, fitted, held_out, dimensions, seed=seed)
     yield "geometry", lambda: geometry(model, probes, fitted, seed=seed)
     yield "valuing", value
-    probed = Valuation.load(folder.path / PROBED)
-    yield "injecting", lambda: injecting(model, probed, probes, held_out, seed=seed)
+    probed = cache(lambda: Valuation.load(folder.path / PROBED))
+    yield "injecting", lambda: injecting(model, probed(), probes, held_out, seed=seed)
     yield "steering", lambda: steering(model, probes, held_out, recovery=recovery, seed=seed)
-    yield "learning", lambda: learning(model, fitted, held_out, probed, keep=folder.path / LEARNED, seed=seed)
+    yield (
+        "learning",
+        lambda: learning(model, fitted, held_out, probed(), keep=folder.path / LEARNED, seed=seed),
+    )
     yield "sentences", lambda: sentences(model, probes, seed=seed)
 
 

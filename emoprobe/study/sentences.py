@@ -27,7 +27,7 @@ from emoprobe.study.result import Result
 from emoprobe.study.sentence_readings import Bench
 from emoprobe.study.source_sentences import GROUPS, SENTENCES, Word
 from emoprobe.study.word_magnitudes import Floats, Reading, gains, rank_shifts, variation
-from emoprobe.study.wording import number, plain, ranged
+from emoprobe.study.wording import listed, number, plain, ranged
 from emoprobe.valattn import Valuation
 
 if TYPE_CHECKING:
@@ -93,12 +93,13 @@ class SentenceComparison:
 
         stated = self.claims[self.claims["strength"] == self.strength]
         shown = [
-            f"{name} {(rows['shows'] == 'yes').sum()}"
+            f"{(rows['shows'] == 'yes').sum()} hold with {name}"
             for name, rows in stated.groupby("valuation", sort=False)
         ]
         annotated = stated[stated["valuation"] == "annotated"].set_index("claim")
+        held = int((annotated["shows"] == "yes").sum())
         varies = (
-            annotated[["value", "control_low", "control_high"]]
+            annotated[[*SENTENCES, "value", "control_low", "control_high"]]
             .astype(float)
             .loc["word magnitudes vary more"]
             .to_dict()
@@ -122,19 +123,22 @@ class SentenceComparison:
             ),
             table=pd.concat([self.claims, groups[list(self.claims.columns)]], ignore_index=True),
             finding=(
-                f"of {len(CLAIMS)} claims show: {', '.join(shown)}; with annotated valuations the magnitudes' coefficient of "
-                f"variation changes by {number(varies['value'], 1, True)} %"
+                f"of {len(CLAIMS)} claims each, {listed(shown)} valuations; two sentences give no interval: with annotated "
+                "valuations the magnitudes' coefficient of variation changes by "
+                f"{listed([f'{number(varies[name], 1, True)} %' for name in SENTENCES])}, on average by "
+                f"{number(varies['value'], 1, True)} %"
             ),
             controls=(
-                f"beyond all {self.controls} controls, which change it by "
-                f"{ranged([varies['control_low'], varies['control_high']], 1, True)} %, a claim lies by chance in 1 of "
-                f"{self.controls + 1}"
+                f"{self.controls} control valuations change it by "
+                f"{ranged([varies['control_low'], varies['control_high']], 1, True)} % on average; a claim lies beyond all of "
+                f"them by chance in 1 of {self.controls + 1}"
             ),
             sign=int(bool((annotated["shows"] == "yes").all())),
+            parts={str(claim): shows == "yes" for claim, shows in annotated["shows"].items()},
             verdict=" ".join(
                 [
-                    f"Of the source's {len(CLAIMS)} claims {int((annotated['shows'] == 'yes').sum()) or 'none'} shows with "
-                    "annotated valuations beyond every control.",
+                    f"Of the source's {len(CLAIMS)} claims {held or 'none'} hold{'s' * (held < 2)} with annotated valuations, "
+                    "beyond every control.",
                     *verdicts,
                     _by_chance(stated, self.controls),
                     "Two sentences are two data points, and their annotator was one.",

@@ -1,45 +1,35 @@
 """Does adding an emotion's direction to the residual stream make the model go on as that emotion would?
 
-On generated texts what an emotion leads to is known: its aftermaths. Elsewhere plain feeling words after a neutral beginning
-have to do, and where there are none, the read-out of the last layer. Two controls stand beside: random directions of equal
-norm, the same ones for all concepts, and the other concepts' directions, since any emotion might do what one does.
+By what this is told is in `outcomes`. Two controls stand beside: random directions of equal norm, the same ones for all
+concepts, and the other concepts' directions, since any emotion might do what one does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from emoprobe import drawing
 from emoprobe.corpora import Corpus
-from emoprobe.corpora.generator import EMOTIONS, aftermaths
 from emoprobe.intervals import Floats, mean_interval, prediction_interval
 from emoprobe.layers import nearest_to_depth
 from emoprobe.models.live import LiveModel
 from emoprobe.probes import ProbeSet
-from emoprobe.steering import Measure, RowWise, Sweep, continuation, steer, sweep
-from emoprobe.steering.row_wise import Passes
-from emoprobe.study import feelings
+from emoprobe.steering import Measure, Sweep, steer, sweep
 from emoprobe.study.dose import NLL, change, checks, draw_dose, shared_measures
+from emoprobe.study.outcomes import MEASURED, MOST, READ_OUT, called, left_out, outcomes_of
 from emoprobe.study.result import Result
-from emoprobe.study.texts import counted, readable_part, targets
-from emoprobe.study.wording import beside_one_more, listed, one_more, plain, ranged, span
+from emoprobe.study.texts import counted, readable_part
+from emoprobe.study.wording import beside_one_more, listed, number, one_more, plain, ranged, span
 
 STRENGTHS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 CONTROLS = 10
-MOST = 12
-"""Concepts that are steered at most."""
-AFTERMATHS = 3
-SITUATIONS = 6
-"""Generated beginnings that are gone on with; what is said of one concept holds over these."""
 TEXTS = 16
-AFTERMATH, WORDS, READ_OUT = "its aftermaths", "words for it", "its read-out"
 
 
 Interval = tuple[float, float, float]
@@ -82,6 +72,12 @@ class Steered:
         return bool(judged.low > 0 and judged.slope > judged.random_high)
 
     @property
+    def wrong(self) -> bool:
+        """Whether the outcome falls at the highest strength."""
+        (change_by_own, _, _), _ = change(self.changes, self.outcome, self.found.raw.strength.max())
+        return bool(change_by_own < 0)
+
+    @property
     def own(self) -> bool:
         """Whether no other concept's direction raises the outcome as much."""
         (change_by_own, _, _), _ = change(self.changes, self.outcome, self.found.raw.strength.max())
@@ -107,9 +103,9 @@ def steering(
     layer = nearest_to_depth(probes.layers, model.n_layers) if layer is None else layer
     chosen = readable_part(model, held_out, TEXTS, seed)
     texts = chosen.texts
-    what, outcomes, after = _outcomes(model, probes, held_out, chosen, seed)
+    what, outcomes, after = outcomes_of(model, probes, held_out, chosen, seed)
     steered = _sweeps(model, probes, outcomes, texts, layer, strengths, controls, seed)
-    highest = max(strengths)
+    highest, names = max(strengths), [part.concept for part in steered]
     changes = [change(part.changes, part.outcome, highest) for part in steered]
     effect = mean_interval([mean for (mean, _, _), _ in changes])
     chance = np.array([random for _, random in changes]).mean(0)
@@ -132,7 +128,9 @@ def steering(
         held[f"and by more than with any random direction, for {wanted} or more"] = sum(beaten) >= wanted
         held[f"and by more than with any other emotion's, for {wanted} or more"] = len(own) >= wanted
     unit = "" if what == READ_OUT else " nats"
-    cost = mean_interval([change(part.changes, NLL, highest)[0][0] for part in steered])
+    costs = [change(part.changes, NLL, highest) for part in steered]
+    cost = mean_interval([mean for (mean, _, _), _ in costs])
+    kinds = [probes.kinds[part.concept] for part in steered]
     return Result(
         name="steering",
         title="Steering with directions",
@@ -141,7 +139,8 @@ def steering(
             f"Each direction added at layer {layer} at {listed([plain(s) for s in strengths])} of the mean "
             f"residual norm: {MEASURED[what]} over {after}, read-outs at layer {model.n_layers}, NLL and KL on "
             f"{counted(chosen)}; beside it {controls} random directions of equal norm and, at s = {plain(highest)}, other "
-            "concepts' directions. Texts and beginnings are taken for independent."
+            f"concepts' directions. Steered with are {_steered_with(steered, kinds)}. {left_out(probes, what, names)} Texts "
+            "and beginnings are taken for independent."
         ),
         table=pd.concat(
             [part.found.frame.assign(concept=part.concept) for part in steered], ignore_index=True
@@ -154,8 +153,9 @@ def steering(
             else ""
         ),
         sign=_sign(effect, chance, own_less),
-        verdict=f"{_answer(effect, chance, own_less, MEASURED[what])} "
-        + _verdict(steered, MEASURED[what], unit, after, effect, chance.tolist(), cost),
+        parts=_parts(effect, chance, own_less),
+        verdict=f"{_answer(effect, chance, own_less, MEASURED[what], steered)} "
+        + _verdict(steered, MEASURED[what], unit, after, effect, chance.tolist(), cost, costs[0][1], kinds),
         checks=held,
         figure=_figure(steered),
         alt=(
@@ -163,13 +163,6 @@ def steering(
             "other concepts' directions do."
         ),
     )
-
-
-MEASURED = {
-    AFTERMATH: "the log-probability of what the emotion leads to",
-    WORDS: "the log-probability of words for it",
-    READ_OUT: "its read-out at the last layer",
-}
 
 
 def _sign(effect: Interval, chance: Floats, own_less: Interval | None) -> int | None:
@@ -186,15 +179,36 @@ def _sign(effect: Interval, chance: Floats, own_less: Interval | None) -> int | 
     return int(low > 0 and value > most and (own_less is None or own_less[1] > 0))
 
 
-def _answer(effect: Interval, chance: Floats, own_less: Interval | None, what: str) -> str:
-    """Say whether concepts' directions raise what they should, and whether random or other concepts' directions do as much."""
+def _parts(effect: Interval, chance: Floats, own_less: Interval | None) -> dict[str, bool]:
+    """Return what is asked, each on average over concepts: that the outcome rises, and beyond which controls."""
+    value, low, _ = effect
+    parts = {
+        "it rises": low > 0,
+        "by more than with random directions": value > prediction_interval(chance)[1],
+    }
+    if own_less is not None:
+        parts["by more than with other concepts' directions"] = own_less[1] > 0
+    return {part: bool(held and low > 0) for part, held in parts.items()}
+
+
+def _answer(
+    effect: Interval, chance: Floats, own_less: Interval | None, what: str, steered: Sequence[Steered]
+) -> str:
+    """Say whether concepts' directions raise what they should, and whether random or other concepts' directions do as much.
+
+    What holds on average is followed by how many single concepts it holds for.
+    """
     sign = _sign(effect, chance, own_less)
     if sign is None:
         return "Cannot be told: there are too few concepts, or too few random directions to compare with."
     if sign:
         how = "raises" if sign > 0 else "lowers"
         beyond = " and by more than other concepts' do" if sign > 0 and own_less else ""
-        return f"A concept's direction {how} {what} by more than random directions do{beyond}, on average over concepts."
+        average = f"A concept's direction {how} {what} by more than random directions do{beyond}, on average over concepts"
+        specific, own = sum(part.specific for part in steered), sum(part.own for part in steered)
+        single = f"; taken singly, it rises by more than with one more random direction for {specific} of {len(steered)}"
+        best = f", and its own direction raises it most for {own} of {len(steered)}" if own_less else ""
+        return f"{average}{single}{best}."
     value, low, _ = effect
     if not low > 0:
         return f"On average over concepts a direction is not shown to raise {what}."
@@ -217,8 +231,13 @@ def _verdict(
     effect: tuple[float, float, float],
     chance: Sequence[float],
     cost: tuple[float, float, float],
+    random_costs: Sequence[float],
+    kinds: Sequence[str],
 ) -> str:
-    """Say what was found; `effect` and `cost` are means over concepts with their intervals, `chance` has random directions'."""
+    """Say what was found; `effect` and `cost` are means over concepts with their intervals, `chance` has random directions'.
+
+    `random_costs` are random directions' costs, and `kinds` says which concepts are dimensions.
+    """
     strengths = steered[0].found.raw.strength
     lowest, highest = plain(strengths.min()), plain(strengths.max())
     others = np.concatenate([part.others for part in steered])
@@ -226,6 +245,7 @@ def _verdict(
         f"At s = {highest} {what} changes by {span(*effect, sign=True)}{unit} ({_over(steered)}), with random directions by "
         f"{ranged(chance, sign=True)} (means over the same concepts): "
         f"{beside_one_more(effect[0], chance, 'random direction')}.",
+        *_emotions_alone(steered, kinds, unit),
         f"It rises monotonically with s from {lowest} to {highest} for "
         f"{_which(steered, [part.concept for part in steered if part.monotone])}.",
         "It rises on the whole, by more than one more random direction may be expected to, for "
@@ -238,10 +258,34 @@ def _verdict(
             f"Other concepts' directions change it by {ranged(others, sign=True)}{unit} (single concepts); the concept's own "
             f"raises it most for {_which(steered, own)} (by chance 1 in {len(steered[0].others) + 1} would)."
         )
+    wrong = [part.concept for part in steered if part.wrong]
+    if wrong:
+        said.append(f"At s = {highest} it falls instead of rising for {_which(steered, wrong)}.")
     said.append(
-        f"The price at s = {highest} is {span(*cost, digits=3, sign=True)} nats of NLL per token ({_over(steered)})."
+        f"The price at s = {highest} is {span(*cost, digits=3, sign=True)} nats of NLL per token ({_over(steered)}); random "
+        f"directions of equal norm cost {number(float(np.mean(random_costs)), 3, True)} on average "
+        f"({ranged(random_costs, 3, True)}). More at equal norm is not more at equal cost, which is not measured here."
     )
     return " ".join(said)
+
+
+def _steered_with(steered: Sequence[Steered], kinds: Sequence[str]) -> str:
+    """Name the concepts, and which of them are dimensions."""
+    dimensions = [part.concept for part, kind in zip(steered, kinds, strict=True) if kind == "dimension"]
+    emotions = [part.concept for part in steered if part.concept not in dimensions]
+    named = [f"the dimensions {listed(dimensions)}"] if len(dimensions) > 1 else dimensions
+    return listed([*named, *emotions], MOST)
+
+
+def _emotions_alone(steered: Sequence[Steered], kinds: Sequence[str], unit: str) -> list[str]:
+    """Give the mean over emotions where dimensions, which have two ends to tell apart, are steered with too."""
+    emotions = [part for part, kind in zip(steered, kinds, strict=True) if kind != "dimension"]
+    if not emotions or len(emotions) == len(steered):
+        return []
+    highest = steered[0].found.raw.strength.max()
+    changes = [change(part.changes, part.outcome, highest)[0][0] for part in emotions]
+    mean = span(*mean_interval(changes), sign=True)
+    return [f"Over the {len(emotions)} emotions alone, without dimensions, it is {mean}{unit}."]
 
 
 def _over(steered: Sequence[Steered]) -> str:
@@ -254,63 +298,6 @@ def _which(steered: Sequence[Steered], concepts: Sequence[str]) -> str:
     if not concepts or len(concepts) == len(steered):
         return f"{'all' if concepts else 'none'} of {len(steered)}"
     return f"{len(concepts)} of {len(steered)} ({listed(concepts, MOST)})"
-
-
-# What follows --------------------------------------------------------------------------------------------------------
-
-
-def _outcomes(
-    model: LiveModel, probes: ProbeSet, corpus: Corpus, texts: Corpus, seed: int
-) -> tuple[str, dict[str, Measure | None], str]:
-    """Return what is measured, for each concept how, and after what; None stands for a read-out of `texts`, measured anyway."""
-    neutral = _neutral_beginnings(corpus)
-    if neutral is not None:
-        chosen = readable_part(model, neutral, SITUATIONS, seed)
-        emotions = [name for name in EMOTIONS if name != "neutral" and name in probes][:MOST]
-        sentences = {name: [f" {text}" for text in aftermaths(name)[:AFTERMATHS]] for name in emotions}
-        measures: dict[str, Measure | None] = {
-            name: leaning(called(name), follow, (), chosen.texts) for name, follow in sentences.items()
-        }
-        return AFTERMATH, measures, counted(chosen)
-    best = probes.scores[probes.scores.metric.isin(["pearson_r", "auc"])].groupby("concept").value.max()
-    # Dimensions come first: they have two ends to tell apart.
-    order = sorted(
-        probes.concepts, key=lambda name: (probes.kinds[name] != "dimension", -best.get(name, 0.0))
-    )
-    adjectives = {name: found for name in order if (found := feelings.words(name))}
-    if not adjectives:
-        return READ_OUT, dict.fromkeys(order[:MOST]), counted(texts)
-    measures = {
-        name: leaning(called(name), toward, against, feelings.PROMPTS)
-        for name, (toward, against) in list(adjectives.items())[:MOST]
-    }
-    return WORDS, measures, f"{len(feelings.PROMPTS)} beginnings"
-
-
-def leaning(name: str, toward: Sequence[str], against: Sequence[str], prompts: Sequence[str]) -> Measure:
-    """Measure log P of any of `toward` after each prompt, less that of `against` where there are any: nats."""
-    sides: Mapping[str, Sequence[str]] = {"toward": toward, **({"against": against} if against else {})}
-    inner = continuation(sides)
-
-    @RowWise
-    def measure(model: LiveModel, ignored: Sequence[str]) -> Passes[dict[str, Tensor]]:
-        found = yield from inner.passes(model, prompts)
-        return {name: found["toward"] - found["against"] if against else found["toward"]}
-
-    return measure
-
-
-def called(concept: str) -> str:
-    """Name the outcome of a concept."""
-    return f"log P of {concept}"
-
-
-def _neutral_beginnings(corpus: Corpus) -> Corpus | None:
-    """Return the generated texts whose teller feels nothing in particular; none from any other corpus."""
-    if corpus.name != "ground-truth" or "neutral" not in corpus.labels:
-        return None
-    mask = (np.asarray(corpus.data["source"][:]) == "first") & (targets(corpus, "neutral") > 0)
-    return corpus.select(mask=mask) if mask.any() else None
 
 
 # Sweeping ------------------------------------------------------------------------------------------------------------

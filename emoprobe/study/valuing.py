@@ -41,7 +41,7 @@ def valuing(model: LiveModel, valuation: Valuation, held_out: Corpus, *, seed: i
     return Result(
         name="valuing",
         title="Valuing tokens",
-        question="Does a valuation made from the probes spread over its range, and does it agree with the annotations?",
+        question="Do the values of tokens agree with the annotations, in each dimension, by more than random valuations' do?",
         method=(
             f"v = tanh(W·x + b), W the probes' directions for {listed(valuation.dimensions)}, standardised over the tokens of "
             f"their corpus; every token of {counted(corpus)} in {len(valuation.layers)} blocks, beside {CONTROLS} random "
@@ -59,6 +59,7 @@ def valuing(model: LiveModel, valuation: Valuation, held_out: Corpus, *, seed: i
         ),
         verdict=f"{_answer(best, above)} {_saturation(table)}",
         sign=int(len(above) == len(best)) if len(best) else None,
+        parts={str(name): name in above for name in best.dimension},
         checks={"no dimension is saturated for half of all tokens": bool((table.saturated < 0.5).all())},
         figure=_figure(valuation, table, histogram),
         alt="Above, how token valuations are distributed in each block; below, their correlation with annotations by block.",
@@ -148,7 +149,7 @@ def _figure(valuation: Valuation, table: pd.DataFrame, histogram: Floats) -> Any
             share = histogram[row, column]
             above.plot(centres, share, color=colour, label=f"block {valuation.layers[row]}", linewidth=1.3)
         above.set_title(dimension, parse_math=False)
-        above.set(xlabel="valuation of a token", xlim=(-1, 1), ylim=(0, None))
+        above.set(xlabel="valuation of a token", xlim=(-1, 1))
         part = table[table.dimension == dimension]
         drawing.control(
             below, part.layer, low=-part.random_high, high=part.random_high, label="random valuations"
@@ -157,7 +158,9 @@ def _figure(valuation: Valuation, table: pd.DataFrame, histogram: Floats) -> Any
         drawing.zero(below)
         below.set(xlabel="block")
         below.xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set_ylabel("share of tokens")
+    axes[0, 0].set(
+        ylabel="share of tokens", ylim=(0, None)
+    )  # last: a limit set before cuts what is drawn after
     axes[1, 0].set_ylabel("r with annotation")
     handles = [axis.get_legend_handles_labels() for axis in axes[:, 0]]
     figure.legend(
