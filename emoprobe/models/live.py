@@ -451,9 +451,8 @@ def _check_texts(texts: Sequence[object]) -> None:
 def check_preference(ids: Tensor, logits: Tensor) -> Tensor:
     """Return logits (batch, vocab) as they are; raise `InputError` where they prefer no token: all alike, or not finite."""
     highest, lowest = logits.amax(-1), logits.amin(-1)
-    asked_for_bans = (highest == 1) & (
-        lowest == 1
-    )  # by prompt lookup, with made-up logits; a broken model's are all 0
+    # Prompt lookup asks what is banned with made-up logits that are all 1; those of a broken model are all 0.
+    asked_for_bans = (highest == 1) & (lowest == 1)
     if not (highest.isfinite() & (highest > lowest) | asked_for_bans).all():
         raise InputError(
             "the model prefers no token to any other, for its logits are all alike or not finite: lower the strength of what "
