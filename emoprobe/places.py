@@ -6,9 +6,10 @@ torch.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +34,8 @@ REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 """Form of a repository's name on the hub, "user/name"."""
 LIKE = 0.75
 """How like a name of the package, of 1, another one has to be to be taken for it misspelt."""
+FIRST = 2**20
+"""Bytes of an artefact's record that are read at the most, where it is only looked at."""
 PATIENCE = 3.0
 """Seconds in which the hub has to answer."""
 
@@ -84,6 +87,37 @@ def check_artefact(path: str | os.PathLike[str], kind: str = "probe set") -> Non
         raise InputError(f'"{path}" is a folder: give the file in it that holds a {kind}')
     if not Path(path).is_file():
         raise InputError(f'no file "{path}": a {kind} was to be read from it; check the path')
+
+
+def recorded_names(path: str | os.PathLike[str], key: str) -> list[str]:
+    """Return the names that an artefact has under a key, from the head of its file alone; of any other file, none.
+
+    That is the "concepts" of a probe set, the "dimensions" of a valuation. Whoever reads the file says what is wrong with it.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), FIRST)))
+        names = json.loads(head["__metadata__"]["emoprobe"])[key]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
+def check_recorded(path: str | os.PathLike[str], concepts: Iterable[str]) -> None:
+    """Raise `InputError` for a concept that a file's probe set does not hold, as far as its head tells."""
+    known = recorded_names(path, "concepts")
+    for concept in concepts if known else ():
+        check_concept(concept, known)
+
+
+def check_concept(concept: str, known: Sequence[str]) -> None:
+    """Raise `InputError` for a concept that is not among those that are probed for."""
+    if concept not in known:
+        meant = get_close_matches(concept, known, n=1, cutoff=LIKE)
+        there = f"there are {', '.join(known)}"
+        raise InputError(
+            f"no probe for {concept!r}: {f'did you mean {meant[0]!r}? Here {there}' if meant else there}"
+        )
 
 
 def check_file(path: Path) -> None:

@@ -23,7 +23,7 @@ from emoprobe.artefacts import read_artefact, write_artefact
 from emoprobe.checks import check_layers, check_names, check_record, check_tensors, reading
 from emoprobe.errors import InputError
 from emoprobe.layers import nearest_to_depth, resolve_layers
-from emoprobe.places import is_repo
+from emoprobe.places import check_concept, is_repo
 from emoprobe.probes.direction import Direction
 
 if TYPE_CHECKING:
@@ -159,8 +159,7 @@ class ProbeSet:
 
     def concept_index(self, concept: str) -> int:
         """Return the column of a concept. Raises `InputError` for one that was not probed for."""
-        if concept not in self.concepts:
-            raise InputError(f"no probe for {concept!r}: there are {', '.join(self.concepts)}")
+        check_concept(concept, self.concepts)
         return self.concepts.index(concept)
 
     def layer_index(self, layer: int | float) -> int:

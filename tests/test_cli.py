@@ -663,6 +663,28 @@ def test_what_is_not_among_choices_is_refused_while_options_are_read(
     assert option in err and '"spark"' in err and "give" in err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["steer", "model", "probes.safetensors", "valense", "the sun"],
+        ["sweep", "model", "probes.safetensors", "valense"],
+        ["inject", "model", "probes.safetensors", "the sun", "--concepts", "arousal,valense"],
+        ["trace", "model", "probes.safetensors", "the sun", "--concepts", "arousal,valense"],
+        ["learn", "model", "probes.safetensors", "-o", "x", "--dimensions", "arousal,valense"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_concept_misspelt_is_refused_before_anything_heavy_is_loaded(
+    command: list[str], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "emoprobe.typed", None)
+    status, out, err = call(*command)
+    assert (status, out) == (2, "")
+    assert (
+        err == "emoprobe: no probe for 'valense': did you mean 'valence'? Here there are arousal, valence\n"
+    )
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32, 99999999999])
 def test_seeds_have_one_range_everywhere(seed: int, call: Call) -> None:
     from typer.main import get_command

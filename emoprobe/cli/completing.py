@@ -13,15 +13,13 @@ from pathlib import Path
 
 import typer
 
-from emoprobe.places import CORPORA, MODELS
+from emoprobe.places import CORPORA, MODELS, recorded_names
 
 DIMENSIONS = ("valence", "arousal", "relevance")
 EMOTIONS = tuple(
     "anger boredom contentment disgust fear joy love neutral pride relief sadness shame surprise".split()
 )
 """Dimensions and labels of the passages."""
-FIRST = 2**20
-"""Bytes of a probe set's record that are read at the most."""
 
 Complete = Callable[[str], list[str]]
 
@@ -78,10 +76,5 @@ def _probed(context: typer.Context) -> tuple[str, ...]:
     """Return the concepts of a probe set or valuation, from the head of its file alone, or else those of the passages."""
     # Arguments are not yet told apart while the value of an option is missing; PROBES is the second of each command.
     path = context.params.get("probes") or "".join(context.args[1:2])
-    try:
-        with Path(path).open("rb") as file:
-            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), FIRST)))
-        record = json.loads(head["__metadata__"]["emoprobe"])
-        return tuple(record.get("concepts") or record["dimensions"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no file, or another kind of file
-        return (*DIMENSIONS, *EMOTIONS)
+    known = recorded_names(path, "concepts") or recorded_names(path, "dimensions")
+    return tuple(known) or (*DIMENSIONS, *EMOTIONS)

@@ -30,7 +30,7 @@ from emoprobe.cli.options import (
 )
 from emoprobe.cli.showing import show_cost, side_by_side, write_json
 from emoprobe.errors import InputError
-from emoprobe.places import check_file, check_probes, check_writable
+from emoprobe.places import check_file, check_probes, check_recorded, check_writable
 
 
 def check_figure(path: Path) -> None:
@@ -64,6 +64,7 @@ def steer(
     as_json: Json = False,
 ) -> None:
     """Continue a prompt with and without a concept's direction, each time with the likeliest token."""
+    check_recorded(probes, [concept])
     from emoprobe import typed
     from emoprobe.probes import load_probes
     from emoprobe.steering import steer as steered
@@ -117,11 +118,13 @@ def inject(
     as_json: Json = False,
 ) -> None:
     """Continue a prompt with and without a valuation in attention, each time with the likeliest token."""
+    named = parsing.split(concepts)
+    check_recorded(probes, named or ())
     from emoprobe import typed
     from emoprobe.valattn import inject as injected
 
     prompt = typed.words(prompt)
-    valuation, loaded = typed.valuation(probes, parsing.split(concepts))
+    valuation, loaded = typed.valuation(probes, named)
     lam = 0.5 if strength is None and valuation.strength is None else strength
     live = typed.model(model, device, dtype)
     if loaded is not None:
@@ -195,6 +198,7 @@ def sweep(
     With --output, finished runs lie in a folder beside it, OUTPUT.runs, until it is written; the same command, broken off and
     given again, goes on there.
     """
+    check_recorded(probes, [] if concept is None else [concept])
     import shutil
 
     from emoprobe import typed

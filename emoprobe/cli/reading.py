@@ -33,7 +33,7 @@ from emoprobe.cli.options import (
 )
 from emoprobe.cli.showing import show_cost, show_trace, write_json
 from emoprobe.errors import InputError
-from emoprobe.places import check_artefact
+from emoprobe.places import check_artefact, check_recorded
 
 
 def fit(
@@ -130,6 +130,8 @@ def trace(
     A terminal shows as many concepts as its width holds, those that lie furthest from the mean token of the probes' corpus; a
     file or another program gets them all, each token on one line.
     """
+    chosen = parsing.split(concepts)
+    check_recorded(probes, chosen or ())
     from functools import partial
 
     from emoprobe import typed
@@ -144,7 +146,7 @@ def trace(
         typed.model(model, device),
         loaded,
         text,
-        concepts=parsing.split(concepts),
+        concepts=chosen,
         layers=None if layers is None else parsing.layers(layers),
     )
     found = read()

@@ -27,7 +27,7 @@ from emoprobe.cli.options import (
     choice,
 )
 from emoprobe.cli.showing import show_cost, write_json
-from emoprobe.places import check_artefact, check_probes
+from emoprobe.places import check_artefact, check_probes, check_recorded
 
 
 def check_valuation(path: Path) -> None:
@@ -74,10 +74,12 @@ def learn(
     λ = 0, which is the untouched model. A fifth of the texts' groups is held out, to say what it does to them; whether random
     valuations would do the same, and what has become of the probes, says `emoprobe compare`.
     """
+    named = parsing.split(dimensions, "--dimensions")
+    check_recorded(probes, named or ())
     from emoprobe import typed
     from emoprobe.valattn import learn_valuation, learning_history
 
-    start, loaded = typed.valuation(probes, parsing.split(dimensions, "--dimensions"))
+    start, loaded = typed.valuation(probes, named)
     texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
     live = typed.model(model, device, dtype)
     if loaded is not None:
