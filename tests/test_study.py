@@ -629,6 +629,18 @@ def test_the_best_block_is_held_to_the_best_block_of_random_valuations() -> None
     assert _above_random(table, table[table.layer == 0]) == ["valence"]
 
 
+def test_no_peak_of_a_valuation_is_cut_off() -> None:
+    """Panels of a row share their axis, and the last one has the highest peak here."""
+    names = ("valence", "arousal", "relevance")
+    columns = ["layer", "dimension", "r", "low", "high", "random_high"]
+    table = pd.DataFrame([(0, name, 0.5, 0.4, 0.6, 0.2) for name in names], columns=columns)
+    histogram = np.full((1, 3, len(valuing.BINS) - 1), 0.05)
+    histogram[0, 2, 10] = 0.4
+    figure = valuing._figure(Valuation(torch.ones(1, 3, 4), torch.zeros(1, 3), names, (0,)), table, histogram)
+    for axis in figure.axes[:3]:
+        assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > 0.4
+
+
 def test_correlations_and_their_intervals() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=300)

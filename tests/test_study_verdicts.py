@@ -212,11 +212,11 @@ def test_figures_on_steering_name_what_they_are_over() -> None:
 
 
 def test_steering_names_its_price_beside_that_of_random_directions_and_who_goes_the_wrong_way() -> None:
-    mixed = said([concept("valence", 4.0, []), concept("joy", 1.0, []), concept("awe", -0.5, [])])
+    mixed = said([concept("valence", 4.0, []), concept("joy", 0.2, []), concept("awe", -0.5, [])])
     assert "random directions of equal norm cost +0.006 on average (+0.002 to +0.010)" in mixed
     assert "not more at equal cost" in mixed and "falls instead of rising for 1 of 3 (awe)" in mixed
-    # Changes at the highest strength, 2: 2 and -1 without the dimension, whose is 8.
-    assert "Over the 2 emotions alone, without dimensions, it is +0.50" in mixed
+    # Changes at the highest strength, 2: 0.4 and -1 without the dimension, whose is 8.
+    assert "Over the 2 emotions alone, without dimensions, it is −0.30" in mixed
     alike = said([concept(name, 1.0, []) for name in "ab"])
     assert "emotions alone" not in alike and "falls instead" not in alike
 
