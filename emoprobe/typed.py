@@ -108,6 +108,12 @@ def kind(path: str) -> str | None:
 def valuation(path: str, concepts: Sequence[str] | None) -> tuple[Valuation, ProbeSet | None]:
     """Read a valuation, or make one of a probe set, which is returned too."""
     if kind(path) == "valuation":
-        return Valuation.load(path), None
+        found = Valuation.load(path)
+        if concepts is not None and set(concepts) != set(found.dimensions):
+            raise InputError(
+                f'"{path}" is a valuation of {", ".join(found.dimensions)}, and asked for is {", ".join(concepts)}: give the '
+                "probe set that holds these, or a valuation of them"
+            )
+        return found, None
     loaded = load_probes(path)
     return Valuation.from_probes(loaded, concepts), loaded

@@ -311,6 +311,25 @@ def test_toward_is_understood_or_refused(call: Call) -> None:  # noqa: F811
 # Small things --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("inject", "model", "learned.safetensors", "the sun", "--concepts", "valence"),
+        ("learn", "model", "learned.safetensors", "-o", "x.safetensors", "--dimensions", "valence"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_dimension_of_a_valuation_is_left_out_unsaid(
+    command: tuple[str, ...],
+    call: Call,  # noqa: F811
+    valuations: Path,
+) -> None:
+    status, out, err = call(*command)
+    assert (status, out) == (2, "")
+    assert '"learned.safetensors" is a valuation of arousal, valence, and asked for is valence' in err
+    assert call("inject", *command[1:3], "the sun", "--concepts", "valence,arousal")[0] == 0
+
+
 def test_no_number_of_a_trace_is_minus_zero(capsys: pytest.CaptureFixture[str]) -> None:
     from emoprobe.cli.showing import show_trace
 
