@@ -274,7 +274,7 @@ RESULTS: dict[str, tuple[Callable[[], Any], str]] = {
     "recovery": (recovered, "learned"),
     "sentences": (lambda: compare_sentences(model32(), controls=1, layers=1), ""),
     "result": (result, "value"),
-    "study": (study, "sign"),
+    "study": (study, ""),
 }
 """Name -> what makes it, and the column of its frame that its figure holds whole ("*": all; "": seen by itself below)."""
 UNNAMED = {"clusters", "emotion vectors", "sentences", "recovery"}
@@ -369,6 +369,18 @@ def test_the_figure_holds_what_the_frame_holds(name: str) -> None:
     if name == "geometry":
         values = values[~np.eye(len(values), dtype=bool)]  # a direction's cosine with itself is not drawn
     held_by(figure, values[np.isfinite(values)])
+
+
+def test_the_figure_of_a_study_marks_how_each_question_is_answered() -> None:
+    partly = replace(result(), name="three", sign=0, parts={"a": True, "b": False})
+    results = (*study().results, partly, replace(partly, name="four", parts={}), replace(partly, sign=None))
+    found = replace(study(), results=results)
+    (axis,) = found.plot().axes
+    names = [label.get_text() for label in axis.get_xticklabels()]
+    marks = {int(y): names[int(x)] for line in axis.lines for x, y in line.get_xydata()}
+    outcomes = found.frame["outcome"].tolist()
+    assert outcomes == ["Shown", "The opposite is shown", "Partly shown", "Not shown", ""]
+    assert [marks.get(row, "") for row in range(5)] == outcomes
 
 
 def held_by(figure: Figure, values: Any) -> None:
