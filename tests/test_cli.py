@@ -655,9 +655,7 @@ def test_what_is_wrong_is_refused_before_anything_heavy_is_loaded(given: list[st
 def test_what_is_not_among_choices_is_refused_while_options_are_read(
     command: list[str], option: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        sys.modules, "emoprobe.typed", None
-    )  # which loads torch, and which each command begins with
+    _nothing_heavy(monkeypatch)
     status, out, err = call(*command, f"--{option}", "spark")
     assert status == 2 and not out and err.count("\n") == 1
     assert option in err and '"spark"' in err and "give" in err
@@ -677,7 +675,7 @@ def test_what_is_not_among_choices_is_refused_while_options_are_read(
 def test_a_concept_misspelt_is_refused_before_anything_heavy_is_loaded(
     command: list[str], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "emoprobe.typed", None)
+    _nothing_heavy(monkeypatch)
     status, out, err = call(*command)
     assert (status, out) == (2, "")
     assert (
@@ -695,6 +693,12 @@ def test_seeds_have_one_range_everywhere(seed: int, call: Call) -> None:
     for name in seeded:
         status, out, err = call(name, "--seed", seed)
         assert status == 2 and not out and "Invalid value for '--seed'" in err and err.count("\n") == 1
+
+
+def _nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the import fail that each command begins with, and that loads torch."""
+    monkeypatch.setitem(sys.modules, "emoprobe.typed", None)
+    monkeypatch.delattr("emoprobe.typed", raising=False)  # where it was imported before
 
 
 def test_advice_can_be_followed(call: Call, files: Path) -> None:
