@@ -25,6 +25,7 @@ ELSEWHERE = {
     "README.md": "overview.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "examples/README.md": "examples/which.md",
     "emoprobe/models/prose/MODEL_CARD.md": "cards/prose.md",
     "emoprobe/models/ground_truth/MODEL_CARD.md": "cards/ground_truth.md",
     **{f"benchmarks/{path.name}": f"benchmarks/{path.name}" for path in ROOT.glob("benchmarks/*.md")},
@@ -128,11 +129,7 @@ def command_line() -> str:
 
 def front_door(emoprobe: griffe.Module) -> str:
     """Return the page of the names at the top of the package: what each is, and in full those that no other page has."""
-    named = {
-        name: _defined(member)
-        for name, member in sorted(emoprobe.members.items(), key=lambda pair: pair[0].lower())
-        if isinstance(member, griffe.Alias) and member.target_path.startswith("emoprobe.")
-    }
+    named = _exports(emoprobe)
     rows = [f"| [`{name}`][{found.path}] | {_first_paragraph(found)} |" for name, found in named.items()]
     elsewhere = {found.path for package in PACKAGES for found in _exports(emoprobe[package]).values()}
     own = {name: found for name, found in named.items() if found.path not in elsewhere}
@@ -143,14 +140,16 @@ def front_door(emoprobe: griffe.Module) -> str:
 
 def exported(package: griffe.Module) -> str:
     """Return the page of a package: what it is, and all names that it exports."""
-    assert package.docstring is not None and package.exports is not None, package.path
+    assert package.docstring is not None, package.path
     return "\n".join(
         [f"# {package.path}\n", package.docstring.value, "", *_entries(package.path, _exports(package))]
     )
 
 
 def _exports(package: griffe.Module) -> dict[str, griffe.Object]:
-    names = sorted(map(str, package.exports or ()), key=str.lower)
+    """Return what `__all__` lists or, of a package that loads its names when they are used, what its stub imports."""
+    imported = [n for n, m in package.members.items() if m.is_alias and m.target_path.startswith("emoprobe.")]
+    names = sorted(map(str, package.exports or imported), key=str.lower)
     return {name: _defined(package.members[name]) for name in names}
 
 

@@ -24,6 +24,8 @@ CONTESTANTS = {
     "untouched": "own",
 }
 COMPARED, TOLERANCE = "found", 1e-4
+SLOW = ("flex_attention",)
+"""Contestants that compile for a minute before they begin; the guard leaves them out."""
 REASONS = {
     "mask": "the bias as an attention mask (queries × keys) that SDPA adds, by hooks of torch",
     "flex_attention": "compiled, the bias worked out score by score, by an attention function registered with transformers",

@@ -115,9 +115,6 @@ def race(
         finally:
             for one in entered:
                 one.stop()
-        if os.environ.get("KEEPLOG"):
-            for one in entered:
-                print(one.name, one.log.read_text()[-3000:])
         return [record(one, entered[0], tolerance, compared) for one in entered]
 
 
