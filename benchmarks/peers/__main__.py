@@ -61,23 +61,23 @@ def texts(count: int) -> Callable[[Path], Mapping[str, Any]]:
 
 
 CASES = (
-    Case("capturing", "ground-truth", "5,000 texts", 3, texts(5000)),
-    Case("capturing", "stories260K", "1,000 texts", 4, texts(1000)),
-    Case("capturing", "bundled", "160 texts", 4, texts(160), quick=True),
-    Case("capturing", "gpt2-small", "48 texts", 3, texts(48)),
-    Case("directions", "bundled", "pairs of passages", 3, lambda folder: inputs.pairs()),
+    Case("capturing", "ground-truth", "5,000 texts, 1,721 different ones", 3, texts(5000)),
+    Case("capturing", "stories260K", "300 texts", 6, texts(300)),
+    Case("capturing", "bundled", "96 texts", 6, texts(96), quick=True),
+    Case("capturing", "gpt2-small", "16 texts", 5, texts(16)),
+    Case("directions", "bundled", "96 pairs of passages", 5, lambda folder: inputs.pairs()),
     Case("probing", "bundled", "624 passages, 13 emotions", 2, lambda folder: inputs.labelled()),
     Case("steering", "bundled", "4 prompts, 64 tokens", 8, partial(inputs.steering, tokens=64), quick=True),
-    Case("steering", "stories260K", "4 prompts, 64 tokens", 8, partial(inputs.steering, tokens=64)),
-    Case("steering", "gpt2-small", "4 prompts, 64 tokens", 4, partial(inputs.steering, tokens=64)),
+    Case("steering", "gpt2-small", "4 prompts, 32 tokens", 6, partial(inputs.steering, tokens=32)),
     Case("attention_bias", "bundled", "504 tokens read", 10, partial(inputs.valued, tokens=0), quick=True),
     Case("attention_bias", "gpt2-small", "1,016 tokens read", 5, partial(inputs.valued, tokens=0)),
     Case("attention_bias", "bundled", "64 tokens written", 10, partial(inputs.valued, tokens=64), quick=True),
-    Case("attention_bias", "gpt2-small", "64 tokens written", 5, partial(inputs.valued, tokens=64)),
+    Case("attention_bias", "gpt2-small", "32 tokens written", 6, partial(inputs.valued, tokens=32)),
     Case("starting", "bundled", "import", 5, lambda folder: {}),
-    Case("starting", "bundled", "help", 6, lambda folder: {}, quick=True),
-    Case("starting", "bundled", "first", 4, lambda folder: {}),
+    Case("starting", "bundled", "help", 8, lambda folder: {}, quick=True),
+    Case("starting", "bundled", "first", 5, lambda folder: {}),
 )
+ROWS = tuple(dict.fromkeys(case.row for case in CASES))
 
 
 def run(case: Case, place: Path, environments: Path | None) -> list[dict[str, Any]] | str:
@@ -105,7 +105,7 @@ def run(case: Case, place: Path, environments: Path | None) -> list[dict[str, An
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Return what the figures are measured on."""
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -114,7 +114,7 @@ def machine() -> dict[str, Any]:
         ),
         platform.processor(),
     )
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "threads": 1}
+    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def main() -> None:
@@ -122,7 +122,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="*", metavar="ROW", help="rows to run; the others stay as they are kept"
+        "--only", nargs="+", choices=ROWS, help="rows to run; the others stay as they are kept"
     )
     parser.add_argument("--again", action="store_true", help="keep this as the second run")
     parser.add_argument(
@@ -137,23 +137,22 @@ def main() -> None:
     if options.tables:
         return tables.write(kept, json.loads(AGAIN.read_text()) if AGAIN.exists() else None)
     path = AGAIN if options.again else KEPT
-    before = json.loads(path.read_text()) if options.only and path.exists() else {"cases": {}}
-    found: dict[str, Any] = {**machine(), "load": [], "seconds": 0.0, "cases": before["cases"]}
-    began = time.perf_counter()
+    cases: dict[str, Any] = json.loads(path.read_text())["cases"] if options.only and path.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         for case in CASES:
             if (options.only and case.row not in options.only) or (options.quick and not case.quick):
                 continue
-            print(f"{time.perf_counter() - began:6.0f} s  {case.title}", flush=True)
-            found["load"].append(round(os.getloadavg()[0], 1))
-            found["cases"][case.title] = run(
-                case, Path(place), None if options.quick else options.environments
+            print(case.title, flush=True)
+            began, load = time.perf_counter(), round(os.getloadavg()[0], 1)
+            records = run(case, Path(place), None if options.quick else options.environments)
+            about = {**machine(), "load": load, "seconds": round(time.perf_counter() - began, 1)}
+            cases[case.title] = about | (
+                {"records": records} if isinstance(records, list) else {"left": records}
             )
-            found["seconds"] = round(time.perf_counter() - began)
             if not options.quick:
-                write_bytes(path, (json.dumps(found, indent=1) + "\n").encode())
+                write_bytes(path, (json.dumps({"cases": cases}, indent=1) + "\n").encode())
     if options.quick:
-        print(tables.slides(found["cases"], kept["cases"]))
+        print(tables.slides(cases, kept["cases"]))
     else:
         tables.write(json.loads(KEPT.read_text()), json.loads(AGAIN.read_text()) if AGAIN.exists() else None)
 

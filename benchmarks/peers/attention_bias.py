@@ -1,7 +1,7 @@
 """Add λ·V_Q·V_Kᵀ to the scores of every block's attention, in one pass over a text and in cached generation.
 
 Given a folder of a model, a `text`, `weight` (layers, m, d_model) and `bias` (layers, m) of v = tanh(W·x + b), x being what a
-block reads, and λ, each returns as `found` the logits at the text's last token or, where `tokens` are to be written, their ids.
+block reads, and λ, each returns as `found` the logits of the text or, where `tokens` are to be written, their ids.
 """
 
 # what is installed here is one environment's; imports are lines of the user's code
@@ -21,6 +21,7 @@ CONTESTANTS = {
     "flex_attention": "own",
     "transformer_lens": "own",
     "nnsight": "own",
+    "nnsight_eager": "own",
     "untouched": "own",
 }
 COMPARED, TOLERANCE = "found", 1e-4
@@ -28,9 +29,11 @@ SLOW = ("flex_attention",)
 """Contestants that compile for a minute before they begin; the guard leaves them out."""
 REASONS = {
     "mask": "the bias as an attention mask (queries × keys) that SDPA adds, by hooks of torch",
-    "flex_attention": "compiled, the bias worked out score by score, by an attention function registered with transformers",
+    "flex_attention": "compiled, the bias worked out score by score, by an attention function registered with transformers; in "
+    "generation keys are padded to their final length, since on a CPU it compiles for one length only",
     "transformer_lens": "`hook_attn_scores`, which has TransformerLens compute attention in the plain way",
-    "nnsight": "an edit of what goes into the softmax, which eager attention alone has",
+    "nnsight": "the bias as an argument of the attention function, a materialised mask again",
+    "nnsight_eager": "an edit of what goes into the softmax of eager attention",
     "untouched": "the model without the bias: the physical limit, and another result",
 }
 
@@ -49,7 +52,7 @@ def emoprobe(given: Given) -> Work:
         with ep.inject(model, valuation, given["strength"]):
             if given["tokens"]:
                 return {"found": model.generate_ids(batch, **options)[:, -given["tokens"] :]}
-            return {"found": model.forward(batch)[:, -1]}
+            return {"found": model.forward(batch)}
 
     return work
 
@@ -94,7 +97,7 @@ def mask(given: Given) -> Work:
             handles.append(attention.register_forward_pre_hook(add(layer), with_kwargs=True))
         try:
             if not given["tokens"]:
-                return {"found": model(batch.input_ids, use_cache=False).logits[:, -1]}
+                return {"found": model(batch.input_ids, use_cache=False).logits}
             ids = model.generate(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -117,36 +120,34 @@ def flex_attention(given: Given) -> Work:
     from torch.nn.attention.flex_attention import flex_attention as attend
     from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 
-    compiled = torch.compile(attend, dynamic=bool(given["tokens"]))
+    compiled = torch.compile(attend, dynamic=False)
     history: dict[int, Tensor] = {}
     values: dict[int, Tensor] = {}
+    masks: dict[int, Any] = {}
+
+    def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return q >= k
 
     def valued(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
-        layer, offset = module.layer_idx, key.shape[2] - query.shape[2]
-        own, known = given["strength"] * values[layer], history[layer]
-        width = own.shape[-1]
+        queries, keys = query.shape[2], key.shape[2]
+        own, known = given["strength"] * values[module.layer_idx], history[module.layer_idx]
+        options = {"scale": options["scaling"], "enable_gqa": key.shape[1] != query.shape[1]}
+        if given["tokens"]:  # every length anew would be compiled anew
+            more = lengths[0] + given["tokens"] - keys
+            key, value, known = (torch.nn.functional.pad(one, (0, 0, 0, more)) for one in (key, value, known))
+        elif queries not in masks:
+            masks[queries] = create_block_mask(causal, None, None, queries, keys, device="cpu")
+        offset, width = torch.tensor(keys - queries), own.shape[-1]
 
         def score(scores: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             for dimension in range(width):
                 scores = scores + own[b, q, dimension] * known[b, k, dimension]
-            return scores
+            return torch.where(k <= q + offset, scores, -float("inf"))
 
-        def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return q + offset >= k
-
-        blocks = create_block_mask(causal, None, None, query.shape[2], key.shape[2], device="cpu")
-        grouped = key.shape[1] != query.shape[1]
-        out = compiled(
-            query,
-            key,
-            value,
-            score_mod=score,
-            block_mask=blocks,
-            scale=options["scaling"],
-            enable_gqa=grouped,
-        )
+        out = compiled(query, key, value, score_mod=score, block_mask=masks.get(queries), **options)
         return out.transpose(1, 2), None
 
+    lengths: list[int] = []
     AttentionInterface.register("valued", valued)
     AttentionMaskInterface.register("valued", lambda *given, **options: None)
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
@@ -168,8 +169,9 @@ def flex_attention(given: Given) -> Work:
     def work() -> dict[str, Tensor]:
         history.clear()
         batch = tokenizer(given["text"], return_tensors="pt")
+        lengths[:] = [batch.input_ids.shape[1]]
         if not given["tokens"]:
-            return {"found": model(batch.input_ids, use_cache=False).logits[:, -1]}
+            return {"found": model(batch.input_ids, use_cache=False).logits}
         ids = model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -214,7 +216,7 @@ def transformer_lens(given: Given) -> Work:
         batch = tokenizer(given["text"], return_tensors="pt")
         with model.hooks(fwd_hooks=hooks):
             if not given["tokens"]:
-                return {"found": model(batch.input_ids, return_type="logits")[:, -1]}
+                return {"found": model(batch.input_ids, return_type="logits")}
             ids = model.generate(
                 batch.input_ids,
                 max_new_tokens=given["tokens"],
@@ -229,6 +231,44 @@ def transformer_lens(given: Given) -> Work:
 
 
 def nnsight(given: Given) -> Work:
+    """Inject by an argument of the attention function, set by nnsight."""
+    import torch
+    from nnsight import TransformersModel
+
+    model = TransformersModel(given["model"], task="text-generation", dispatch=True, dtype=torch.float32)
+    llama = hasattr(model, "model")
+    blocks = model.model.layers if llama else model.transformer.h
+    weight, bias, strength = given["weight"], given["bias"], given["strength"]
+
+    def work() -> dict[str, Tensor]:
+        history: dict[int, Tensor] = {}
+        if not given["tokens"]:
+            with model.trace(given["text"]):
+                for layer, block in enumerate(blocks):
+                    values = torch.tanh(block.input @ weight[layer].T + bias[layer])
+                    attention = block.self_attn if llama else block.attn
+                    call = attention.source.attention_interface_1
+                    added = strength * values @ values.transpose(1, 2)
+                    call.inputs = (call.inputs[0], {**call.inputs[1], "position_bias": added[:, None]})
+                logits = model.output.logits.save()
+            return {"found": logits}
+        lengths = {"max_new_tokens": given["tokens"], "min_new_tokens": given["tokens"], "do_sample": False}
+        with model.generate(given["text"], **lengths) as tracer:
+            for _ in tracer.iter[: given["tokens"]]:
+                for layer, block in enumerate(blocks):
+                    values = torch.tanh(block.input @ weight[layer].T + bias[layer])
+                    history[layer] = torch.cat([history.get(layer, values[:, :0]), values], dim=1)
+                    attention = block.self_attn if llama else block.attn
+                    call = attention.source.attention_interface_1
+                    added = strength * values @ history[layer].transpose(1, 2)
+                    call.inputs = (call.inputs[0], {**call.inputs[1], "position_bias": added[:, None]})
+            ids = tracer.result.save()
+        return {"found": ids[:, -given["tokens"] :]}
+
+    return work
+
+
+def nnsight_eager(given: Given) -> Work:
     """Inject by nnsight's edit of what goes into the softmax."""
     import torch
     from nnsight import TransformersModel
@@ -248,11 +288,11 @@ def nnsight(given: Given) -> Work:
                     attention = block.self_attn if llama else block.attn
                     softmax = attention.source.attention_interface_1.source.nn_functional_softmax_0
                     softmax.input = softmax.input + (strength * values @ values.transpose(1, 2))[:, None]
-                logits = model.output.logits[:, -1].save()
+                logits = model.output.logits.save()
             return {"found": logits}
         lengths = {"max_new_tokens": given["tokens"], "min_new_tokens": given["tokens"], "do_sample": False}
         with model.generate(given["text"], **lengths) as tracer:
-            with tracer.iter[: given["tokens"]]:
+            for _ in tracer.iter[: given["tokens"]]:
                 for layer, block in enumerate(blocks):
                     values = torch.tanh(block.input @ weight[layer].T + bias[layer])
                     history[layer] = torch.cat([history.get(layer, values[:, :0]), values], dim=1)
@@ -260,7 +300,7 @@ def nnsight(given: Given) -> Work:
                     softmax = attention.source.attention_interface_1.source.nn_functional_softmax_0
                     added = strength * values @ history[layer].transpose(1, 2)
                     softmax.input = softmax.input + added[:, None]
-            ids = model.generator.output.save()
+            ids = tracer.result.save()
         return {"found": ids[:, -given["tokens"] :]}
 
     return work
@@ -277,7 +317,7 @@ def untouched(given: Given) -> Work:
     def work() -> dict[str, Tensor]:
         batch = tokenizer(given["text"], return_tensors="pt")
         if not given["tokens"]:
-            return {"found": model(batch.input_ids, use_cache=False).logits[:, -1]}
+            return {"found": model(batch.input_ids, use_cache=False).logits}
         ids = model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,

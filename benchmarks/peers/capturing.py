@@ -1,8 +1,7 @@
 """Mean-pooled residual streams of all layers, as users of each library would write it.
 
 Given a folder of a model and texts, each returns float32 `vectors` (texts, layers, d_model): the mean over a text's tokens from
-the second on, of what every block reads and of what the last one leaves. Batches hold 32 texts, and one text is never read
-twice.
+the second on, of what every block reads and of what the last one leaves. Batches hold 32 texts.
 """
 
 # what is installed here is one environment's; imports are lines of the user's code
@@ -28,10 +27,12 @@ CONTESTANTS = {
 }
 COMPARED, TOLERANCE = "vectors", 1e-4
 REASONS = {
-    "transformers": "the last of its hidden states is behind the final norm, so that it is no residual stream; GPT-2's "
-    "positions are counted over padding unless they are given, as they are here",
+    "transformers": "the last of its hidden states is behind the final norm, so that it is no residual stream, and GPT-2's "
+    "positions are counted over padding: both are mended here by hand",
+    "transformers_sorted": "the same, batched by length: the best that is written by hand, and what emoprobe has to beat",
     "steering_vectors": "its recorder has what blocks leave only, so that the embedding is missing",
-    "nnterp": "its helpers collect one token's activations, not means; this is its trace, with its names",
+    "nnterp": "its helpers collect one token's activations, not means; this is its trace, with its names. nnsight 0.7, the "
+    "latest that it can be imported with, counts GPT-2's positions over padding",
     "bare_pass": "reads the same batches and keeps nothing: the physical limit",
 }
 
@@ -51,6 +52,9 @@ def transformers(given: Given) -> Work:
 
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32).base_model.eval()
+    setattr(
+        model, "norm" if hasattr(model, "norm") else "ln_f", torch.nn.Identity()
+    )  # or the last state is normed
 
     def work() -> dict[str, Tensor]:
         vectors = []
@@ -81,6 +85,9 @@ def transformers_sorted(given: Given) -> Work:
 
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32).base_model.eval()
+    setattr(
+        model, "norm" if hasattr(model, "norm") else "ln_f", torch.nn.Identity()
+    )  # or the last state is normed
 
     def work() -> dict[str, Tensor]:
         texts = given["texts"]
@@ -204,8 +211,10 @@ def steering_vectors(given: Given) -> Work:
             batch = tokenizer(given["texts"][first : first + 32], padding=True, return_tensors="pt")
             mask = batch.attention_mask
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            with record_activations(model) as recorded:
-                model(batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
+            with record_activations(model, clone_activations=False) as recorded:
+                model.base_model(
+                    batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+                )
             counted = (mask.bool() & (positions > 0))[..., None]
             vectors.append(
                 torch.stack([(one[0] * counted).sum(1) / counted.sum(1) for one in recorded.values()], dim=1)

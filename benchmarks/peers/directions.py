@@ -18,9 +18,8 @@ Work = Callable[[], dict[str, Tensor]]
 CONTESTANTS = {"emoprobe": "own", "transformers": "own", "steering_vectors": "four", "repeng": "four"}
 COMPARED, TOLERANCE = "directions", 1e-4
 REASONS = {
-    "transformers": "a loop by hand; the last layer that it is given is behind the final norm",
-    "repeng": "takes the first principal component of the pairs' differences, not their mean; its hidden states are "
-    "transformers', one layer of which is behind the final norm",
+    "transformers": "a loop by hand, batched by length, the final norm taken away from the last layer",
+    "repeng": "takes the first principal component of the pairs' differences, not their mean",
 }
 
 
@@ -48,9 +47,13 @@ def transformers(given: Given) -> Work:
 
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32).base_model.eval()
+    setattr(
+        model, "norm" if hasattr(model, "norm") else "ln_f", torch.nn.Identity()
+    )  # or the last state is normed
 
     def mean(texts: list[str]) -> Tensor:
         total = torch.zeros(model.config.num_hidden_layers, model.config.hidden_size)
+        texts = sorted(texts, key=len)
         for first in range(0, len(texts), 32):
             batch = tokenizer(texts[first : first + 32], padding=True, return_tensors="pt")
             positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -97,12 +100,15 @@ def repeng(given: Given) -> Work:
 
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     loaded = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32).eval()
-    model = ControlModel(loaded, list(range(loaded.config.num_hidden_layers)))
+    layers = list(range(loaded.config.num_hidden_layers))
+    model = ControlModel(loaded, layers)
     pairs = zip(given["positive"], given["negative"], strict=True)
     entries = [DatasetEntry(positive, negative) for positive, negative in pairs]
 
     def work() -> dict[str, Tensor]:
-        trained = ControlVector.train(model, tokenizer, entries, batch_size=32, method="pca_diff")
+        trained = ControlVector.train(
+            model, tokenizer, entries, batch_size=32, method="pca_diff", hidden_layers=layers
+        )
         apart = torch.stack([torch.from_numpy(trained.directions[n]) for n in sorted(trained.directions)])
         return {"directions": torch.nn.functional.normalize(apart.float(), dim=-1)[None]}
 

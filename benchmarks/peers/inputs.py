@@ -24,7 +24,7 @@ PROMPTS = [
     "I am so happy that you came to see me, and",
     "The letter",
 ]
-PLEASANT, UNPLEASANT = ("joy", "contentment", "love", "pride"), ("fear", "sadness", "anger", "shame")
+PLEASANT, UNPLEASANT = ("joy", "contentment"), ("fear", "sadness")
 
 
 def folder_of(name: str, place: Path) -> Path | None:
@@ -39,7 +39,7 @@ def folder_of(name: str, place: Path) -> Path | None:
         tokenizer = ep.load_model("bundled").tokenizer
         torch.manual_seed(0)
         model: Any = GPT2LMHeadModel(
-            GPT2Config(bos_token_id=0, eos_token_id=1, n_positions=1024)  # 12 blocks, width 768
+            GPT2Config(bos_token_id=0, eos_token_id=1, vocab_size=len(tokenizer))  # 12 blocks, width 768
         )
     else:
         found = SHARED / "models" / name

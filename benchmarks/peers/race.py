@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import statistics
 import subprocess
 import tempfile
@@ -21,6 +22,16 @@ from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
 OURS = "emoprobe"
+ALONE = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment of every contestant: one thread, no network."""
+PATIENCE = 300
+"""Seconds that an answer may take."""
+WARM = 3
+"""Up to so many rounds all are counted, since they are long ones; of more the first is not."""
 
 
 @dataclass
@@ -39,11 +50,6 @@ class Contestant:
     def start(cls, row: str, name: str, python: str, folder: Path) -> Contestant:
         """Set a contestant up, on one thread and without a network."""
         out, log = folder / f"{name}.safetensors", folder / f"{name}.log"
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
         with log.open("w") as errors:
             process = subprocess.Popen(
                 [python, str(HERE / "worker.py"), row, name, str(folder), str(out)],
@@ -51,11 +57,9 @@ class Contestant:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=environment,
+                env=os.environ | ALONE,
             )
-        one = cls(name, process, out, log, {}, [])
-        one.told = one.answer() or {}
-        return one
+        return cls(name, process, out, log, {}, [])
 
     def run(self) -> None:
         """Run once more, unless it has failed."""
@@ -68,16 +72,21 @@ class Contestant:
             self.rounds.append(found)
 
     def answer(self) -> dict[str, Any] | None:
-        """Return the next answer; None, and the reason in `failed`, where the process has ended instead."""
+        """Return the next answer; None, and the reason in `failed`, where there is none."""
         assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            self.failed = f"no answer in {PATIENCE} s"
+            self.process.kill()
+            return None
         line = self.process.stdout.readline()
         if not line:
-            self.process.wait()
+            status = self.process.wait()
             said = [one for one in self.log.read_text().splitlines() if one.strip()]
-            self.failed = said[-1][:300] if said else f"ended with status {self.process.returncode}"
+            self.failed = f"killed by signal {-status}" if status < 0 else (said or ["ended"])[-1][:300]
             return None
         found: dict[str, Any] = json.loads(line)
-        return found
+        self.failed = found.get("failed")
+        return None if self.failed else found
 
     def stop(self) -> None:
         """End the process."""
@@ -95,9 +104,9 @@ def race(
 ) -> list[dict[str, Any]]:
     """Return a record for each contestant, ours first.
 
-    `pythons` names an interpreter for each; what is `given` to all is JSON, and tensors. The first round warms up and is not
-    counted where there are more. Results agree where no entry of the tensor `compared` is farther from ours than `tolerance`
-    times our largest.
+    `pythons` names an interpreter for each; what is `given` to all is JSON, and tensors. Who begins changes by round.
+    Results agree where no entry of the tensor `compared` is farther from ours than `tolerance` times our largest; whole numbers
+    agree where they are the same.
     """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -109,8 +118,11 @@ def race(
         try:
             for name, python in pythons.items():
                 entered.append(Contestant.start(row, name, python, folder))
-            for _ in range(rounds):
-                for one in entered:
+            for one in entered:
+                one.told = one.answer() or {}
+            for number in range(rounds):
+                first = number % len(entered)
+                for one in (*entered[first:], *entered[:first]):
                     one.run()
         finally:
             for one in entered:
@@ -121,17 +133,18 @@ def race(
 def record(one: Contestant, ours: Contestant, tolerance: float, compared: str) -> dict[str, Any]:
     """Return what was measured of a contestant beside ours."""
     found: dict[str, Any] = {"contestant": one.name, **one.told, "failed": one.failed}
-    if not one.rounds or not ours.rounds:
+    if one.failed or ours.failed:
         return found
-    counted = slice(1 if min(len(one.rounds), len(ours.rounds)) > 1 else 0, None)
+    counted = slice(1 if len(ours.rounds) > WARM else 0, None)
     for kind in ("wall", "cpu"):
-        pairs = zip(one.rounds[counted], ours.rounds[counted], strict=False)
+        pairs = zip(one.rounds[counted], ours.rounds[counted], strict=True)
         ratios = [mine[kind] / theirs[kind] for mine, theirs in pairs]
         found[f"{kind}_ratio"] = statistics.median(ratios)
         found[f"{kind}_ratios"] = [round(ratio, 4) for ratio in ratios]
         found[f"{kind}_seconds"] = statistics.median(entry[kind] for entry in one.rounds[counted])
     found["peak"] = max(entry["peak"] for entry in one.rounds)
     found["peak_ratio"] = found["peak"] / max(entry["peak"] for entry in ours.rounds)
+    found["extra"] = max(entry["extra"] for entry in one.rounds)
     return found | agreement(load_file(one.out), load_file(ours.out), tolerance, compared)
 
 
@@ -145,6 +158,9 @@ def agreement(
     mine, his = (one[compared].double() for one in (ours, theirs))
     if his.shape != mine.shape:
         return {"agrees": False, "shapes": f"{tuple(his.shape)} and ours {tuple(mine.shape)}"}
+    if not theirs[compared].is_floating_point():
+        same = (his == mine).sum().item()
+        return {"agrees": same == mine.numel(), "same": f"{same} of {mine.numel()}"}
     differences = (his - mine).abs() / mine.abs().max().clamp(min=1e-12)
     found = {"difference": float(differences.max()), "agrees": bool(differences.max() <= tolerance)}
     if mine.dim() == 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import capturing
+from race import ALONE, OURS, PATIENCE
 
 HERE = Path(__file__).resolve().parent
 IMPORTED = {
@@ -49,28 +51,49 @@ def commands(kind: str, python: Callable[[str], str], folder: Path) -> dict[str,
 
 def race(lines: Mapping[str, Sequence[str]], rounds: int) -> list[dict[str, Any]]:
     """Run the command lines in turn; return a record for each, as `race.race` does. The first round is not counted."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in lines}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in lines}
     failed: dict[str, str] = {}
-    for _ in range(rounds):
-        for name, line in lines.items():
-            if name in failed:
-                continue
-            began, used = time.perf_counter(), sum(os.times()[2:4])
-            done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-            seconds[name].append((time.perf_counter() - began, sum(os.times()[2:4]) - used))
-            if done.returncode:
-                failed[name] = (done.stderr.strip().splitlines() or ["failed"])[-1][:300]
-    ours = seconds["emoprobe"][1:]
-    found = []
-    for name, taken in seconds.items():
-        row: dict[str, Any] = {"contestant": name, "failed": failed.get(name)}
-        for part, kind in enumerate(("wall", "cpu")):
-            if name in failed:
-                break
-            ratios = [mine[part] / theirs[part] for mine, theirs in zip(taken[1:], ours, strict=True)]
-            row[f"{kind}_ratio"] = statistics.median(ratios)
-            row[f"{kind}_ratios"] = [round(ratio, 4) for ratio in ratios]
-            row[f"{kind}_seconds"] = statistics.median(one[part] for one in taken[1:])
-        found.append(row)
+    names = list(lines)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            if name not in failed:
+                try:
+                    seconds[name].append(taken(lines[name]))
+                except (RuntimeError, subprocess.TimeoutExpired) as error:
+                    failed[name] = str(error)
+    return [record(name, seconds, failed) for name in names]
+
+
+def taken(line: Sequence[str]) -> dict[str, float]:
+    """Return the seconds of a command, of wall and processor. Raises `RuntimeError` with what it said last if it fails."""
+    began, used = time.perf_counter(), processor()
+    done = subprocess.run(
+        line, env=os.environ | ALONE, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    wall, cpu = time.perf_counter() - began, processor() - used
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1][:300])
+    return {"wall": wall, "cpu": cpu}
+
+
+def processor() -> float:
+    """Return the processor's seconds of all children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
+
+
+def record(
+    name: str, seconds: Mapping[str, Sequence[Mapping[str, float]]], failed: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what was measured of a contestant beside ours."""
+    found: dict[str, Any] = {"contestant": name, "failed": failed.get(name)}
+    if name in failed or OURS in failed or OURS not in seconds:
+        return found
+    for kind in ("wall", "cpu"):
+        pairs = zip(seconds[name][1:], seconds[OURS][1:], strict=True)
+        ratios = [mine[kind] / theirs[kind] for mine, theirs in pairs]
+        found[f"{kind}_ratio"] = statistics.median(ratios)
+        found[f"{kind}_ratios"] = [round(ratio, 4) for ratio in ratios]
+        found[f"{kind}_seconds"] = statistics.median(one[kind] for one in seconds[name][1:])
     return found

@@ -59,8 +59,6 @@ def hook(given: Given) -> Work:
     blocks = getattr(model.base_model, "layers", None) or model.base_model.h
 
     def add(module: torch.nn.Module, args: object, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return output[0] + given["vector"], *output[1:]
         return output + given["vector"]
 
     def work() -> dict[str, Tensor]:
@@ -120,13 +118,9 @@ def nnsight(given: Given) -> Work:
 
     def work() -> dict[str, Tensor]:
         with model.generate(given["prompts"], **options) as tracer:
-            with tracer.iter[: given["tokens"]]:
-                left = blocks[given["block"]].output
-                if isinstance(left, tuple):
-                    left[0][:] = left[0] + given["vector"]
-                else:
-                    left[:] = left + given["vector"]
-            ids = model.generator.output.save()
+            for _ in tracer.iter[: given["tokens"]]:
+                blocks[given["block"]].output += given["vector"]
+            ids = tracer.result.save()
         return {"ids": ids[:, -given["tokens"] :]}
 
     return work

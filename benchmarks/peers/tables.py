@@ -8,14 +8,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from race import OURS
+from race import OURS, WARM
 
 from emoprobe.artefacts import write_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- peers: python benchmarks/peers --tables -->\n", "<!-- end of peers -->\n"
 SLIDE = 1.15
-"""How much a peer's advantage has to shrink for the guard to report it: two runs on one machine differ by less."""
+"""How much a contestant has to come nearer to emoprobe for the guard to report it."""
 WORK = {
     "capturing": "residual streams of all layers, mean-pooled",
     "directions": "a direction for each layer out of pairs of texts",
@@ -24,17 +24,18 @@ WORK = {
     "attention_bias": "λ·V_Q·V_Kᵀ added to attention scores",
     "starting": "a fresh Python",
 }
-NOT_PEERS = ("untouched", "bare_pass")
+LESS = ("untouched", "bare_pass")
 """Contestants that do less than the work: what they take is the physical limit."""
 Records: TypeAlias = Sequence[Mapping[str, Any]]
-Cases: TypeAlias = Mapping[str, Records | str]
+Case: TypeAlias = Mapping[str, Any]
+"""Hardware, load and seconds of one comparison, and its `records`; or why it was `left` out."""
 
 
 def write(kept: Mapping[str, Any], again: Mapping[str, Any] | None) -> None:
     """Write peers.md beside this folder, and the table in README.md between its marks."""
     write_bytes(ROOT / "benchmarks" / "peers.md", page(kept, again).encode())
     readme = ROOT / "README.md"
-    text = readme.read_text()
+    text = readme.read_text("utf-8")
     if BEGIN in text:
         head, _, rest = text.partition(BEGIN)
         write_bytes(readme, f"{head}{BEGIN}{summary(kept['cases'])}{END}{rest.partition(END)[2]}".encode())
@@ -42,42 +43,47 @@ def write(kept: Mapping[str, Any], again: Mapping[str, Any] | None) -> None:
 
 def page(kept: Mapping[str, Any], again: Mapping[str, Any] | None) -> str:
     """Return peers.md."""
-    intro = (Path(__file__).parent / "intro.md").read_text()
-    lines = [intro.rstrip(), "", f"{machine(kept)}.", ""]
+    here = Path(__file__).parent
+    lines = [(here / "intro.md").read_text("utf-8").rstrip(), "", f"First run: {machine(kept['cases'])}."]
     if again is not None:
-        lines += [
-            f"Order of contestants in a second run ({machine(again)}) {held(kept['cases'], again['cases'])}",
-            "",
-        ]
-    lines += ["## In short", "", summary(kept["cases"]), ""]
-    for title, records in kept["cases"].items():
-        lines += [f"## {title}", "", *section(title.partition(":")[0], records), ""]
+        lines += [f"Second run: {machine(again['cases'])}; {held(kept['cases'], again['cases'])}"]
+    lines += ["", "## In short", "", summary(kept["cases"]), "## What was asked", "", asked(kept["cases"])]
+    lines += [(here / "why.md").read_text("utf-8")]
+    for title, case in kept["cases"].items():
+        lines += [f"## {title}", "", *section(title.partition(":")[0], case), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def machine(found: Mapping[str, Any]) -> str:
+def machine(cases: Mapping[str, Case]) -> str:
     """Return in one line what a run was made on."""
-    load = f"load {min(found['load'])} to {max(found['load'])}"
-    hardware = f"{found['cpu']}, {found['cores']} cores, one thread each, Python {found['python']}"
-    return f"{hardware}; {found['seconds']:,} s in all, {load}"
+    hardware = {f"{case['cpu']}, {case['cores']} cores, Python {case['python']}" for case in cases.values()}
+    loads = [case["load"] for case in cases.values()]
+    seconds = sum(case["seconds"] for case in cases.values())
+    return f"{' and '.join(sorted(hardware))}; {seconds / 60:.1f} minutes, load {min(loads)} to {max(loads)}"
 
 
-def section(row: str, records: Records | str) -> Iterator[str]:
+def section(row: str, case: Case) -> Iterator[str]:
     """Yield the lines of one case: a table, and why contestants differ."""
-    if isinstance(records, str):
-        yield f"Not run: {records}."
+    if "left" in case:
+        yield f"Not run: {case['left']}."
         return
+    records = case["records"]
     memory = any("peak_ratio" in one for one in records)
-    names = ["contestant", "CPU time", "wall time", *(["peak memory", "lines", "result"] if memory else [])]
+    names = [
+        "contestant",
+        "CPU time",
+        "wall time",
+        *(["memory", "of it for the work", "statements", "result"] * memory),
+    ]
     yield "| " + " | ".join(names) + " |"
     yield "|" + "---|" * len(names)
     for one in sorted(records, key=lambda r: r.get("cpu_ratio", float("inf"))):
         yield "| " + " | ".join(cells(one, memory)) + " |"
-    contest = importlib.import_module(row)
+    given = getattr(importlib.import_module(row), "REASONS", {})
     reasons = [
-        f"**{one['contestant']}**: {contest.REASONS[one['contestant']]}."
+        f"**{one['contestant']}**: {given[one['contestant']]}."
         for one in records
-        if one["contestant"] in getattr(contest, "REASONS", {})
+        if one["contestant"] in given
     ]
     if reasons:
         yield ""
@@ -90,14 +96,16 @@ def cells(one: Mapping[str, Any], memory: bool) -> Iterator[str]:
     yield f"**{name}**" if name == OURS else name
     for kind in ("cpu", "wall"):
         if f"{kind}_ratio" not in one:
-            yield "failed"
+            yield "failed" if memory else str(one["failed"]).replace("|", "\\|")
             continue
         ratios = one[f"{kind}_ratios"]
         spread = f" [{min(ratios):.2f}, {max(ratios):.2f}]" if len(ratios) > 1 and name != OURS else ""
         yield f"{one[f'{kind}_ratio']:.2f}{spread} ({one[f'{kind}_seconds']:.2f} s)"
     if memory:
-        yield f"{one['peak_ratio']:.2f} ({one['peak'] / 2**20:,.0f} MiB)" if "peak_ratio" in one else ""
-        yield str(one.get("lines", ""))
+        has = "peak_ratio" in one
+        yield f"{one['peak_ratio']:.2f} ({one['peak'] / 2**20:,.0f} MiB)" if has else ""
+        yield f"{one['extra'] / 2**20:,.0f} MiB" if has else ""
+        yield str(one.get("statements", ""))
         yield result(one)
 
 
@@ -107,92 +115,137 @@ def result(one: Mapping[str, Any]) -> str:
         return str(one["failed"]).replace("|", "\\|")
     if one["contestant"] == OURS:
         return ""
-    if one["contestant"] in NOT_PEERS:
+    if one["contestant"] in LESS:
         return "does less"
     if one.get("agrees"):
-        return f"the same (within {one['difference']:.0e})"
+        return f"the same (within {one['difference']:.0e})" if "difference" in one else "the same"
     if "shapes" in one:
         return f"of shape {one['shapes']}"
+    if "same" in one:
+        return f"{one['same']} tokens the same"
     apart = one.get("apart")
     where = f" at layer {', '.join(map(str, apart))}" if apart and len(apart) < 4 else ""
     return f"differs by {one['difference']:.2g} of the largest entry{where}"
 
 
-def summary(cases: Cases) -> str:
-    """Return one line for each case: the fastest contestant beside emoprobe, and all others in order."""
-    lines = [
-        "| work | beside emoprobe, CPU time (what is the same within the spread of rounds is called even) |",
-        "|---|---|",
-    ]
-    for title, records in cases.items():
-        if isinstance(records, str):
+def summary(cases: Mapping[str, Case]) -> str:
+    """Return one line for each case: what all contestants take beside emoprobe, in order."""
+    lines = ["| work | CPU time over emoprobe's, fastest first |", "|---|---|"]
+    for title, case in cases.items():
+        if "left" in case:
             continue
         row, _, rest = title.partition(": ")
-        ran = sorted((r for r in records if "cpu_ratio" in r), key=lambda r: r["cpu_ratio"])
-        others = [r for r in ran if r["contestant"] != OURS and r["contestant"] not in NOT_PEERS]
-        told = ", ".join(f"{one['contestant'].replace('_', ' ')} {beside(one)}" for one in others)
-        lines.append(f"| {WORK[row]} ({rest}) | {told} |")
+        ran = sorted((r for r in case["records"] if "cpu_ratio" in r), key=lambda r: r["cpu_ratio"])
+        told = [beside(one) for one in ran if one["contestant"] != OURS]
+        told += [
+            f"{one['contestant'].replace('_', ' ')} failed" for one in case["records"] if one.get("failed")
+        ]
+        lines.append(f"| {WORK[row]} ({rest}) | {', '.join(told)} |")
     return "\n".join(lines) + "\n"
 
 
 def beside(one: Mapping[str, Any]) -> str:
-    """Return a contestant's CPU time over ours, and whether that is more than the spread of rounds."""
-    even = min(one["cpu_ratios"]) <= 1 <= max(one["cpu_ratios"])
-    return f"{one['cpu_ratio']:.2f}" + (" (even)" if even else "")
+    """Return a contestant's CPU time over ours, and what has to be said with it."""
+    said = [f"{one['cpu_ratio']:.2f}"]
+    if len(one["cpu_ratios"]) > WARM and min(one["cpu_ratios"]) <= 1 <= max(one["cpu_ratios"]):
+        said.append("(even)")
+    if one["contestant"] not in LESS and one.get("agrees") is False:
+        said.append("(another result)")
+    name = one["contestant"].replace("_", " ")
+    return f"*{name}* {' '.join(said)}" if one["contestant"] in LESS else f"{name} {' '.join(said)}"
 
 
-def apart(records: Records) -> set[tuple[str, str]]:
-    """Return pairs of contestants (faster, slower) whose ratios to ours do not overlap in any round."""
-    ran = [r for r in records if "cpu_ratio" in r]
-    pairs = set()
-    for a, b in combinations(ran, 2):
-        faster, slower = sorted((a, b), key=lambda r: r["cpu_ratio"])
-        if max(faster["cpu_ratios"]) < min(slower["cpu_ratios"]):
-            pairs.add((faster["contestant"], slower["contestant"]))
-    return pairs
+def asked(cases: Mapping[str, Case]) -> str:
+    """Return what the project asked of itself, and what was measured."""
+    lines = ["| asked | measured |", "|---|---|"]
+    bare = {title: one for title, one in _of(cases, "capturing", "bare_pass")}
+    told = ", ".join(
+        f"{1 / one['cpu_ratio']:.2f} ({title.partition(': ')[2].partition(',')[0]})"
+        for title, one in bare.items()
+    )
+    lines.append(f"| capture at most 1.05 of the bare forward pass over the same batches | {told} |")
+    for title, case in cases.items():
+        for one in case.get("records", ()):
+            if title.endswith("help") and one["contestant"] == OURS and "wall_seconds" in one:
+                lines.append(f"| `emoprobe --help` under 0.5 s | {one['wall_seconds']:.2f} s |")
+    minutes = sum(case["seconds"] for case in cases.values()) / 60
+    lines.append(f"| all of it in less than 20 minutes | {minutes:.1f} minutes |")
+    first = [title for title, case in cases.items() if "records" in case and _first(case["records"])]
+    count = sum("records" in case for case in cases.values())
+    lines.append(
+        f"| first among those with the same result, or even with the first | {len(first)} of {count} rows |"
+    )
+    return "\n".join(lines) + "\n"
 
 
-def held(first: Cases, second: Cases) -> str:
-    """Return in words whether what was apart in one run is in the same order in the other."""
-    swapped, count = [], 0
-    for title, records in first.items():
-        other = second.get(title)
-        if other is None or isinstance(records, str) or isinstance(other, str):
+def _of(cases: Mapping[str, Case], row: str, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a contestant's records in all cases of a row in which it ran."""
+    for title, case in cases.items():
+        for one in case.get("records", ()):
+            if title.startswith(f"{row}:") and one["contestant"] == name and "cpu_ratio" in one:
+                yield title, one
+
+
+def _first(records: Records) -> bool:
+    """Whether no contestant that does the work, with our result, is faster than emoprobe in all rounds."""
+    others = [r for r in records if "cpu_ratio" in r and r["contestant"] not in (OURS, *LESS)]
+    ours = any(r["contestant"] == OURS and "cpu_ratio" in r for r in records)
+    return ours and all(max(r["cpu_ratios"]) >= 1 for r in others if r.get("agrees", True))
+
+
+def apart(records: Records) -> dict[tuple[str, str], bool]:
+    """Return pairs of contestants (faster, slower), and whether their ratios to ours overlap in no round."""
+    ran = sorted((r for r in records if "cpu_ratio" in r), key=lambda r: r["cpu_ratio"])
+    return {
+        (a["contestant"], b["contestant"]): max(a["cpu_ratios"]) < min(b["cpu_ratios"])
+        for a, b in combinations(ran, 2)
+    }
+
+
+def held(first: Mapping[str, Case], second: Mapping[str, Case]) -> str:
+    """Return in words whether what was apart in one run is in the same order, as clearly, in the other."""
+    same, unclear, swapped = 0, 0, []
+    for title, case in first.items():
+        other = second.get(title, {})
+        if "records" not in case or "records" not in other:
             continue
-        here, there = apart(records), apart(other)
-        count += len(here)
-        swapped += [f"{title}: {a} and {b}" for a, b in here if (b, a) in there]
-    if swapped:
-        return (
-            f"differs for {len(swapped)} of {count} pairs whose rounds did not overlap: {'; '.join(swapped)}."
-        )
-    return f"is the same for all {count} pairs whose rounds did not overlap."
+        there = apart(other["records"])
+        for (a, b), clear in apart(case["records"]).items():
+            if not clear:
+                continue
+            same += there.get((a, b)) is True
+            unclear += there.get((a, b)) is False or there.get((b, a)) is False
+            swapped += [f"{title}: {a} and {b}"] if there.get((b, a)) is True else []
+    told = f"of {same + unclear + len(swapped)} pairs whose rounds did not overlap in the first, {same} are in the same order"
+    told += f", {unclear} overlap" if unclear else ""
+    return told + (
+        f", {len(swapped)} are swapped ({'; '.join(swapped)})." if swapped else ", none is swapped."
+    )
 
 
-def slides(now: Cases, kept: Cases) -> str:
-    """Return which contestants have come nearer to emoprobe, beside what is kept, than chance explains; ratios only."""
+def slides(now: Mapping[str, Case], kept: Mapping[str, Case]) -> str:
+    """Return which contestants have come nearer to emoprobe than when `kept` was measured, by ratios within one run."""
     lines, count = [], 0
-    for title, records in now.items():
-        before = kept.get(title)
-        if before is None or isinstance(before, str) or isinstance(records, str):
-            continue
-        then = {r["contestant"]: r["cpu_ratio"] for r in before if "cpu_ratio" in r}
-        for one in records:
-            name = one["contestant"]
-            if name == OURS or name not in then or "cpu_ratio" not in one:
+    for title, case in now.items():
+        before = {r["contestant"]: r for r in kept.get(title, {}).get("records", ())}
+        for one in case.get("records", ()):
+            then = before.get(one["contestant"], {})
+            if one["contestant"] == OURS:
+                lines += [f"FAILED  {title}: {one['failed']}"] if one.get("failed") else []
+                continue
+            if "cpu_ratio" not in then:
+                continue
+            if one.get("failed") or (then.get("agrees") and one.get("agrees") is False):
+                lines.append(f"DIFFERS  {title}: {one['contestant']}: {result(one)}")
+            if "cpu_ratio" not in one:
                 continue
             count += 1
-            if one["cpu_ratio"] * SLIDE < then[name]:
-                lines.append(
-                    f"SLID  {title}: {name} took {then[name]:.2f} of emoprobe's time, now {one['cpu_ratio']:.2f}"
-                )
-        if any(r["contestant"] == OURS and r.get("failed") for r in records):
-            lines.append(f"FAILED  {title}: {next(r['failed'] for r in records if r['contestant'] == OURS)}")
-    if not count:
+            if one["cpu_ratio"] * SLIDE < then["cpu_ratio"]:
+                sure = max(one["cpu_ratios"]) < min(then["cpu_ratios"])
+                told = f"{one['contestant']} took {then['cpu_ratio']:.2f} of emoprobe's time, now {one['cpu_ratio']:.2f}"
+                lines.append(f"{'SLID' if sure else 'SLID PERHAPS'}  {title}: {told}")
+    if not count and not lines:
         return "nothing is kept to compare with"
-    return "\n".join(
-        [
-            *lines,
-            f"{count} ratios compared, {len(lines)} worse than those kept by a factor of {SLIDE} or failed",
-        ]
-    )
+    hardware = {case["cpu"] for case in (*now.values(), *kept.values()) if "cpu" in case}
+    other = f"; on other hardware: {' and '.join(sorted(hardware))}" if len(hardware) > 1 else ""
+    return "\n".join([*lines, f"{count} ratios compared with those kept, {len(lines)} to look at{other}"])

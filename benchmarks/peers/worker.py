@@ -4,14 +4,18 @@
 
 ROW is a file of contestants beside this one. FOLDER holds what is given to all of them alike: `given.json`, and tensors in
 `given.safetensors`. What the last run returned is kept in OUT, a safetensors file. On standard output a line of JSON says that
-the contestant is ready, and one follows for each line on standard input: seconds of wall and processor, and the peak so far.
+the contestant is ready, and one follows for each line on standard input: seconds of wall and processor, the most memory that
+the process held meanwhile, and how much of it came on top of what it held before; or, once, why it has failed.
 """
 
+import ast
 import importlib
 import inspect
 import json
 import sys
+import textwrap
 import time
+import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,27 +34,38 @@ def main(row: str, contestant: str, folder: Path, out: Path) -> None:
     tensors = folder / "given.safetensors"
     given |= load_file(tensors) if tensors.exists() else {}
     make = getattr(importlib.import_module(row), contestant)
-    work = make(given)
-    told = {"lines": lines_of(make), "versions": versions(), "threads": torch.get_num_threads()}
-    print(json.dumps(told), file=answers, flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter(), time.process_time()
-        found = work()
-        wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-        save_file({name: one.contiguous() for name, one in found.items()}, out)
-        print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak()}), file=answers, flush=True)
+    try:
+        work = make(given)
+        told = {"statements": statements(make), "versions": versions(), "threads": torch.get_num_threads()}
+        print(json.dumps(told), file=answers, flush=True)
+        for _ in sys.stdin:
+            resident = forget_peak()
+            started = time.perf_counter(), time.process_time()
+            found = work()
+            wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+            took = {"wall": wall, "cpu": cpu, "peak": memory("VmHWM"), "extra": memory("VmHWM") - resident}
+            save_file({name: one.contiguous() for name, one in found.items()}, out)
+            print(json.dumps(took), file=answers, flush=True)
+    except Exception as error:  # whatever a library raises is what is reported
+        said = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+        print(json.dumps({"failed": said[:300]}), file=answers, flush=True)
 
 
-def lines_of(contestant: object) -> int:
-    """Return how many lines a contestant's user had to write: those of its body, without comments and blank ones."""
-    lines = inspect.getsource(contestant).split('"""\n', 2)[-1].splitlines()  # type: ignore[arg-type]
-    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
+def statements(contestant: object) -> int:
+    """Return how many statements a contestant's user had to write: those of its body, without the docstring."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(contestant)))  # type: ignore[arg-type]
+    return sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) - 2
 
 
-def peak() -> int:
-    """Return the most bytes that this process has had resident so far. (`ru_maxrss` would begin at its parent's.)"""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+def memory(what: str) -> int:
+    """Return bytes that this process has resident ("VmRSS"), or has had at most ("VmHWM"); Linux says so."""
+    return 1024 * int(Path("/proc/self/status").read_text().partition(f"{what}:")[2].split()[0])
+
+
+def forget_peak() -> int:
+    """Begin the peak anew; return what is resident."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
 
 
 def versions() -> dict[str, str]:
