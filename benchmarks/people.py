@@ -39,7 +39,8 @@ from emoprobe.artefacts import versions, write_artefact, write_bytes
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Fit, Floats, Integers, fit_for
 from emoprobe.probes.features import estimators_for
-from emoprobe.probes.tasks import LABELS, Task, grouped_folds, plan
+from emoprobe.probes.folds import grouped_folds
+from emoprobe.probes.tasks import LABELS, Task, plan
 from emoprobe.probes.transfers import shuffled_fits, transfer
 from emoprobe.probes.validation import expected_range, fit_words
 

@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from emoprobe.probes.closed_form import explained_by_folds, ridge
+from emoprobe.probes.folds import Integers, grouped_folds
 from emoprobe.probes.moments import Moments
 
 Floats: TypeAlias = NDArray[np.float64]
-Integers: TypeAlias = NDArray[np.int64]
 
 PENALTIES = np.logspace(-1, 6, 15)
 """Ridge penalties to choose from, for standardised features."""
@@ -107,9 +106,7 @@ def _moments_by_fold(scaled: Floats, values: Floats, group: Integers) -> Moments
     if len(np.unique(group)) < 2:
         group = np.arange(len(group))
     folds = min(INNER_FOLDS, len(np.unique(group)))
-    fold = np.empty(len(group), dtype=np.int64)
-    for number, (_, test) in enumerate(GroupKFold(folds).split(scaled, groups=group)):
-        fold[test] = number
+    fold = grouped_folds(group, folds)
     moments = Moments.zeros(1, scaled.shape[1], n_folds=folds, n_targets=values.shape[1])
     vectors, folds_of, targets = (
         torch.from_numpy(np.ascontiguousarray(part)) for part in (scaled, fold, values)

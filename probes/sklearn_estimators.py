@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.model_selection import GroupKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -25,6 +24,7 @@ from emoprobe.probes.closed_form import (
     ridge,
 )
 from emoprobe.probes.estimators import Floats
+from emoprobe.probes.folds import grouped_folds
 from emoprobe.probes.logistic import logistic
 from emoprobe.probes.moments import Moments
 
@@ -67,8 +67,7 @@ class MomentRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         fold = np.zeros(len(X), dtype=np.int64)
         if self.cv:
             groups = np.arange(len(X)) if groups is None else groups
-            for number, (_, test) in enumerate(GroupKFold(self.cv).split(X, groups=groups)):
-                fold[test] = number
+            fold = grouped_folds(groups, self.cv)
         moments = Moments.zeros(
             1, X.shape[1], n_folds=self.cv or 1, n_targets=targets.shape[1], device=self.device
         )

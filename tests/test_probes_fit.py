@@ -16,8 +16,9 @@ from emoprobe.errors import InputError
 from emoprobe.probes import ProbeSet, fit_probes, metrics
 from emoprobe.probes.estimators import fit_for
 from emoprobe.probes.fit import probe_layers
+from emoprobe.probes.folds import grouped_folds
 from emoprobe.probes.probe_set import COLUMNS
-from emoprobe.probes.tasks import Task, grouped_folds, plan
+from emoprobe.probes.tasks import Task, plan
 from emoprobe.probes.tokens import sampled
 from emoprobe.probes.validation import out_of_fold
 

@@ -14,8 +14,9 @@ from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Fit, fit_for
+from emoprobe.probes.folds import grouped_folds
 from emoprobe.probes.probe_set import LABELS
-from emoprobe.probes.tasks import Task, grouped_folds, plan
+from emoprobe.probes.tasks import Task, plan
 from emoprobe.probes.validation import (
     bag_of_words,
     described,
