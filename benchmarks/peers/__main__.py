@@ -55,16 +55,16 @@ class Case:
         return f"{self.row}: {self.model}, {self.what}"
 
 
-def texts(count: int) -> Callable[[Path], Mapping[str, Any]]:
-    """Return a function that gives so many sentences."""
-    return lambda folder: {"texts": inputs.sentences(count)}
+def texts(count: int, different: int | None = None) -> Callable[[Path], Mapping[str, Any]]:
+    """Return a function that gives so many sentences, see `inputs.sentences`."""
+    return lambda folder: {"texts": inputs.sentences(count, different)}
 
 
 CASES = (
-    Case("capturing", "ground-truth", "5,000 texts, 1,721 different ones", 3, texts(5000)),
+    Case("capturing", "ground-truth", "5,000 texts, 500 different short ones", 3, texts(5000, 500)),
     Case("capturing", "stories260K", "300 texts", 6, texts(300)),
     Case("capturing", "bundled", "96 texts", 6, texts(96), quick=True),
-    Case("capturing", "gpt2-small", "16 texts", 5, texts(16)),
+    Case("capturing", "gpt2-small", "16 texts", 4, texts(16)),
     Case("directions", "bundled", "96 pairs of passages", 5, lambda folder: inputs.pairs()),
     Case("probing", "bundled", "624 passages, 13 emotions", 2, lambda folder: inputs.labelled()),
     Case("steering", "bundled", "4 prompts, 64 tokens", 8, partial(inputs.steering, tokens=64), quick=True),
@@ -73,9 +73,9 @@ CASES = (
     Case("attention_bias", "gpt2-small", "1,016 tokens read", 5, partial(inputs.valued, tokens=0)),
     Case("attention_bias", "bundled", "64 tokens written", 10, partial(inputs.valued, tokens=64), quick=True),
     Case("attention_bias", "gpt2-small", "32 tokens written", 6, partial(inputs.valued, tokens=32)),
-    Case("starting", "bundled", "import", 5, lambda folder: {}),
+    Case("starting", "bundled", "import", 4, lambda folder: {}),
     Case("starting", "bundled", "help", 8, lambda folder: {}, quick=True),
-    Case("starting", "bundled", "first", 5, lambda folder: {}),
+    Case("starting", "bundled", "first", 4, lambda folder: {}),
 )
 ROWS = tuple(dict.fromkeys(case.row for case in CASES))
 

@@ -59,14 +59,15 @@ def folder_of(name: str, place: Path) -> Path | None:
     return folder
 
 
-def sentences(count: int) -> list[str]:
-    """Return so many sentences of the bundled passages, in the passages' order, over again where there are fewer."""
-    found = [
-        part.strip()
-        for text in ep.load_corpus("passages").texts
-        for part in text.split(". ")
-        if len(part) > 20
-    ]
+def sentences(count: int, different: int | None = None) -> list[str]:
+    """Return so many sentences of the bundled passages, in the passages' order; of the shortest `different` ones only.
+
+    Where there are fewer they come over again.
+    """
+    passages = ep.load_corpus("passages").texts
+    found = [part.strip() for text in passages for part in text.split(". ") if len(part) > 20]
+    longest = sorted(map(len, found))[different - 1] if different else max(map(len, found))
+    found = [text for text in found if len(text) <= longest][:different]
     return (found * -(-count // len(found)))[:count]
 
 
