@@ -62,7 +62,9 @@ class MomentRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> MomentRidge:
         """Fit to X (texts, features) and y (texts,) or (texts, targets); no one of `groups` (texts,) is cut by a fold."""
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
+        X, y = validate_data(
+            self, X, y, multi_output=True, y_numeric=True, dtype=np.float64, ensure_min_samples=self.cv or 1
+        )
         targets = _tensor(y.reshape(len(X), -1).astype(np.float64))
         fold = np.zeros(len(X), dtype=np.int64)
         if self.cv:
