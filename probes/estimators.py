@@ -25,7 +25,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from emoprobe.probes.closed_form import explained_by_folds, ridge
-from emoprobe.probes.folds import Integers, grouped_folds
+from emoprobe.probes.folds import Integers as Integers
+from emoprobe.probes.folds import grouped_folds
 from emoprobe.probes.moments import Moments
 
 Floats: TypeAlias = NDArray[np.float64]
