@@ -106,7 +106,7 @@ def test_each_is_timed_beside_ours_and_its_result_compared(records: dict[str, di
     assert records["wrong"]["difference"] == pytest.approx(1 / 5)
     assert "(2,) and ours (1, 2, 1)" in records["other"]["shapes"] and not records["other"]["agrees"]
     assert records["slow"]["versions"]["torch"] and records["slow"]["threads"] == 1
-    assert records["slow"]["peak"] > 50 * 2**20 and records["wrong"]["extra"] >= 0
+    assert records["slow"]["peak"] > 50 * 2**20
 
 
 def test_who_fails_is_named_and_stops_nobody(records: dict[str, dict[str, Any]]) -> None:

@@ -144,7 +144,6 @@ def record(one: Contestant, ours: Contestant, tolerance: float, compared: str) -
         found[f"{kind}_seconds"] = statistics.median(entry[kind] for entry in one.rounds[counted])
     found["peak"] = max(entry["peak"] for entry in one.rounds)
     found["peak_ratio"] = found["peak"] / max(entry["peak"] for entry in ours.rounds)
-    found["extra"] = max(entry["extra"] for entry in one.rounds)
     return found | agreement(load_file(one.out), load_file(ours.out), tolerance, compared)
 
 

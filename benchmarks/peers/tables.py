@@ -69,12 +69,7 @@ def section(row: str, case: Case) -> Iterator[str]:
         return
     records = case["records"]
     memory = any("peak_ratio" in one for one in records)
-    names = [
-        "contestant",
-        "CPU time",
-        "wall time",
-        *(["memory", "of it for the work", "statements", "result"] * memory),
-    ]
+    names = ["contestant", "CPU time", "wall time", *(["memory", "statements", "result"] * memory)]
     yield "| " + " | ".join(names) + " |"
     yield "|" + "---|" * len(names)
     for one in sorted(records, key=lambda r: r.get("cpu_ratio", float("inf"))):
@@ -102,9 +97,7 @@ def cells(one: Mapping[str, Any], memory: bool) -> Iterator[str]:
         spread = f" [{min(ratios):.2f}, {max(ratios):.2f}]" if len(ratios) > 1 and name != OURS else ""
         yield f"{one[f'{kind}_ratio']:.2f}{spread} ({one[f'{kind}_seconds']:.2f} s)"
     if memory:
-        has = "peak_ratio" in one
-        yield f"{one['peak_ratio']:.2f} ({one['peak'] / 2**20:,.0f} MiB)" if has else ""
-        yield f"{one['extra'] / 2**20:,.0f} MiB" if has else ""
+        yield f"{one['peak_ratio']:.2f} ({one['peak'] / 2**20:,.0f} MiB)" if "peak_ratio" in one else ""
         yield str(one.get("statements", ""))
         yield result(one)
 

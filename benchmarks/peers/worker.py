@@ -5,7 +5,7 @@
 ROW is a file of contestants beside this one. FOLDER holds what is given to all of them alike: `given.json`, and tensors in
 `given.safetensors`. What the last run returned is kept in OUT, a safetensors file. On standard output a line of JSON says that
 the contestant is ready, and one follows for each line on standard input: seconds of wall and processor, the most memory that
-the process held meanwhile, and how much of it came on top of what it held before; or, once, why it has failed.
+the process held meanwhile; or, once, why it has failed.
 """
 
 import ast
@@ -39,11 +39,11 @@ def main(row: str, contestant: str, folder: Path, out: Path) -> None:
         told = {"statements": statements(make), "versions": versions(), "threads": torch.get_num_threads()}
         print(json.dumps(told), file=answers, flush=True)
         for _ in sys.stdin:
-            resident = forget_peak()
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
             started = time.perf_counter(), time.process_time()
             found = work()
             wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-            took = {"wall": wall, "cpu": cpu, "peak": memory("VmHWM"), "extra": memory("VmHWM") - resident}
+            took = {"wall": wall, "cpu": cpu, "peak": peak()}
             save_file({name: one.contiguous() for name, one in found.items()}, out)
             print(json.dumps(took), file=answers, flush=True)
     except Exception as error:  # whatever a library raises is what is reported
@@ -57,15 +57,9 @@ def statements(contestant: object) -> int:
     return sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) - 2
 
 
-def memory(what: str) -> int:
-    """Return bytes that this process has resident ("VmRSS"), or has had at most ("VmHWM"); Linux says so."""
-    return 1024 * int(Path("/proc/self/status").read_text().partition(f"{what}:")[2].split()[0])
-
-
-def forget_peak() -> int:
-    """Begin the peak anew; return what is resident."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory("VmRSS")
+def peak() -> int:
+    """Return the most bytes that this process has had resident; Linux says so."""
+    return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
 def versions() -> dict[str, str]:
