@@ -213,9 +213,8 @@ def store_activations(
     kept = len(store.rows) - len(missing)
     for number in track(missing, title, wanted=progress, total=len(store.rows), completed=kept):
         vectors, sums = next(found)
-        if not (
-            store.folder / INDEX
-        ).is_file():  # what fails before its first shard leaves nothing in the way
+        # Only now: what fails before its first shard leaves nothing in the way.
+        if not (store.folder / INDEX).is_file():
             write_bytes(store.folder / INDEX, (json.dumps(about, indent=1) + "\n").encode())
         store.write(number, vectors, sums)
     if isinstance(pool, Adding):

@@ -76,9 +76,8 @@ def validate(
     order, permutations = np.random.default_rng(seed), times(task.kind, permutations)
     rows, controls = (np.arange(len(task.rows)), []) if control is None else (control[0], list(control[1]))
     of_controls: Sequence[Floats] = []
-    if (
-        task.kind == "dimension"
-    ):  # columns do not influence each other, so that further ones of all texts are fitted along
+    if task.kind == "dimension":
+        # Columns do not influence each other, so that further ones of all texts are fitted along.
         along = controls if len(rows) == len(task.rows) else []
         shuffled = [task.targets[shuffle(task.group, order)] for _ in range(permutations)]
         columns = [task.targets, *shuffled, *along]

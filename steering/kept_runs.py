@@ -36,8 +36,8 @@ def described(thing: Any, ours: bool = True) -> str:
     """Say what decides what a function, its arguments or what they hold do, so that two that differ are told apart.
 
     Of the package's own functions that is all that they hold; of a user's, whose state may change from call to call, their
-    code and the numbers, words, tensors and functions that they hold, and the numbers, words
-    and tensors that they name in their module.
+    code, the numbers, words, tensors and functions that they hold, and the numbers, words and tensors that they name in their
+    module.
     """
     again = partial(described, ours=ours)
     if isinstance(thing, Tensor):

@@ -91,9 +91,8 @@ def coherence(
     @RowWise
     def measure(model: LiveModel, prompts: Sequence[str]) -> Passes[dict[str, Tensor]]:
         _refuse_positions(model, names[1], "generated", "last")
-        before = (
-            untouched.get(model) if model.interventions else None
-        )  # else anew, for weights may have changed
+        # Without interventions it is measured anew, for weights may have changed.
+        before = untouched.get(model) if model.interventions else None
         if before is None and model.interventions:
             raise InputError(
                 f"{names[1]} has to be measured on the untouched model before it is in an intervention"

@@ -125,6 +125,8 @@ def _ratings(
     words: Iterable[str], lexicon: pd.DataFrame, scale: tuple[float, float]
 ) -> dict[str, NDArray[np.float64]]:
     """Return what the lexicon says of each word (in lower case) on [-1, 1], (d_e,); NaN where it has none."""
+    from emoprobe.corpora.emotion_words import rate
+
     low, high = scale
     numbers = lexicon.to_numpy(float)
     if not lexicon.index.is_unique:
@@ -134,8 +136,6 @@ def _ratings(
             f"the lexicon's ratings, {np.nanmin(numbers):g} to {np.nanmax(numbers):g}, do not lie on scale={scale}"
         )
     distinct = sorted({word.lower() for word in words})
-    from emoprobe.corpora.emotion_words import rate
-
     rated = rate(distinct, lexicon)[list(lexicon.columns)].to_numpy(float)
     return dict(zip(distinct, 2 * (rated - low) / (high - low) - 1, strict=True))
 

@@ -52,9 +52,8 @@ def transformers(given: Given) -> Work:
 
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32).base_model.eval()
-    setattr(
-        model, "norm" if hasattr(model, "norm") else "ln_f", torch.nn.Identity()
-    )  # or the last state is normed
+    # Or the last state is normed.
+    setattr(model, "norm" if hasattr(model, "norm") else "ln_f", torch.nn.Identity())
 
     def work() -> dict[str, Tensor]:
         vectors = []
@@ -85,9 +84,8 @@ def transformers_sorted(given: Given) -> Work:
 
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32).base_model.eval()
-    setattr(
-        model, "norm" if hasattr(model, "norm") else "ln_f", torch.nn.Identity()
-    )  # or the last state is normed
+    # Or the last state is normed.
+    setattr(model, "norm" if hasattr(model, "norm") else "ln_f", torch.nn.Identity())
 
     def work() -> dict[str, Tensor]:
         texts = given["texts"]

@@ -61,9 +61,8 @@ def scikit_learn(given: Given) -> Work:
 
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32).base_model.eval()
-    setattr(
-        model, "norm" if hasattr(model, "norm") else "ln_f", torch.nn.Identity()
-    )  # or the last state is normed
+    # Or the last state is normed.
+    setattr(model, "norm" if hasattr(model, "norm") else "ln_f", torch.nn.Identity())
     labels, folds = np.array(given["labels"]), PredefinedSplit(given["fold"])
 
     def read() -> np.ndarray:

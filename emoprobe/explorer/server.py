@@ -204,9 +204,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        token, _, rest = (
-            scope["path"].partition("/")[2].partition("/")
-        )  # a path may be "*", or lack its slash
+        # A path may be "*", or lack its slash.
+        token, _, rest = scope["path"].partition("/")[2].partition("/")
         refused = self._refused(scope["method"], token, headers)
         inner = {**scope, "path": f"/{rest}"}
         inner.pop("raw_path", None)

@@ -229,6 +229,8 @@ class LiveModel(ABC):
 
     def info(self) -> "pd.DataFrame":
         """Return what was found: one row per property ("what", "found"); capabilities say yes, or no and why."""
+        import pandas as pd  # not before tables are wanted: it takes a third of a second
+
         rows = {
             "model": self.name,
             "backend": self.backend,
@@ -241,8 +243,6 @@ class LiveModel(ABC):
             **self._found(),
             "chat template": "yes" if getattr(self.tokenizer, "chat_template", None) else "no",
         }
-        import pandas as pd  # not before tables are wanted: it takes a third of a second
-
         return pd.DataFrame({"what": list(rows), "found": [str(value) for value in rows.values()]})
 
     def _found(self) -> dict[str, object]:

@@ -70,9 +70,9 @@ class RunFolder:
 
         `study` is what makes two studies the same (fingerprints, options, seed), `about` everything else that is worth
         knowing. The record stays that of who began it; when and by which command it is taken up again, and what is
-        different then, is appended to its list "reruns". With
-        `resume=False` steps that are done are done again, under a new record. Raises `InputError` where another study, or
-        something that is none, lies in the folder, and where it cannot be written.
+        different then, is appended to its list "reruns". With `resume=False` steps that are done are done again, under a
+        new record. Raises `InputError` where another study, or something that is none, lies in the folder, and where it
+        cannot be written.
         """
         path = Path(path)
         asked: dict[str, Any] = json.loads(json.dumps(study))
@@ -130,9 +130,8 @@ class RunFolder:
         """Read a step's result; its figure is there as SVG."""
         stem = self.path / "results" / name
         try:
-            record = {"parts": {}} | parse_json(
-                stem.with_suffix(".json").read_bytes()
-            )  # older ones have no parts
+            # Older ones have no parts.
+            record = {"parts": {}} | parse_json(stem.with_suffix(".json").read_bytes())
             check_record(record, RESULT)
             if record["name"] != name or record["sign"] not in (None, -1, 0, 1):
                 raise InputError(f"it is called {record['name'][:60]!r}, with sign {record['sign']}")

@@ -158,9 +158,8 @@ def _figure(valuation: Valuation, table: pd.DataFrame, histogram: Floats) -> Any
         drawing.zero(below)
         below.set(xlabel="block")
         below.xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set(
-        ylabel="share of tokens", ylim=(0, None)
-    )  # last: a limit set before cuts what is drawn after
+    # Last: a limit that is set before cuts what is drawn after.
+    axes[0, 0].set(ylabel="share of tokens", ylim=(0, None))
     axes[1, 0].set_ylabel("r with annotation")
     handles = [axis.get_legend_handles_labels() for axis in axes[:, 0]]
     figure.legend(
