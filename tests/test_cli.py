@@ -697,8 +697,8 @@ def test_seeds_have_one_range_everywhere(seed: int, call: Call) -> None:
 
 def _nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the import fail that each command begins with, and that loads torch."""
-    monkeypatch.setitem(sys.modules, "emoprobe.typed", None)
-    monkeypatch.delattr("emoprobe.typed", raising=False)  # where it was imported before
+    monkeypatch.setitem(sys.modules, "emoprobe.cli.typed", None)
+    monkeypatch.delattr("emoprobe.cli.typed", raising=False)  # where it was imported before
 
 
 def test_advice_can_be_followed(call: Call, files: Path) -> None:

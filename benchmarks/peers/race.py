@@ -136,15 +136,23 @@ def record(one: Contestant, ours: Contestant, tolerance: float, compared: str) -
     if one.failed or ours.failed:
         return found
     counted = slice(1 if len(ours.rounds) > WARM else 0, None)
-    for kind in ("wall", "cpu"):
-        pairs = zip(one.rounds[counted], ours.rounds[counted], strict=True)
-        ratios = [mine[kind] / theirs[kind] for mine, theirs in pairs]
-        found[f"{kind}_ratio"] = statistics.median(ratios)
-        found[f"{kind}_ratios"] = [round(ratio, 4) for ratio in ratios]
-        found[f"{kind}_seconds"] = statistics.median(entry[kind] for entry in one.rounds[counted])
+    found |= times(one.rounds[counted], ours.rounds[counted])
     found["peak"] = max(entry["peak"] for entry in one.rounds)
     found["peak_ratio"] = found["peak"] / max(entry["peak"] for entry in ours.rounds)
     return found | agreement(load_file(one.out), load_file(ours.out), tolerance, compared)
+
+
+def times(
+    one: Sequence[Mapping[str, float]], ours: Sequence[Mapping[str, float]]
+) -> dict[str, float | list[float]]:
+    """Return seconds and ratios to ours, of wall and processor: medians over rounds, and each round's ratio."""
+    found: dict[str, float | list[float]] = {}
+    for kind in ("wall", "cpu"):
+        ratios = [mine[kind] / theirs[kind] for mine, theirs in zip(one, ours, strict=True)]
+        found[f"{kind}_ratio"] = statistics.median(ratios)
+        found[f"{kind}_ratios"] = [round(ratio, 4) for ratio in ratios]
+        found[f"{kind}_seconds"] = statistics.median(entry[kind] for entry in one)
+    return found
 
 
 def agreement(
@@ -165,8 +173,3 @@ def agreement(
     if mine.dim() == 3:
         found["apart"] = [k for k in range(mine.shape[1]) if differences[:, k].max() > tolerance]
     return found
-
-
-def ranked(records: Sequence[Mapping[str, Any]], key: str = "cpu_ratio") -> list[str]:
-    """Return the contestants that finished, fastest first."""
-    return [str(one["contestant"]) for one in sorted((r for r in records if key in r), key=lambda r: r[key])]

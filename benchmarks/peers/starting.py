@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import capturing
-from race import ALONE, OURS, PATIENCE
+from race import ALONE, OURS, PATIENCE, times
 
 HERE = Path(__file__).resolve().parent
 IMPORTED = {
@@ -90,10 +89,4 @@ def record(
     found: dict[str, Any] = {"contestant": name, "failed": failed.get(name)}
     if name in failed or OURS in failed or OURS not in seconds:
         return found
-    for kind in ("wall", "cpu"):
-        pairs = zip(seconds[name][1:], seconds[OURS][1:], strict=True)
-        ratios = [mine[kind] / theirs[kind] for mine, theirs in pairs]
-        found[f"{kind}_ratio"] = statistics.median(ratios)
-        found[f"{kind}_ratios"] = [round(ratio, 4) for ratio in ratios]
-        found[f"{kind}_seconds"] = statistics.median(one[kind] for one in seconds[name][1:])
-    return found
+    return found | times(seconds[name][1:], seconds[OURS][1:])

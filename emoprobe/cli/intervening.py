@@ -65,7 +65,7 @@ def steer(
 ) -> None:
     """Continue a prompt with and without a concept's direction, each time with the likeliest token."""
     check_recorded(probes, [concept])
-    from emoprobe import typed
+    from emoprobe.cli import typed
     from emoprobe.probes import load_probes
     from emoprobe.steering import steer as steered
 
@@ -120,7 +120,7 @@ def inject(
     """Continue a prompt with and without a valuation in attention, each time with the likeliest token."""
     named = parsing.split(concepts)
     check_recorded(probes, named or ())
-    from emoprobe import typed
+    from emoprobe.cli import typed
     from emoprobe.valattn import inject as injected
 
     prompt = typed.words(prompt)
@@ -201,8 +201,8 @@ def sweep(
     check_recorded(probes, [] if concept is None else [concept])
     import shutil
 
-    from emoprobe import typed
     from emoprobe.artefacts import write_bytes
+    from emoprobe.cli import typed
     from emoprobe.notebook import export
     from emoprobe.probes import load_probes
     from emoprobe.steering import kl, nll, read_out

@@ -73,7 +73,7 @@ def fit(
     """
     import shutil
 
-    from emoprobe import typed
+    from emoprobe.cli import typed
     from emoprobe.probes import fit_probes
 
     texts = typed.corpus(corpus, folder, columns, ranges, limit, seed)
@@ -134,8 +134,8 @@ def trace(
     check_recorded(probes, chosen or ())
     from functools import partial
 
-    from emoprobe import typed
     from emoprobe.artefacts import write_bytes
+    from emoprobe.cli import typed
     from emoprobe.probes import load_probes
     from emoprobe.probes import trace as traced
 
@@ -182,7 +182,7 @@ def explore(
     model writes as λ and steering strength change. The page is for this machine alone, and nothing that is typed is logged.
     With --json its address, in which a secret token lets whoever has it in, is printed as soon as the page is there.
     """
-    from emoprobe import typed
+    from emoprobe.cli import typed
     from emoprobe.explorer import explore as explored
     from emoprobe.explorer.launch import check_installed
 
@@ -196,7 +196,7 @@ def explore(
 
 def info(model: Model = "bundled", device: Device = None, dtype: DType = None, as_json: Json = False) -> None:
     """Say what a model is made of, what can be done with it, and why not the rest."""
-    from emoprobe import typed
+    from emoprobe.cli import typed
 
     live = typed.model(model, device, dtype)
     weights = sum(weight.numel() for _, weight in live.named_weights())

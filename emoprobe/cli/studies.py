@@ -107,7 +107,7 @@ def concepts(
     """
     from functools import partial
 
-    from emoprobe import typed
+    from emoprobe.cli import typed
     from emoprobe.study import run_concepts
 
     texts = _texts(corpus, folder, columns, ranges, seed)
@@ -171,7 +171,7 @@ def _texts(
     corpus: str, folder: Path | None, columns: str | None, ranges: str | None, seed: int
 ) -> str | Corpus:
     """Return a corpus, or its name where nothing more is said of it."""
-    from emoprobe import typed
+    from emoprobe.cli import typed
 
     plain = folder is None and columns is None and ranges is None
     return corpus if plain else typed.corpus(corpus, folder, columns, ranges, None, seed)
@@ -196,7 +196,7 @@ def _conduct(
 
     Ends with a status of its own where a check failed.
     """
-    from emoprobe import typed
+    from emoprobe.cli import typed
 
     live = typed.model(model, device, dtype)
     if dry_run:

@@ -76,7 +76,7 @@ def learn(
     """
     named = parsing.split(dimensions, "--dimensions")
     check_recorded(probes, named or ())
-    from emoprobe import typed
+    from emoprobe.cli import typed
     from emoprobe.valattn import learn_valuation, learning_history
 
     start, loaded = typed.valuation(probes, named)
@@ -133,7 +133,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare a probed with a learned valuation, best on texts that neither was fitted on."""
-    from emoprobe import typed
+    from emoprobe.cli import typed
     from emoprobe.valattn import Valuation, compare_valuations
 
     second = Valuation.load(learned)

@@ -76,7 +76,7 @@ def stories(
     """
     if url is None:
         check_model(model)
-    from emoprobe import typed
+    from emoprobe.cli import typed
     from emoprobe.corpora.stories import EndpointWriter, ModelWriter, write_stories
     from emoprobe.corpora.stories.prompts import requests
     from emoprobe.corpora.stories.prompts import topics as own_topics

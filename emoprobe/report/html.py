@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,7 +121,7 @@ def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
         rows=ROWS,
         checks=len(held),
         failed=len(held) - sum(held),
-        missing=[name for name in manifest.get("planned", []) if name not in done],
+        missing=missing(manifest, done),
         seconds=sum(step["seconds"] for step in manifest.get("steps", {}).values()),
         numeric=lambda column: pd.api.types.is_numeric_dtype(column),
     )
@@ -147,6 +147,11 @@ def inline_figure(svg: str, name: str) -> Markup:
         svg = re.sub(re.escape(colour), variable, svg, flags=re.IGNORECASE)
     # ACTIVE was looked for above, the name is escaped, and the page's policy runs nothing.
     return Markup(svg)  # nosec B704
+
+
+def missing(manifest: Mapping[str, Any], done: Container[str]) -> tuple[str, ...]:
+    """Return the names of the experiments that are still to be done, where the record says which there are."""
+    return tuple(name for name in manifest.get("planned", ()) if name not in done)
 
 
 def prose(text: str) -> str:

@@ -38,7 +38,7 @@ from emoprobe.notebook import shown
 from emoprobe.progress import bars
 from emoprobe.redaction import redacted
 from emoprobe.report import render
-from emoprobe.report.html import duration
+from emoprobe.report.html import duration, missing
 from emoprobe.study.folder import RunFolder
 from emoprobe.study.result import OUTCOMES, PARTLY, Result
 
@@ -121,7 +121,7 @@ class Study:
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of the experiments that are still to be done, where that is on record."""
-        return tuple(name for name in self.manifest.get("planned", ()) if name not in self.names)
+        return missing(self.manifest, self.names)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
