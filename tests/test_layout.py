@@ -72,6 +72,16 @@ def test_every_public_name_can_be_had() -> None:
     )
 
 
+def test_no_name_that_is_loaded_late_is_a_module_too() -> None:
+    """Once a module of that name were imported, the package would give it in place of what it holds."""
+    lazy = [stub for folder in FOLDERS for stub in (ROOT / folder).rglob("__init__.pyi")]
+    assert len(lazy) >= 5
+    for stub in lazy:
+        names = re.findall(r"^from \.\w.*? import \(?\s*(\w+)", stub.read_text("utf-8"), re.MULTILINE)
+        beside = {path.stem for path in stub.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
+        assert names and not set(names) & beside, stub
+
+
 def test_continuous_integration_runs_what_the_readme_says() -> None:
     command = (
         "python3 -m venv .venv && .venv/bin/pip install '.[test]' && .venv/bin/pytest -n auto --dist loadfile"

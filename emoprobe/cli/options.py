@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from emoprobe.cli import parsing
-from emoprobe.cli.completing import among, corpora, models
+from emoprobe.cli.completing import among, concepts, corpora, models
 from emoprobe.places import check_corpus, check_folder, check_model, check_out, check_probes, check_writable
 
 
@@ -53,6 +53,10 @@ Probes = Annotated[
         help="A probe set, as `emoprobe fit` writes it, or a repository of the hub that holds one.",
         callback=checked(check_probes),
     ),
+]
+Some = Annotated[
+    str | None,
+    typer.Option(help="Some of the concepts: valence,arousal.", show_default="all", autocompletion=concepts),
 ]
 Corpus = Annotated[
     str,

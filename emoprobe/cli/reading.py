@@ -9,7 +9,6 @@ import typer
 
 from emoprobe.cli import parsing
 from emoprobe.cli.completing import DIMENSIONS, EMOTIONS, listed
-from emoprobe.cli.completing import concepts as complete_concepts
 from emoprobe.cli.options import (
     Columns,
     Corpus,
@@ -26,6 +25,7 @@ from emoprobe.cli.options import (
     Probes,
     Ranges,
     Seed,
+    Some,
     Workers,
     Written,
     checked,
@@ -107,14 +107,7 @@ def trace(
     model: Model,
     probes: Probes,
     text: Annotated[str, typer.Argument(help="The text to read; - for standard input.")],
-    concepts: Annotated[
-        str | None,
-        typer.Option(
-            help="Some of the concepts: valence,arousal.",
-            show_default="all",
-            autocompletion=complete_concepts,
-        ),
-    ] = None,
+    concepts: Some = None,
     layers: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from emoprobe.cli import parsing
-from emoprobe.cli.completing import concepts as complete_concepts
 from emoprobe.cli.options import (
     Columns,
     Corpus,
@@ -22,6 +21,7 @@ from emoprobe.cli.options import (
     Model,
     Ranges,
     Seed,
+    Some,
     Written,
     checked,
     choice,
@@ -45,14 +45,7 @@ def learn(
     ],
     output: Written,
     corpus: Corpus = "bundled",
-    dimensions: Annotated[
-        str | None,
-        typer.Option(
-            help="Some of the concepts: valence,arousal.",
-            show_default="all",
-            autocompletion=complete_concepts,
-        ),
-    ] = None,
+    dimensions: Some = None,
     objective: Annotated[
         str,
         choice("What is learned from: next_token, annotations or both.", "next_token", "annotations", "both"),
