@@ -16,9 +16,10 @@ import torch
 from small_probes import model, planted, probes, texts
 from tiny import tiny_model
 
-from emoprobe import activation_store, activations, cli, typed
+from emoprobe import activation_store, activations, cli
 from emoprobe import workers as module
 from emoprobe.activation_store import store_activations
+from emoprobe.cli import typed
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
