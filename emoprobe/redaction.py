@@ -3,16 +3,20 @@
 import os
 import re
 
-SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)S?$", re.IGNORECASE)
-"""Names of environment variables that hold one."""
+NAMED = "token|key|secret|password|passwd|credential"
+"""How what holds a secret is called, in whatever case."""
+SECRET = re.compile(rf"({NAMED}|(^|_)pat|_pwd)s?$", re.IGNORECASE)
+"""Names of environment variables that hold one; a shell keeps the folder it is in under PWD and the one before under OLDPWD."""
 LEAST = 8
 """Characters below which a value is nobody's secret, and may be part of any word."""
 PASSWORD = re.compile(r"(?<=://)[^/?#\s]+@")
 """In an address; one that holds an @ itself ends at the last."""
 KNOWN = re.compile(
-    r"\b(hf_|api_org_|sk-|gh[pousr]_|github_pat_|xox[abprs]-|AKIA|AIza)[\w-]{16,}"
-)  # as services write them
-GIVEN = re.compile(r"((?:token|key|secret|password)s?=)[^\s'\"&]+", re.IGNORECASE)
+    r"\b((hf_|api_org_|sk-|gh[pousr]_|github_pat_|xox[abprs]-|AKIA|AIza)[\w-]{16,}"
+    r"|eyJ[\w-]{12,}(\.[\w-]*){2}(\.[\w-]+){0,2})"
+)
+"""As services write them; a JSON web token begins with an object in base64url, eyJ, and has two parts more, or four."""
+GIVEN = re.compile(rf"((?:{NAMED})s?=)[^\s'\"&]+", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:

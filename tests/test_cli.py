@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_study import small_corpus, small_model
@@ -305,6 +306,41 @@ def test_learn_writes_a_valuation_that_compare_takes(call: Call, files: Path) ->
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
     compared = ("compare", "model", "probes.safetensors", "own.safetensors", "--corpus", "days.csv", *columns)
     assert call(*compared, "--limit", "12")[0] == 0
+
+
+def test_a_learning_that_was_broken_off_goes_on(
+    call: Call, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emoprobe.valattn.training import _Run
+
+    columns = ("--columns", "text=sentence,valence=V,group=group", "--dimensions", "valence")
+    wanted = ("learn", "model", "probes.safetensors", "days.csv", *columns, "--steps", "40")
+    assert call(*wanted, "-o", "unbroken.safetensors")[0] == 0
+    take_step, taken, until = _Run.take_step, list[int](), 7
+
+    def interrupted(self: _Run, *given: Any) -> None:
+        if self.step == until:
+            raise KeyboardInterrupt
+        taken.append(self.step)
+        take_step(self, *given)
+
+    monkeypatch.setattr(_Run, "take_step", interrupted)
+    status, _, err = call(*wanted, "-o", "broken_off.safetensors")
+    assert status == 130 and err.endswith("what is done is kept, and the same command resumes\n")
+    kept, output = files / "broken_off.safetensors.checkpoint", files / "broken_off.safetensors"
+    assert kept.is_file() and not output.exists()
+    for other in (("--seed", "1"), ("--dtype", "bfloat16")):
+        status, _, err = call(*wanted, *other, "-o", "broken_off.safetensors")
+        refused = err.splitlines()[-1]
+        assert (
+            status == 2 and '"broken_off.safetensors.checkpoint" is the checkpoint of another run' in refused
+        )
+        assert other[0].removeprefix("--") in refused and "delete this one to start anew" in refused
+    taken, until = [], 40
+    assert call(*wanted, "-o", "broken_off.safetensors")[0] == 0
+    assert taken == list(range(6, 40))  # one of twenty parts of the run at most is done again
+    assert output.read_bytes() == (files / "unbroken.safetensors").read_bytes()
+    assert not kept.exists() and not (files / "unbroken.safetensors.checkpoint").exists()
 
 
 def test_info_says_what_a_model_is(call: Call) -> None:

@@ -1,6 +1,7 @@
 """Nothing shipped runs code out of data, no token is written down, and no text leaves the machine unasked."""
 
 import ast
+import base64
 import socket
 import threading
 from collections.abc import Iterator
@@ -172,7 +173,12 @@ def test_redaction_takes_out_secrets_and_nothing_else(planted: None, monkeypatch
     assert redacted("https://u:p@h/v1?api_key=abcdef&x=1") == "https://h/v1?api_key=[removed]&x=1"
 
 
-@pytest.mark.parametrize("name", ["A_TOKEN", "MY_KEYS", "client_secret", "DB_PASSWORD"])
+NAMES = (
+    "A_TOKEN MY_KEYS client_secret DB_PASSWORD DB_PASSWD GITHUB_PAT MYSQL_PWD SMTP_PWDS CLOUD_CREDENTIALS"
+).split()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_the_environment_holds_as_a_secret_is_taken_out_whole(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,12 +187,27 @@ def test_what_the_environment_holds_as_a_secret_is_taken_out_whole(
     assert redacted("a 12345678-and-more b 12345678 c 1234567") == f"a $OTHER_{name} b ${name} c 1234567"
 
 
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "COMPAT", "PATH", "PATTERN"])
+def test_what_only_ends_like_a_secret_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "/home/me/work")
+    assert redacted("emoprobe study m --out /home/me/work/run") == "emoprobe study m --out /home/me/work/run"
+
+
 @pytest.mark.parametrize(
     "start",
     "hf_ api_org_ sk- ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ xoxa- xoxb- xoxp- xoxr- xoxs- AKIA AIza".split(),
 )
 def test_tokens_as_services_write_them_are_taken_out(start: str) -> None:
     assert redacted(f"x={start}{'a1' * 8}, or {start}short") == f"x=[removed], or {start}short"
+
+
+@pytest.mark.parametrize("rest", [(b"{}", b"signed \xff\xfe"), (b"{}", b""), (b"", b"iv", b"told", b"tag")])
+def test_json_web_tokens_are_taken_out(rest: tuple[bytes, ...]) -> None:
+    """Signed, not signed and encrypted ones (RFC 7519, compact serialisation)."""
+    parts = [b'{"alg":"none"}', *rest]
+    token = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+    assert token.startswith("eyJ")
+    assert redacted(f"a: Bearer {token}, eyJ.a.b") == "a: Bearer [removed], eyJ.a.b"
 
 
 # Network -------------------------------------------------------------------------------------------------------------

@@ -119,7 +119,8 @@ def learn_valuation(
         **{name: value for name, value in valuation_of(init).record.items() if name != "metadata"},
     }
     if checkpoint is not None:
-        settings |= {"model": model.fingerprint(), "corpus": corpus.fingerprint, "start": digest(parameters)}
+        settings |= {"model": model.fingerprint(), "model_dtype": str(model.dtype)}
+        settings |= {"corpus": corpus.fingerprint, "start": digest(parameters)}
     with frozen(model):
         history = train(
             parameters,

@@ -22,7 +22,7 @@ from emoprobe.errors import InputError
 __all__ = ["app", "main"]
 
 BAD_INPUT, FAULT, INTERRUPTED = 2, 70, 130
-RESUMED = ("study", "concepts", "claims", "stories", "fit")
+RESUMED = ("study", "concepts", "claims", "stories", "fit", "learn")
 """Commands that go on where they were stopped."""
 # Newer releases of typer carry click inside themselves, and older ones do not.
 _BadUsage: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -66,6 +66,9 @@ def learn(
     W, b and λ are trained through the model's own attention, starting at the probes and, where none was learned before, at
     λ = 0, which is the untouched model. A fifth of the texts' groups is held out, to say what it does to them; whether random
     valuations would do the same, and what has become of the probes, says `emoprobe compare`.
+
+    While it is learned, what there is of it lies beside the output, in OUTPUT.checkpoint; the same command, broken off and
+    given again, goes on from there. That file goes when the valuation is written.
     """
     named = parsing.split(dimensions, "--dimensions")
     check_recorded(probes, named or ())
@@ -83,8 +86,10 @@ def learn(
         show_cost(learn_cost(live, texts, start.weight.numel(), steps), as_json)
         return
     options: dict[str, Any] = {"objective": objective, "steps": steps, "seed": seed}
-    learned = learn_valuation(live, texts, start, **options)
+    kept = output.with_name(f"{output.name}.checkpoint")
+    learned = learn_valuation(live, texts, start, checkpoint=kept, **options)
     learned.save(output)
+    kept.unlink(missing_ok=True)  # another process of `accelerate launch` may have been first
     about = ("held_out_texts", "held_out_nll_untouched", "held_out_nll_learned")
     count, before, after = (learned.metadata[name] for name in about)
     history = learning_history(learned)
