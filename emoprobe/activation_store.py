@@ -25,8 +25,9 @@ from torch import Tensor
 
 from emoprobe.activations import Pool, capture, room
 from emoprobe.artefacts import holds_nothing, read_artefact, versions, write_artefact, write_bytes
-from emoprobe.checks import check_record, parse_json, reading
+from emoprobe.checks import check_record, reading
 from emoprobe.errors import InputError
+from emoprobe.files import parse_json
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.progress import track
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from emoprobe.checks import is_a, parse_json
+from emoprobe.checks import is_a
 from emoprobe.errors import InputError
-from emoprobe.places import check_artefact
+from emoprobe.records import KEY, UNREADABLE, damaged, read_record
 
 try:
     import fcntl
@@ -30,7 +30,6 @@ PACKAGES = ("emoprobe", "torch", "transformers", "scikit-learn", "numpy")
 """What numbers may depend on."""
 PART = f"{'[a-z0-9_]' * 8}.part"
 """How the name of a temporary file ends, behind a dot, the name of the file that it is to be, and another dot."""
-KEY = "emoprobe"  # one metadata entry only: safetensors keeps several in no fixed order
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
@@ -140,25 +139,14 @@ def read_artefact(
 
     Raises `InputError` for a file that is missing, damaged, of another kind or written by a later version.
     """
-    path = Path(path)
-    check_artefact(path, kind)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-        record = parse_json(metadata[KEY])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f'"{path}" is damaged or was not written by emoprobe ({type(error).__name__}: {error}): write it again, or give '
-            f"another file that holds a {kind}"
-        ) from error
-    if not isinstance(record, dict) or record.get("kind") != kind:
-        other = record.get("kind") if isinstance(record, dict) else None
-        raise InputError(
-            f'"{path}" holds {f"a {other}" if isinstance(other, str) else "something else"}, not a {kind}'
-        )
+    record = read_record(path, kind)
     if not is_a(record.get("version"), int) or not 1 <= record["version"] <= version:
         raise InputError(
             f'"{path}" has format {record.get("version")}: this emoprobe reads up to {version}; upgrade it'
         )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+    except UNREADABLE as error:
+        raise damaged(path, kind, error) from error
     return tensors, record

@@ -1,9 +1,8 @@
-"""What comes out of a file is looked at before it is believed: JSON, records, names, layers, tensors.
+"""What comes out of a file is looked at before it is believed: records, names, layers, tensors.
 
 Whoever reads a file says what it has to hold; what is then said names the place in it, and `reading` adds the file.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,27 +20,6 @@ UNPACKED, RATIO = 2**31, 20
 """Bytes, and times its size on disk, that a Parquet file may unpack to; real tables are packed to a tenth or so."""
 ROWS = 4096
 """Rows of a Parquet file that are unpacked at once."""
-
-
-def parse_json(content: str | bytes) -> Any:
-    """Return what JSON from anywhere says.
-
-    Raises `ValueError` for whatever it cannot be: no JSON, nested too deeply, a number too long to be one, and a key that an
-    object has twice, of which `json` would quietly take the last.
-    """
-    try:
-        return json.loads(content, object_pairs_hook=_once)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:60]!r} is there twice")
-    return found
 
 
 def read_parquet(path: str | Path) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Where models, corpora and probe sets are looked for: under a name of the package, on this machine, on the hub.
+"""Where models, corpora and studies are looked for: under a name of the package, on this machine, on the hub.
 
 What is misspelt or missing is refused here, and nothing heavy is imported, so that a command line can do so before it loads
 torch.
@@ -6,15 +6,15 @@ torch.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
 from emoprobe.errors import InputError
+from emoprobe.files import check_texts
 
 MODELS = {"bundled": "prose", "ground-truth": "ground_truth", "prose": "prose"}
 """Names of the models inside the package, and the folders they lie in."""
@@ -34,8 +34,6 @@ REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 """Form of a repository's name on the hub, "user/name"."""
 LIKE = 0.75
 """How like a name of the package, of 1, another one has to be to be taken for it misspelt."""
-FIRST = 2**20
-"""Bytes of an artefact's record that are read at the most, where it is only looked at."""
 PATIENCE = 3.0
 """Seconds in which the hub has to answer."""
 
@@ -65,73 +63,25 @@ def check_model(name: str | os.PathLike[str]) -> None:
 
 
 def check_corpus(name: str | os.PathLike[str]) -> None:
-    """Raise `InputError` for a file of texts that is not there, and for a corpus of the package misspelt."""
+    """Raise `InputError` for a corpus of the package misspelt, and for a file of texts that is not there or cannot be read.
+
+    Of the file no more than its beginning is looked at.
+    """
     path, spelt = Path(name), os.fspath(name)
     if canonical(spelt) in CORPORA or path.is_dir():
         return
-    if path.suffix.lower() in SUFFIXES:
-        check_file(path)
+    if path.is_file() or path.suffix.lower() in SUFFIXES:
+        check_suffix(path)
+        check_texts(path)
     elif not path.exists():
         _check_spelling("corpus", spelt, [known.replace("_", "-") for known in _spellings()])
 
 
-def check_probes(name: str | os.PathLike[str], kind: str = "probe set") -> None:
-    """Raise `InputError` for a file that is not there; a repository of the hub may be given instead."""
-    if not is_repo(os.fspath(name)) or Path(name).exists():
-        check_artefact(name, kind)
-
-
-def check_artefact(path: str | os.PathLike[str], kind: str = "probe set") -> None:
-    """Raise `InputError` unless there is a file that an artefact of this kind may be read from."""
-    if Path(path).is_dir():
-        raise InputError(f'"{path}" is a folder: give the file in it that holds a {kind}')
-    if not Path(path).is_file():
-        raise InputError(f'no file "{path}": a {kind} was to be read from it; check the path')
-
-
-def recorded_names(path: str | os.PathLike[str], key: str) -> list[str]:
-    """Return the names that an artefact has under a key, from the head of its file alone; of any other file, none.
-
-    That is the "concepts" of a probe set, the "dimensions" of a valuation. Whoever reads the file says what is wrong with it.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), FIRST)))
-        names = json.loads(head["__metadata__"]["emoprobe"])[key]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return []
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
-
-
-def check_recorded(path: str | os.PathLike[str], concepts: Iterable[str]) -> None:
-    """Raise `InputError` for a concept that a file's probe set does not hold, as far as its head tells."""
-    known = recorded_names(path, "concepts")
-    for concept in concepts if known else ():
-        check_concept(concept, known)
-
-
-def check_concept(concept: str, known: Sequence[str]) -> None:
-    """Raise `InputError` for a concept that is not among those that are probed for."""
-    if concept not in known:
-        meant = get_close_matches(concept, known, n=1, cutoff=LIKE)
-        there = f"there are {', '.join(known)}"
-        raise InputError(
-            f"no probe for {concept!r}: {f'did you mean {meant[0]!r}? Here {there}' if meant else there}"
-        )
-
-
-def check_file(path: Path) -> None:
-    """Raise `InputError` for what is no file: a pipe would be waited for, and a device may have no end."""
-    try:
-        if path.is_file():
-            return
-        there = path.exists() or path.is_symlink()
-        what = (
-            "is a folder, not a file" if path.is_dir() else "is no file to read" if there else "no such file"
-        )
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    raise InputError(f"{path}: {what}; check the path")
+def check_suffix(path: Path) -> None:
+    """Raise `InputError` for a file whose name ends as no corpus's does."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path}: cannot read {suffix or 'this'!r} files; give one of {', '.join(SUFFIXES)}")
 
 
 def check_folder(path: Path) -> None:

@@ -11,7 +11,6 @@ replaced, and what it was at is done again.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import operator
 import warnings
@@ -22,6 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from emoprobe.errors import InputError
+from emoprobe.extras import check_extra
 
 if TYPE_CHECKING:
     from emoprobe.models.live import LiveModel
@@ -51,8 +51,7 @@ def ray_workers(
     Ray cluster, whose hosts need this package and the model; without, Ray is started here, if it is not running. Raises
     `InputError` without Ray (`pip install 'emoprobe[ray]'`) and for fewer workers than one.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise InputError("workers need Ray, which is not installed: pip install 'emoprobe[ray]'")
+    check_extra("ray", "workers need", "ray")
     if workers < 1:
         raise InputError(f"workers={workers}: give at least 1")
     import ray

@@ -23,8 +23,9 @@ from emoprobe.artefacts import read_artefact, write_artefact
 from emoprobe.checks import check_layers, check_names, check_record, check_tensors, reading
 from emoprobe.errors import InputError
 from emoprobe.layers import nearest_to_depth, resolve_layers
-from emoprobe.places import check_concept, is_repo
+from emoprobe.places import is_repo
 from emoprobe.probes.direction import Direction
+from emoprobe.records import check_concept
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,11 +27,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from emoprobe.artefacts import KEY, versions, write_bytes
+from emoprobe.artefacts import versions, write_bytes
 from emoprobe.checks import check_tensors, reading
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers
 from emoprobe.probes import Direction
+from emoprobe.records import KEY
 from emoprobe.steering.edits import add
 from emoprobe.steering.vectors import Vector
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emoprobe.artefacts import digest, versions, write_bytes
-from emoprobe.checks import check_record, parse_json, read_parquet, reading
+from emoprobe.checks import check_record, read_parquet, reading
 from emoprobe.errors import InputError
+from emoprobe.files import parse_json
 from emoprobe.steering.row_wise import RowWise
 
 Values = dict[str, NDArray[np.float64]]

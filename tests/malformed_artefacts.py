@@ -18,10 +18,10 @@ from malformed import Action, Case, Clean, Place
 from safetensors.torch import save
 from torch import Tensor
 
-from emoprobe.artefacts import KEY
 from emoprobe.probes import load_probes
 from emoprobe.probes.moments import Moments, load_moments
 from emoprobe.probes.probe_set import _digest
+from emoprobe.records import KEY
 from emoprobe.steering import import_gguf, import_steering_vectors
 from emoprobe.valattn import EmotionStream, Valuation
 from emoprobe.valattn.training import train

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_probes import planted
 
-from emoprobe.artefacts import KEY
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel, load_model
 from emoprobe.probes import ProbeSet, fit_probes, load_probes, trace
+from emoprobe.records import KEY
 from emoprobe.steering import add, project_out
 from emoprobe.valattn import Valuation, inject, learn_valuation
 

@@ -1,6 +1,5 @@
 """What is looked for by name: nearly one of the package's is refused at once, and a hub out of reach is not waited for."""
 
-import json
 from pathlib import Path
 
 import httpx
@@ -78,38 +77,3 @@ def test_every_name_of_the_hub_is_asked_for_in_this_way(
         with pytest.raises(InputError, match=r"nobody/nothing.*hub"):
             load("nobody/nothing")  # type: ignore[operator]
     assert client.asked == 3 and not waited
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"",
-        b"no JSON",
-        b"[" * 100_000,
-        b"[]",
-        b'{"__metadata__": 1}',
-        b'{"__metadata__": {"emoprobe": "1"}}',
-        b'{"__metadata__": {"emoprobe": "{\\"concepts\\": 5}"}}',
-        b'{"__metadata__": {"emoprobe": "{\\"concepts\\": [5]}"}}',
-    ],
-    ids=lambda head: head[-30:],
-)
-def test_a_head_that_names_no_concepts_refuses_none(head: bytes, tmp_path: Path) -> None:
-    for name, size in (("whole", len(head)), ("wrong", 2**63)):
-        (tmp_path / name).write_bytes(size.to_bytes(8, "little") + head)
-        assert places.recorded_names(tmp_path / name, "concepts") == []
-        places.check_recorded(tmp_path / name, ["joy"])
-    places.check_recorded(tmp_path / "nowhere", ["joy"])
-    places.check_recorded("user/probes", ["joy"])
-
-
-def test_a_concept_is_refused_with_what_may_be_meant(tmp_path: Path) -> None:
-    head = json.dumps({"__metadata__": {"emoprobe": json.dumps({"concepts": ["fear", "joy"]})}}).encode()
-    (tmp_path / "a").write_bytes(len(head).to_bytes(8, "little") + head)
-    places.check_recorded(tmp_path / "a", ["fear", "joy"])
-    with pytest.raises(
-        InputError, match=r"^no probe for 'feer': did you mean 'fear'\? Here there are fear, joy$"
-    ):
-        places.check_recorded(tmp_path / "a", ["fear", "feer"])
-    with pytest.raises(InputError, match=r"^no probe for 'ennui': there are fear, joy$"):
-        places.check_recorded(tmp_path / "a", ["ennui"])

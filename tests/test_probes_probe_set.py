@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save, save_file
 from small_probes import model, probes
 from tiny import tiny_model
 
-from emoprobe.artefacts import KEY
 from emoprobe.errors import InputError
 from emoprobe.probes import Direction, ProbeSet, load_probes, logit_lens, trace
 from emoprobe.probes.geometry import permutation_test
 from emoprobe.probes.probe_set import TENSORS
 from emoprobe.probes.summary import best_rows
+from emoprobe.records import KEY
 
 # Directions ----------------------------------------------------------------------------------------------------------
 

@@ -14,11 +14,11 @@ from small_study import small_corpus, small_model
 import emoprobe as ep
 from emoprobe import artefacts
 from emoprobe.activation_store import load_activations, store_activations
-from emoprobe.artefacts import KEY
 from emoprobe.corpora.stories import ModelWriter, write_stories
 from emoprobe.probes import load_probes
 from emoprobe.probes.tasks import plan
 from emoprobe.probes.text_moments import corpus_moments
+from emoprobe.records import KEY
 from emoprobe.steering import export_gguf, export_steering_vectors, import_steering_vectors, nll, sweep
 from emoprobe.valattn import EmotionStream, Valuation
 

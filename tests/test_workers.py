@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -307,6 +308,6 @@ def test_parts_are_whole_windows_of_about_one_length(
 def test_what_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="workers=0"), module.ray_workers("bundled", 0):
         pass
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"emoprobe\[ray\]"), module.ray_workers("bundled"):
         pass

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import typer
 
-from emoprobe.places import CORPORA, MODELS, recorded_names
+from emoprobe.places import CORPORA, MODELS
+from emoprobe.records import recorded_names
 
 DIMENSIONS = ("valence", "arousal", "relevance")
 EMOTIONS = tuple(

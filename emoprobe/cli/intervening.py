@@ -30,7 +30,8 @@ from emoprobe.cli.options import (
 )
 from emoprobe.cli.showing import show_cost, side_by_side, write_json
 from emoprobe.errors import InputError
-from emoprobe.places import check_file, check_probes, check_recorded, check_writable
+from emoprobe.places import check_writable
+from emoprobe.records import check_probes, check_recorded
 
 
 def check_figure(path: Path) -> None:
@@ -65,11 +66,11 @@ def steer(
 ) -> None:
     """Continue a prompt with and without a concept's direction, each time with the likeliest token."""
     check_recorded(probes, [concept])
+    prompt = parsing.words(prompt)
     from emoprobe.cli import typed
     from emoprobe.probes import load_probes
     from emoprobe.steering import steer as steered
 
-    prompt = typed.words(prompt)
     loaded = load_probes(probes)
     direction = loaded[concept]
     live = typed.model(model, device, dtype)
@@ -110,6 +111,7 @@ def inject(
         typer.Option(
             help="Attend to one point, valence=1,arousal=-0.5, each from -1 to 1.",
             show_default="to what is like oneself",
+            callback=checked(parsing.point),
         ),
     ] = None,
     max_new_tokens: NewTokens = 40,
@@ -120,10 +122,10 @@ def inject(
     """Continue a prompt with and without a valuation in attention, each time with the likeliest token."""
     named = parsing.split(concepts)
     check_recorded(probes, named or ())
+    prompt = parsing.words(prompt)
     from emoprobe.cli import typed
     from emoprobe.valattn import inject as injected
 
-    prompt = typed.words(prompt)
     valuation, loaded = typed.valuation(probes, named)
     lam = 0.5 if strength is None and valuation.strength is None else strength
     live = typed.model(model, device, dtype)
@@ -172,7 +174,7 @@ def sweep(
         typer.Option(
             help="Texts to measure on, one a line.",
             show_default="built-in passages",
-            callback=checked(check_file),
+            callback=checked(parsing.lines),
         ),
     ] = None,
     controls: Annotated[int, typer.Option(min=0, help="Random directions beside it.")] = 5,
@@ -199,10 +201,13 @@ def sweep(
     given again, goes on there.
     """
     check_recorded(probes, [] if concept is None else [concept])
+    usual = "-1,-0.5,0,0.5,1" if concept is None else "-0.1,-0.05,0,0.05,0.1"
+    doses = parsing.numbers("--strengths=", strengths or usual, usual)
     import shutil
 
     from emoprobe.artefacts import write_bytes
     from emoprobe.cli import typed
+    from emoprobe.models.reference import PASSAGES
     from emoprobe.notebook import export
     from emoprobe.probes import load_probes
     from emoprobe.steering import kl, nll, read_out
@@ -215,9 +220,7 @@ def sweep(
     else:
         loaded = load_probes(probes)
         subject = loaded[concept]
-    usual = "-1,-0.5,0,0.5,1" if concept is None else "-0.1,-0.05,0,0.05,0.1"
-    doses = parsing.numbers("--strengths=", strengths or usual, usual)
-    lines = typed.lines(texts)
+    lines = list(PASSAGES) if texts is None else parsing.lines(texts)
     live = typed.model(model, device, dtype)
     measures = [nll(lines), kl(lines)]
     if loaded is not None:

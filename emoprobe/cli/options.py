@@ -11,7 +11,8 @@ import typer
 
 from emoprobe.cli import parsing
 from emoprobe.cli.completing import among, concepts, corpora, models
-from emoprobe.places import check_corpus, check_folder, check_model, check_out, check_probes, check_writable
+from emoprobe.places import check_corpus, check_folder, check_model, check_out, check_writable
+from emoprobe.records import check_probe_set
 
 
 def checked(check: Callable[[Any], None]) -> Callable[[typer.Context, Any], Any]:
@@ -51,7 +52,7 @@ Probes = Annotated[
     str,
     typer.Argument(
         help="A probe set, as `emoprobe fit` writes it, or a repository of the hub that holds one.",
-        callback=checked(check_probes),
+        callback=checked(check_probe_set),
     ),
 ]
 Some = Annotated[
@@ -121,6 +122,7 @@ Columns = Annotated[
     typer.Option(
         help="Which column is what: text=sentence,labels=emotion,valence=V,group=document.",
         show_default="as they are named",
+        callback=checked(parsing.columns),
     ),
 ]
 Ranges = Annotated[
@@ -128,6 +130,7 @@ Ranges = Annotated[
     typer.Option(
         help="Lowest and highest annotation: valence=1:9,arousal=1:9.",
         show_default="valence −1 to 1; arousal, relevance and dominance 0 to 1",
+        callback=checked(parsing.ranges),
     ),
 ]
 Data = Annotated[

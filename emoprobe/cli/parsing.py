@@ -1,16 +1,14 @@
-"""What people type on a command line, read: lists, pairs, points, layers. Nothing heavy is imported for it."""
+"""What people type on a command line, read: lists, pairs, points, layers, texts. Nothing heavy is imported for it."""
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 from emoprobe.errors import InputError
+from emoprobe.files import read_text
 from emoprobe.layers import Layers
-
-
-def span(name: str, given: str) -> tuple[float, float]:
-    ends = numbers(f"--ranges {name}=", given, "1:9", ":")
-    if len(ends) != 2:
-        raise InputError(f"--ranges {name}={given}: a range has two ends, for example {name}=1:9")
-    return ends[0], ends[1]
 
 
 def pairs(option: str, given: str | None, example: str) -> dict[str, str]:
@@ -20,6 +18,23 @@ def pairs(option: str, given: str | None, example: str) -> dict[str, str]:
         if not (key.strip() and equals and value.strip()):
             raise InputError(f'{option} "{key}{equals}{value}" is not understood: write {option} {example}')
     return {key.strip(): value.strip() for key, _, value in found}
+
+
+def columns(given: str | None) -> dict[str, str]:
+    """Read which column is what: text=sentence,valence=V."""
+    return pairs("--columns", given, "text=sentence,valence=V")
+
+
+def ranges(given: str | None) -> dict[str, tuple[float, float]]:
+    """Read lowest and highest annotations: valence=1:9."""
+    return {name: _span(name, ends) for name, ends in pairs("--ranges", given, "valence=1:9").items()}
+
+
+def _span(name: str, given: str) -> tuple[float, float]:
+    ends = numbers(f"--ranges {name}=", given, "1:9", ":")
+    if len(ends) != 2:
+        raise InputError(f"--ranges {name}={given}: a range has two ends, for example {name}=1:9")
+    return ends[0], ends[1]
 
 
 def split(
@@ -66,3 +81,29 @@ def layers(given: str) -> Layers:
             f'layers "{given}" are not understood: give an index, a fraction like 0.66, a list 2,4, a slice 2:5 or all'
         ) from None
     return found if len(found) > 1 else found[0]
+
+
+def words(text: str) -> str:
+    """Return a text that was typed, or that of standard input where it is "-"; refuse none, and the name of a file."""
+    piped = text == "-"
+    try:
+        if piped:
+            text = sys.stdin.read().rstrip("\n")
+        text.encode()  # bytes that are no UTF-8 come as half characters, which no tokenizer reads
+    except UnicodeError:
+        raise InputError("the text is not UTF-8: give it, or save its file, in that encoding") from None
+    if not piped and os.path.isfile(text):
+        raise InputError(
+            f'"{text}" is a file: to give what is in it, type - for the text and < {text} at the end'
+        )
+    if not text.strip():
+        raise InputError("the text is empty: give some words to read")
+    return text
+
+
+def lines(path: Path) -> list[str]:
+    """Read texts, one a line; refuse a file that holds none."""
+    found = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not found:
+        raise InputError(f'"{path}" holds no text: give a file with one text a line')
+    return found

@@ -33,7 +33,8 @@ from emoprobe.cli.options import (
 )
 from emoprobe.cli.showing import show_cost, show_trace, write_json
 from emoprobe.errors import InputError
-from emoprobe.places import check_artefact, check_recorded
+from emoprobe.extras import check_explorer
+from emoprobe.records import check_probe_set, check_recorded
 
 
 def fit(
@@ -125,6 +126,7 @@ def trace(
     """
     chosen = parsing.split(concepts)
     check_recorded(probes, chosen or ())
+    text = parsing.words(text)
     from functools import partial
 
     from emoprobe.artefacts import write_bytes
@@ -132,7 +134,6 @@ def trace(
     from emoprobe.probes import load_probes
     from emoprobe.probes import trace as traced
 
-    text = typed.words(text)
     loaded = load_probes(probes)
     read = partial(
         traced,
@@ -158,7 +159,7 @@ def explore(
         typer.Argument(
             help="A probe set, as `emoprobe fit` writes it.",
             show_default="fitted on the bundled corpus, once",
-            callback=checked(check_artefact),
+            callback=checked(check_probe_set),
         ),
     ] = None,
     port: Annotated[
@@ -175,11 +176,10 @@ def explore(
     model writes as λ and steering strength change. The page is for this machine alone, and nothing that is typed is logged.
     With --json its address, in which a secret token lets whoever has it in, is printed as soon as the page is there.
     """
+    check_explorer()
     from emoprobe.cli import typed
     from emoprobe.explorer import explore as explored
-    from emoprobe.explorer.launch import check_installed
 
-    check_installed()  # before a model is loaded
     live = typed.model(model, device, dtype)
     running = explored(live, probes, port=port, browser=browser, wait=not as_json)
     if as_json:

@@ -27,7 +27,8 @@ from emoprobe.cli.options import (
     checked,
 )
 from emoprobe.cli.showing import show_cost, write_json
-from emoprobe.places import check_file, check_model, check_study
+from emoprobe.files import check_texts
+from emoprobe.places import check_model, check_study
 
 if TYPE_CHECKING:
     from emoprobe.corpora import Corpus
@@ -90,7 +91,7 @@ def concepts(
         typer.Option(
             help="People's ratings of words, a file.",
             show_default="those of the texts",
-            callback=checked(check_file),
+            callback=checked(check_texts),
         ),
     ] = None,
     device: Device = None,
@@ -127,7 +128,7 @@ def claims(
         typer.Option(
             help="A file of human word norms.",
             show_default="a list of emotion words",
-            callback=checked(check_file),
+            callback=checked(check_texts),
         ),
     ] = None,
     out: Out = None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +10,13 @@ from typing import Any
 import rich
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 
-from emoprobe.artefacts import KEY
-from emoprobe.checks import parse_json
 from emoprobe.cli import parsing
 from emoprobe.corpora import Corpus, load_corpus
-from emoprobe.corpora.tables import read_text
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel, load_model
-from emoprobe.models.reference import PASSAGES
 from emoprobe.probes import ProbeSet, load_probes
+from emoprobe.records import recorded
 from emoprobe.valattn import Valuation
 from emoprobe.workers import RayWorkers, ray_workers
 
@@ -61,53 +55,13 @@ def _placed(device: str | None, dtype: str | None) -> dict[str, Any]:
 def corpus(
     name: str, folder: Path | None, columns: str | None, ranges: str | None, limit: int | None, seed: int
 ) -> Corpus:
-    mapping = parsing.pairs("--columns", columns, "text=sentence,valence=V")
-    bounds = {
-        key: parsing.span(key, value)
-        for key, value in parsing.pairs("--ranges", ranges, "valence=1:9").items()
-    }
+    mapping, bounds = parsing.columns(columns), parsing.ranges(ranges)
     return load_corpus(name, folder=folder, columns=mapping, ranges=bounds, limit=limit, seed=seed)
-
-
-def words(text: str) -> str:
-    """Return a text that was typed, or that of standard input where it is "-"; refuse none, and the name of a file."""
-    piped = text == "-"
-    try:
-        if piped:
-            text = sys.stdin.read().rstrip("\n")
-        text.encode()  # bytes that are no UTF-8 come as half characters, which no tokenizer reads
-    except UnicodeError:
-        raise InputError("the text is not UTF-8: give it, or save its file, in that encoding") from None
-    if not piped and os.path.isfile(text):
-        raise InputError(
-            f'"{text}" is a file: to give what is in it, type - for the text and < {text} at the end'
-        )
-    if not text.strip():
-        raise InputError("the text is empty: give some words to read")
-    return text
-
-
-def lines(path: Path | None) -> list[str]:
-    if path is None:
-        return list(PASSAGES)
-    found = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    if not found:
-        raise InputError(f'"{path}" holds no text: give a file with one text a line')
-    return found
-
-
-def kind(path: str) -> str | None:
-    """Return what an artefact says it is, or None for anything else; whoever reads it complains in its own words."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return str(parse_json((file.metadata() or {})[KEY])["kind"])
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        return None
 
 
 def valuation(path: str, concepts: Sequence[str] | None) -> tuple[Valuation, ProbeSet | None]:
     """Read a valuation, or make one of a probe set, which is returned too."""
-    if kind(path) == "valuation":
+    if recorded(path, "kind") == "valuation":
         found = Valuation.load(path)
         if concepts is not None and set(concepts) != set(found.dimensions):
             raise InputError(

@@ -27,12 +27,7 @@ from emoprobe.cli.options import (
     choice,
 )
 from emoprobe.cli.showing import show_cost, write_json
-from emoprobe.places import check_artefact, check_probes, check_recorded
-
-
-def check_valuation(path: Path) -> None:
-    """Raise `InputError` unless there is a file that a valuation may be read from."""
-    check_artefact(path, "valuation")
+from emoprobe.records import check_probes, check_recorded, check_valuation
 
 
 def learn(

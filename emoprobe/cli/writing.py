@@ -13,7 +13,7 @@ from emoprobe.cli.completing import emotions as complete_emotions
 from emoprobe.cli.completing import models
 from emoprobe.cli.options import Device, DryRun, DType, Json, NewTokens, Seed, checked, choice
 from emoprobe.cli.showing import show_cost, write_json
-from emoprobe.places import check_file, check_model, check_writable
+from emoprobe.places import check_model, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ def stories(
     topics: Annotated[
         Path | None,
         typer.Option(
-            help="Topics, one a line.", show_default="80 of the package's", callback=checked(check_file)
+            help="Topics, one a line.", show_default="80 of the package's", callback=checked(parsing.lines)
         ),
     ] = None,
     per_topic: Annotated[int, typer.Option(min=1, help="Texts for each topic and emotion.")] = 2,
@@ -88,7 +88,7 @@ def stories(
     else:
         writer = ModelWriter(typed.model(model, device, dtype), max_new_tokens=max_new_tokens)
     felt = tuple(parsing.split(emotions, "--emotions", "afraid,calm") or ())
-    about = None if topics is None else typed.lines(topics)
+    about = None if topics is None else parsing.lines(topics)
     if dry_run:
         asked = requests(kind, felt, tuple(about or own_topics()), per_topic, per_request)
         _show_cost(asked, writer, max_new_tokens, as_json)

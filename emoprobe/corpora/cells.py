@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from emoprobe.checks import parse_json
 from emoprobe.corpora._checks import bad_cell
 from emoprobe.corpora.words import annotated_sentence
 from emoprobe.errors import InputError
+from emoprobe.files import parse_json
 
 MISSING = {"", "na", "n/a", "nan", "null", "none"}
 """What stands for a number that is not there. Texts and labels are never compared with these."""

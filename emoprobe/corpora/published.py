@@ -19,8 +19,9 @@ import pandas as pd
 from huggingface_hub import get_session
 
 from emoprobe.artefacts import write_bytes
-from emoprobe.corpora.tables import Table, from_dataset, read_delimited, read_text
+from emoprobe.corpora.tables import Table, from_dataset, read_delimited
 from emoprobe.errors import InputError
+from emoprobe.files import read_text
 from emoprobe.places import hub
 
 EMOBANK = "https://raw.githubusercontent.com/JULIELab/EmoBank/master/corpus/"

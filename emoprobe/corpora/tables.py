@@ -20,9 +20,10 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict
 from datasets.table import InMemoryTable
 
-from emoprobe.checks import parse_json, read_parquet
+from emoprobe.checks import read_parquet
 from emoprobe.errors import InputError
-from emoprobe.places import SUFFIXES, check_file
+from emoprobe.files import check_file, empty, parse_json, read_text
+from emoprobe.places import check_suffix
 
 
 @dataclass(frozen=True)
@@ -37,37 +38,13 @@ class Table:
 def read_table(path: Path) -> Table:
     """Read a CSV, TSV, JSON, JSON lines or Parquet file; raises InputError with the line at which that
     fails."""
+    check_suffix(path)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"{path}: cannot read {suffix or 'this'!r} files; give one of {', '.join(SUFFIXES)}")
     if suffix == ".parquet":
         return _parquet(path)
     if suffix in (".csv", ".tsv"):
         return Table(read_delimited(path, "\t" if suffix == ".tsv" else ","))
     return Table(_json(path))
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark; names the line that is not UTF-8 or holds a NUL character."""
-    check_file(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}: line {line} is not UTF-8; save the file in that encoding") from None
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise InputError(
-            f"{path}: line {line} holds a NUL character, as UTF-16 and files that were not written to their end do; save the "
-            "file anew, as UTF-8"
-        )
-    return text
 
 
 def read_delimited(
@@ -89,7 +66,7 @@ def read_delimited(
             quoting=quoting,  # type: ignore[call-overload]
         )
     except pd.errors.EmptyDataError:
-        raise InputError(f"{path}: the file is empty; give one with a header and rows") from None
+        raise empty(path) from None
     except pd.errors.ParserError as error:
         reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
         raise InputError(

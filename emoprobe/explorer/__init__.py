@@ -1,5 +1,8 @@
-"""The explorer: a local page that shows what probes read in a text, and what interventions do to one model."""
+"""The explorer: a local page that shows what probes read in a text, and what interventions do to one model.
 
-from emoprobe.explorer.launch import Explorer, explore
+The public names stand in `__init__.pyi`; they load what they need when they are first used.
+"""
 
-__all__ = ["Explorer", "explore"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,6 +20,7 @@ from emoprobe import __version__
 from emoprobe.corpora import load_corpus
 from emoprobe.errors import InputError
 from emoprobe.explorer.readings import Subject
+from emoprobe.extras import check_explorer
 from emoprobe.models import LiveModel, load_model
 from emoprobe.probes import ProbeSet, fit_probes, load_probes
 from emoprobe.valattn import Valuation
@@ -48,7 +49,7 @@ def explore(
     once, and `.stop()` ends the server. Raises `InputError` where FastAPI or uvicorn is missing, the port is taken, or model,
     probes and valuation do not fit.
     """
-    check_installed()
+    check_explorer()
     live = load_model(model) if isinstance(model, str) else model
     if probes is None:
         probes = bundled_probes(live)
@@ -158,17 +159,6 @@ def bundled_probes(model: LiveModel) -> ProbeSet:
 def cache_folder() -> Path:
     """Return where fitted probes are kept: emoprobe/probes in XDG_CACHE_HOME, by default ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emoprobe" / "probes"
-
-
-def check_installed() -> None:
-    """Raise `InputError` where what the explorer's server needs is not installed."""
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f'the explorer needs {error.name}, which is not installed: pip install "emoprobe[explore]"'
-        ) from None
 
 
 def _bound(port: int) -> socket.socket:

@@ -23,8 +23,9 @@ from typing import Any
 
 from emoprobe import drawing
 from emoprobe.artefacts import holds_nothing, write_bytes
-from emoprobe.checks import check_record, parse_json, read_parquet
+from emoprobe.checks import check_record, read_parquet
 from emoprobe.errors import InputError
+from emoprobe.files import parse_json
 from emoprobe.places import check_out, check_study
 from emoprobe.study.result import Result
 

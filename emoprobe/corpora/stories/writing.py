@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from emoprobe.artefacts import versions, write_bytes
-from emoprobe.checks import check_record, parse_json
+from emoprobe.checks import check_record
 from emoprobe.corpora.loaders import load_corpus
 from emoprobe.corpora.schema import Corpus
 from emoprobe.corpora.stories import prompts as asked
@@ -28,6 +28,7 @@ from emoprobe.corpora.stories.leaks import leaks, names_any
 from emoprobe.corpora.stories.prompts import Request, requests, topics
 from emoprobe.corpora.stories.writers import Writer
 from emoprobe.errors import InputError
+from emoprobe.files import parse_json
 from emoprobe.progress import track
 
 KEPT = "kept"

@@ -1,0 +1,2 @@
+from .launch import Explorer as Explorer
+from .launch import explore as explore
