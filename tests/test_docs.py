@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+from heads import stand_in
 from outputs import alike
 
 from emoprobe.cli import app, main
@@ -219,7 +220,7 @@ def test_commands_parse(page: str, typed: str, tmp_path: Path, monkeypatch: pyte
     for word in words:  # what is not there is refused
         if Path(word).suffix:
             Path(word).parent.mkdir(parents=True, exist_ok=True)
-            Path(word).touch()
+            stand_in(Path(word))
     if len(words) > 1:  # a bare name is a mention
         known[words[0]].make_context(words[0], words[1:])
 
