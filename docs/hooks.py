@@ -48,6 +48,12 @@ PACKAGES = (
 """Sub-packages of emoprobe whose exported names have a page of the reference."""
 BESIDE = ("probes", "steering", "valattn")
 """Folders that are imported as sub-packages of emoprobe."""
+PAGES = {
+    **ELSEWHERE,
+    **NOTEBOOKS,
+    **{f"{folder}/__init__.pyi": f"reference/{folder}.md" for folder in BESIDE},
+}
+"""Files that a page may link to, and the pages that show them: of a package's names, its reference."""
 NOT_CODE = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.json", "*.jsonl")
 _tree = tempfile.TemporaryDirectory(prefix="emoprobe-docs-")
 
@@ -82,7 +88,7 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **rest: Any) -> st
 
     def turned(found: re.Match[str]) -> str:
         file = posixpath.normpath(posixpath.join(folder, found[1]))
-        to = (ELSEWHERE | NOTEBOOKS).get(file, file.removeprefix("docs/"))
+        to = PAGES.get(file, file.removeprefix("docs/"))
         if files.get_file_from_path(to) is None:
             return found[0]
         return f"]({posixpath.relpath(to, posixpath.dirname(here) or '.')}{found[2] or ''})"
