@@ -24,7 +24,14 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from emoprobe.activations import Pool, capture, room
-from emoprobe.artefacts import holds_nothing, read_artefact, versions, write_artefact, write_bytes
+from emoprobe.artefacts import (
+    holds_nothing,
+    only_writer,
+    read_artefact,
+    versions,
+    write_artefact,
+    write_bytes,
+)
 from emoprobe.checks import check_record, reading
 from emoprobe.errors import InputError
 from emoprobe.files import parse_json
@@ -180,7 +187,8 @@ def store_activations(
     shard. `dtype` is float32 or bfloat16. The same call goes on where an earlier one was broken off, and both give the same
     bytes. The space that is needed is looked for first. `workers`, see `emoprobe.ray_workers`, read shards side by side.
 
-    Raises `InputError` for a folder that holds something else, another dtype, no texts, and a disk without room.
+    Raises `InputError` for a folder that holds something else or that another process is writing to, another dtype, no texts,
+    and a disk without room.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"dtype={dtype}: activations are kept as torch.float32 or torch.bfloat16")
@@ -201,23 +209,25 @@ def store_activations(
         "shard": shard,
         "batch_size": batch_size,
     }
-    about = _index_for(Path(folder), asked)
-    store = _store(Path(folder), about)
-    missing = [number for number in range(len(store.rows)) if not store.has(number)]
-    _check_room(store, len(missing))
-    if workers is not None:
-        workers.check_model(model)
-    read = partial(read_shard, layers=chosen, pool=pool, start=start, batch_size=batch_size)
-    pieces = (list(texts[store.rows[number]]) for number in missing)
-    found = (read(model, piece) for piece in pieces) if workers is None else workers.map(read, pieces)
-    title = f"reading {model.name}, {decimal(store.size)} to {store.folder}"
-    kept = len(store.rows) - len(missing)
-    for number in track(missing, title, wanted=progress, total=len(store.rows), completed=kept):
-        vectors, sums = next(found)
-        # Only now: what fails before its first shard leaves nothing in the way.
-        if not (store.folder / INDEX).is_file():
-            write_bytes(store.folder / INDEX, (json.dumps(about, indent=1) + "\n").encode())
-        store.write(number, vectors, sums)
+    folder = Path(folder)
+    with only_writer(folder):
+        about = _index_for(folder, asked)
+        store = _store(folder, about)
+        missing = [number for number in range(len(store.rows)) if not store.has(number)]
+        _check_room(store, len(missing))
+        if workers is not None:
+            workers.check_model(model)
+        read = partial(read_shard, layers=chosen, pool=pool, start=start, batch_size=batch_size)
+        pieces = (list(texts[store.rows[number]]) for number in missing)
+        found = (read(model, piece) for piece in pieces) if workers is None else workers.map(read, pieces)
+        title = f"reading {model.name}, {decimal(store.size)} to {store.folder}"
+        kept = len(store.rows) - len(missing)
+        for number in track(missing, title, wanted=progress, total=len(store.rows), completed=kept):
+            vectors, sums = next(found)
+            # Only now: what fails before its first shard leaves nothing in the way.
+            if not (store.folder / INDEX).is_file():
+                write_bytes(store.folder / INDEX, (json.dumps(about, indent=1) + "\n").encode())
+            store.write(number, vectors, sums)
     if isinstance(pool, Adding):
         for number in range(len(store.rows)):
             pool.add(store.sums(number))

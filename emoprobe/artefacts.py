@@ -5,8 +5,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -120,6 +120,44 @@ def _remove_left_over(path: Path) -> None:
             with suppress(OSError), left.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left.unlink()
+
+
+@contextmanager
+def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let nobody else write to a folder, or a file, that is filled part by part inside the block.
+
+    A file beside it, .NAME.lock, is there and locked meanwhile. Raises `InputError` where another process, or another block of
+    this one, is writing there already; where files cannot be locked, nobody is kept out.
+    """
+    lock = _lock(Path(path))
+    try:
+        yield
+    finally:
+        if lock is not None:
+            Path(lock.name).unlink(missing_ok=True)
+            lock.close()
+
+
+def _lock(path: Path) -> IO[bytes] | None:
+    """Return the locked file that says that `path` is being written to, or None where there can be no such file."""
+    place = path.resolve()
+    while fcntl is not None:
+        with ExitStack() as unless_returned:
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                lock = unless_returned.enter_context((place.parent / f".{place.name}.lock").open("a+b"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f'another process is writing to "{path}": wait until it has ended, or give another place'
+                ) from None
+            except OSError:  # no locks here, or nothing can be written at all, as whoever writes will be told
+                return None
+            if os.fstat(lock.fileno()).st_nlink:
+                unless_returned.pop_all()
+                return lock
+            # Whoever had it has removed it before it was locked here.
+    return None
 
 
 def write_artefact(

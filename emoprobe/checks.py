@@ -55,8 +55,8 @@ def _unpacked(column: pa.Array) -> int:
 
 
 @contextmanager
-def reading(path: str | Path, kind: str) -> Iterator[None]:
-    """Say of which file it is, where what was read from it makes no artefact of this kind."""
+def reading(path: str | Path, kind: str, mend: str = "give another file") -> Iterator[None]:
+    """Say of which file it is, and what to do, where what was read from it makes no artefact of this kind."""
     try:
         yield
     except (
@@ -71,9 +71,7 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         reason = " ".join(
             (str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}").split()
         )
-        raise InputError(
-            f'"{path}" is damaged, it holds no whole {kind} ({reason[:300]}): give another file'
-        ) from error
+        raise InputError(f'"{path}" is damaged, it holds no whole {kind} ({reason[:300]}): {mend}') from error
 
 
 def check_record(record: object, wanted: Mapping[Any, Any], where: str = "") -> None:

@@ -1,8 +1,8 @@
 """A sweep's finished runs in a folder, so that an interrupted sweep goes on where it was.
 
-The folder holds `asked.json`, what was swept, and one Parquet file for each run, written whole or not at all. Measures and
-edits are functions, and are compared by what `described` says of them; what measures say of the untouched model is compared
-too, before anything is taken from a folder.
+The folder holds `asked.json`, what was swept, and one Parquet file for each run, with a checksum, written whole or not at all.
+Measures and edits are functions, and are compared by what `described` says of them; what measures say of the untouched model is
+compared too, before anything is taken from a folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,13 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emoprobe.artefacts import digest, versions, write_bytes
+from emoprobe.artefacts import digest, only_writer, versions, write_bytes
 from emoprobe.checks import check_record, read_parquet, reading
 from emoprobe.errors import InputError
 from emoprobe.files import parse_json
@@ -31,6 +34,8 @@ from emoprobe.steering.row_wise import RowWise
 Values = dict[str, NDArray[np.float64]]
 """Measure -> one number for each text."""
 UNTOUCHED = "untouched"
+CHECKSUM = b"emoprobe"
+"""Under what name a run's file has it among its metadata."""
 
 
 def described(thing: Any, ours: bool = True) -> str:
@@ -95,34 +100,60 @@ class KeptRuns:
             raise InputError(
                 f'"{self.folder}" holds another sweep ({", ".join(other)} differ): give another out='
             )
-        self._like = {measure: values.shape for measure, values in untouched.items()}
+        self._asked = digest(before)
         found = self.run(UNTOUCHED, lambda: untouched)
         if found.keys() != untouched.keys() or not all(map(_agree, found.values(), untouched.values())):
             raise InputError(
                 f'"{self.folder}" holds a sweep whose measures say something else of the untouched model: give another out='
             )
 
+    @classmethod
+    @contextmanager
+    def alone(
+        cls, folder: str | os.PathLike[str] | None, asked: Mapping[str, Any], untouched: Values
+    ) -> Iterator[KeptRuns]:
+        """Hand them out while no other process may write there. Raises `InputError` where one is doing so."""
+        with nullcontext() if folder is None else only_writer(folder):
+            yield cls(folder, asked, untouched)
+
     def __contains__(self, name: str) -> bool:
         return self.folder is not None and self._file(name).is_file()
 
     def run(self, name: str, make: Callable[[], Values]) -> Values:
-        """Return the values of a run: as they were kept, or else newly made and kept."""
+        """Return the values of a run: as they were kept, or else newly made and kept.
+
+        Raises `InputError` for a file that is damaged, or of another run.
+        """
         if self.folder is None:
             return make()
         if name in self:
-            with reading(self._file(name), "run of a sweep"):
-                table = read_parquet(self._file(name)).to_pandas()
-                groups = table.groupby("measure", sort=False)["value"]
-                found = {str(measure): values.to_numpy(float) for measure, values in groups}
-                if name != UNTOUCHED and {key: values.shape for key, values in found.items()} != self._like:
-                    raise InputError("it has other measures, or other texts")
-            return found
+            return self._read(name)
         values = make()
+        table = pa.table(
+            {
+                "measure": [measure for measure, found in values.items() for _ in found],
+                "value": np.concatenate([*values.values()]),
+            },
+            metadata={CHECKSUM: self._checksum(name, values)},
+        )
         content = io.BytesIO()
-        parts = [pd.DataFrame({"measure": measure, "value": found}) for measure, found in values.items()]
-        pd.concat(parts).to_parquet(content, index=False)
+        pq.write_table(table, content)
         write_bytes(self._file(name), content.getvalue())
         return values
+
+    def _read(self, name: str) -> Values:
+        path = self._file(name)
+        with reading(path, "run of a sweep", "delete it, and the same call makes it again"):
+            table = read_parquet(path)
+            groups = table.to_pandas().groupby("measure", sort=False)["value"]
+            found = {str(measure): values.to_numpy(float) for measure, values in groups}
+            if (table.schema.metadata or {}).get(CHECKSUM) != self._checksum(name, found).encode():
+                raise InputError("its checksum is not that of these numbers, in this run of this sweep")
+        return found
+
+    def _checksum(self, name: str, values: Values) -> str:
+        tensors = {f"values of {measure}": torch.tensor(found) for measure, found in values.items()}
+        return digest({"asked": self._asked, "run": name, **tensors})
 
     def _file(self, name: str) -> Path:
         assert self.folder is not None, "runs are kept in a folder or nowhere"

@@ -84,9 +84,9 @@ def sweep(
 
     With `out`, a folder, each run is kept there as a Parquet file once it is done, and the same call resumes; strengths and
     controls may be added. `workers`, see `emoprobe.ray_workers`, take groups of runs side by side; measures are sent to them.
-    Raises `InputError` for a folder that holds another sweep, strengths that are not finite, measures of
-    the same name, and what `edit` and `inject` refuse. Numbers that are not finite, as a model pushed too hard gives, become
-    NaN with a `NonFiniteWarning`.
+    Raises `InputError` for a folder that holds another sweep, or that another process is writing to, or a run that is damaged;
+    for strengths that are not finite, measures of the same name, and what `edit` and `inject` refuse. Numbers that are not
+    finite, as a model pushed too hard gives, become NaN with a `NonFiniteWarning`.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts or not measures:
@@ -118,7 +118,6 @@ def sweep(
         "prompts": prompts,
         "seed": seed,
     }
-    kept = KeptRuns(out, asked, untouched)
     runs = [(arm, dose) for dose in doses for arm in placers]
     # −0.3 and 0.1 × 3 are opposite, though not to the last bit.
     runs += [(OPPOSITE, dose) for dose in doses if not any(math.isclose(-dose, other) for other in doses)]
@@ -131,19 +130,20 @@ def sweep(
     }
     # Groups are those of a sweep that nothing has stopped: rows that are read with fewer others differ in their last digits.
     groups = [list(named)[first : first + together] for first in range(0, len(named), together)]
-    work = (
-        [(placers[arm](dose), name not in kept) for name in group for arm, dose in [named[name]]]
-        for group in groups
-        if any(name not in kept for name in group)
-    )
-    given: dict[str, Any] = {"prompts": prompts, "measures": measures}
-    if workers is None:
-        values = chain.from_iterable(map(partial(_measured, model, **given), work))
-    else:
-        workers.check_model(model)
-        values = chain.from_iterable(workers.map(partial(_in_worker, **given), work))
-    for name, (arm, dose) in track(named.items(), "sweeping", wanted=progress):
-        rows += _rows(kept.run(name, partial(next, values)), dose, arm)
+    with KeptRuns.alone(out, asked, untouched) as kept:
+        work = (
+            [(placers[arm](dose), name not in kept) for name in group for arm, dose in [named[name]]]
+            for group in groups
+            if any(name not in kept for name in group)
+        )
+        given: dict[str, Any] = {"prompts": prompts, "measures": measures}
+        if workers is None:
+            values = chain.from_iterable(map(partial(_measured, model, **given), work))
+        else:
+            workers.check_model(model)
+            values = chain.from_iterable(workers.map(partial(_in_worker, **given), work))
+        for name, (arm, dose) in track(named.items(), "sweeping", wanted=progress):
+            rows += _rows(kept.run(name, partial(next, values)), dose, arm)
     raw = pd.DataFrame(rows, columns=["strength", "condition", "seed", "measure", "text", "value"])
     return Sweep(raw.astype({"seed": "Int64"}), _subject(intervention), model.name)
 

@@ -192,6 +192,24 @@ def test_what_was_killed_in_writing_its_index_is_not_something_else(tmp_path: Pa
     assert len(list(tmp_path.iterdir())) == 6
 
 
+def test_two_do_not_write_to_one_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, refused = tiny_model("gpt2"), []
+    whole = store_activations(model, TEXTS, tmp_path / "whole", **OPTIONS)
+    write = activation_store.ActivationStore.write
+
+    def meanwhile(self: activation_store.ActivationStore, *given: object) -> None:
+        for texts in (TEXTS, TEXTS[::-1]):
+            with pytest.raises(InputError, match=r'another process is writing to ".*kept"') as raised:
+                store_activations(model, texts, tmp_path / "kept", **OPTIONS)
+            refused.append(raised)
+        write(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(activation_store.ActivationStore, "write", meanwhile)
+    store_activations(model, TEXTS, tmp_path / "kept", **OPTIONS)
+    assert len(refused) == 2 * len(whole.rows) and contents(tmp_path / "kept") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "whole"]
+
+
 def test_what_is_asked_for_has_to_be_what_lies_there(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     store = store_activations(model, TEXTS, tmp_path / "a", **OPTIONS)

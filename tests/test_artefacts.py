@@ -1,4 +1,7 @@
-"""What killed processes leave beside their files goes with the next writing of the same file, and nothing else does."""
+"""What killed processes leave beside their files goes with the next writing of the same file, and nothing else does.
+
+And of two that would write to one folder or log, the second is told.
+"""
 
 import os
 import signal
@@ -12,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from emoprobe import artefacts
-from emoprobe.artefacts import write_bytes
+from emoprobe.artefacts import only_writer, write_bytes
+from emoprobe.errors import InputError
 
 pytestmark = pytest.mark.skipif(artefacts.fcntl is None, reason="files are locked on POSIX only")
 WRITING = """
@@ -27,6 +31,14 @@ def replace(*given):
 
 os.replace = replace
 write_bytes(sys.argv[1], b"theirs")
+"""
+HOLDING = """
+import sys, time
+from emoprobe.artefacts import only_writer
+
+with only_writer(sys.argv[1]):
+    print("now", flush=True)
+    time.sleep(60)
 """
 
 
@@ -152,3 +164,71 @@ def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
     while any(thread.is_alive() for thread in threads):
         assert not (tmp_path / "file").exists() or (tmp_path / "file").read_bytes() in contents
     assert names(tmp_path) == ["file"]
+
+
+# Who may write -------------------------------------------------------------------------------------------------------
+
+
+def test_while_another_process_writes_to_a_place_nobody_else_may(tmp_path: Path) -> None:
+    kept = tmp_path / "new" / "kept"
+    command = [sys.executable, "-c", HOLDING, str(kept)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"now\n"
+            (tmp_path / "link").symlink_to(kept)
+            for same in (kept, kept / "part" / "..", tmp_path / "link"):
+                with pytest.raises(InputError, match=rf'^another process is writing to "{same}": wait'):
+                    only_writer(same).__enter__()
+            with only_writer(kept.parent / "other"):
+                assert names(kept.parent) == [".kept.lock", ".other.lock"]
+        finally:
+            process.kill()
+    assert names(kept.parent) == [".kept.lock"], "as a process leaves it that is killed"
+    with only_writer(kept):
+        pass
+    assert names(kept.parent) == []
+
+
+def test_the_place_is_free_again_whatever_happens_inside(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), only_writer(tmp_path / "kept"):
+            with pytest.raises(InputError), only_writer(tmp_path / "kept"):
+                raise AssertionError("two were let in")
+            assert names(tmp_path) == [".kept.lock"]
+            raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_a_lock_that_its_owner_removes_before_it_is_locked_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock: Callable[..., None] = artefacts.fcntl.flock
+    lock, removed = tmp_path / ".kept.lock", []
+
+    def late(file: object, operation: int) -> None:
+        if not removed:  # between opening and locking it
+            removed.append(lock.stat().st_ino)
+            lock.unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(artefacts.fcntl, "flock", late)
+    with only_writer(tmp_path / "kept"):
+        assert removed and lock.is_file(), "a lock that no other process could find"
+        with pytest.raises(InputError):
+            only_writer(tmp_path / "kept").__enter__()
+    assert names(tmp_path) == []
+
+
+def test_without_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(file: object, operation: int) -> None:
+        raise OSError("no locks here")
+
+    os.mkfifo(tmp_path / ".pipe.lock")
+    with only_writer(tmp_path / "pipe"):
+        pass
+    monkeypatch.setattr(artefacts.fcntl, "flock", none)
+    with only_writer(tmp_path / "kept"), only_writer(tmp_path / "kept"):
+        pass
+    monkeypatch.setattr(artefacts, "fcntl", None)
+    with only_writer(tmp_path / "kept"), only_writer(tmp_path / "kept"):
+        pass

@@ -1,6 +1,7 @@
 """Dose–response: exact at strength 0, honest about chance, NaN instead of a crash, safe to show."""
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -33,7 +36,7 @@ from emoprobe.steering import (
     sweep,
 )
 from emoprobe.steering.dose_response import _beside_random, _monotone_range
-from emoprobe.steering.kept_runs import described
+from emoprobe.steering.kept_runs import KeptRuns, described
 from emoprobe.steering.row_wise import run_together
 from emoprobe.steering.sweeping import Edit
 from emoprobe.steering.vectors import random_like
@@ -530,16 +533,82 @@ def test_a_sweep_is_not_gone_on_with_by_another_measure_edit_or_mask(tmp_path: P
                 run(number, other)
 
 
-def test_a_kept_run_of_other_texts_or_measures_is_refused(tmp_path: Path) -> None:
+def kept_run(out: Path, **options: Any) -> tuple[Callable[[], Sweep], Path]:
+    """Sweep into a folder; return what does so again, and one of the runs that are kept there."""
     model = tiny_model("gpt2")
-    given = {"controls": 0, "progress": False, "out": tmp_path}
-    sweep(model, vector(model), [0.5], PROMPTS, [nll(TEXTS)], **given)  # type: ignore[arg-type]
-    kept = tmp_path / "steered-0.5.parquet"
-    whole = pd.read_parquet(kept)
-    for damaged in (whole.iloc[:-1], whole.assign(measure="other")):
-        damaged.to_parquet(kept, index=False)
-        with pytest.raises(InputError, match="other measures, or other texts"):
-            sweep(model, vector(model), [0.5], PROMPTS, [nll(TEXTS)], **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"controls": 0, "progress": False, "out": out, **options}
+
+    def again() -> Sweep:
+        return sweep(model, vector(model), [0.5, 0.7], PROMPTS, [nll(TEXTS)], **given)
+
+    again()
+    return again, out / "steered-0.5.parquet"
+
+
+def rewritten(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change a kept run as whoever has it in an editor of tables might, who keeps what else the file says."""
+    before = pq.read_table(path)
+    after = pa.Table.from_pandas(change(before.to_pandas()), preserve_index=False)
+    pq.write_table(after.replace_schema_metadata(before.schema.metadata), path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-5]),
+        lambda path: path.write_bytes(b""),
+        lambda path: rewritten(path, lambda table: table.iloc[:-1]),
+        lambda path: rewritten(path, lambda table: table.iloc[::-1]),
+        lambda path: rewritten(path, lambda table: table.assign(measure="other")),
+        lambda path: rewritten(path, lambda table: table.assign(value=np.nextafter(table.value, 0))),
+        lambda path: pd.read_parquet(path).to_parquet(path, index=False),
+        lambda path: shutil.copy(path.with_name("steered-0.7.parquet"), path),
+        lambda path: shutil.copy(kept_run(path.parent / "other", seed=3)[1], path),
+    ],
+    ids="cut empty fewer-texts other-order other-measures one-bit no-checksum other-run other-sweep".split(),
+)
+def test_a_kept_run_that_is_not_what_was_written_is_named_and_can_be_made_again(
+    tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    again, path = kept_run(tmp_path)
+    whole, before = path.read_bytes(), again().raw
+    rewritten(path, lambda table: table)
+    pd.testing.assert_frame_equal(
+        again().raw, before
+    )  # the same numbers in another file are what was written
+    spoil(path)
+    with pytest.raises(InputError, match=r'steered-0\.5\.parquet" is damaged.*delete it, and the same call'):
+        again()
+    path.unlink()
+    pd.testing.assert_frame_equal(again().raw, before)
+    assert path.read_bytes() == whole
+
+
+def test_what_was_not_finite_is_read_as_it_was_written(tmp_path: Path) -> None:
+    values = {"a": np.array([0.0, -0.0, np.nan, -np.nan, np.inf]), "b": np.array([1e-310, -np.inf])}
+    for _ in range(2):
+        runs = KeptRuns(tmp_path, {}, {"a": np.zeros(5), "b": np.zeros(2)})
+        found = runs.run("run", lambda: values)
+        assert {name: part.tobytes() for name, part in found.items()} == {
+            name: part.tobytes() for name, part in values.items()
+        }
+
+
+def test_two_sweeps_do_not_write_to_one_folder_at_once(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    given: dict[str, Any] = {"controls": 0, "progress": False, "out": tmp_path / "kept"}
+
+    def measure(live: LiveModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        if live.interventions:
+            with live.suspended(), pytest.raises(InputError, match=r'another process is writing to ".*kept"'):
+                sweep(live, vector(live), [0.9], PROMPTS, [nll(TEXTS)], **given)
+        return {"one": torch.ones(1)}
+
+    first = sweep(model, vector(model), [0.5], PROMPTS, [measure], **given)
+    assert len(first.raw) == 4 and [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert {path.name for path in given["out"].iterdir()} == {
+        "asked.json", "untouched.parquet", "steered-0.5.parquet", "negated-0.5.parquet"
+    }  # fmt: skip
 
 
 def test_a_measure_that_has_changed_by_itself_is_seen_by_what_it_says(tmp_path: Path) -> None:

@@ -230,6 +230,23 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(tmp_path: P
         write_stories(Scripted(), tmp_path / "part.jsonl", **options, seed=1)
 
 
+def test_two_do_not_write_to_one_log_at_once(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"emotions": ["sad"], "about": ["the sea"], "per_topic": 3, "progress": False}
+
+    def meanwhile(request: Request, place: int) -> str:
+        with pytest.raises(InputError, match=r'another process is writing to ".*s\.log\.jsonl"'):
+            write_stories(Scripted(), tmp_path / "s.jsonl", **options)
+        return filler(hash_of(request))
+
+    written = write_stories(Scripted(meanwhile), tmp_path / "s.jsonl", **options)
+    assert len(written.frame) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.jsonl", "s.log.jsonl"]
+    again = Scripted()
+    assert (
+        write_stories(again, tmp_path / "s.jsonl", **options).frame.equals(written.frame) and not again.asked
+    )
+
+
 def test_dialogues_and_hidden_emotions_keep_who_feels_what(tmp_path: Path) -> None:
     def reply(request: Request, place: int) -> str:
         before = "Scenario: it was sad.\n" if request.kind == "deflection" else ""
@@ -264,10 +281,12 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "s.log.jsonl").write_text('{"no": "entry"}\n')
     with pytest.raises(InputError, match="line 1: no entry"):
         write_stories(Scripted(), tmp_path / "s.jsonl", emotions=["sad"], progress=False)
-    with pytest.raises(InputError, match=r"cannot be written|no such"):
+    with pytest.raises(InputError, match=r"cannot write to .*s\.jsonl"):
         write_stories(
-            Scripted(), tmp_path / "none" / "s.jsonl", emotions=["sad"], about=["a"], progress=False
+            Scripted(), tmp_path / "s.log.jsonl" / "s.jsonl", emotions=["sad"], about=["a"], progress=False
         )
+    write_stories(Scripted(), tmp_path / "new" / "s.jsonl", emotions=["sad"], about=["a"], progress=False)
+    assert (tmp_path / "new" / "s.jsonl").is_file(), "folders that are missing are made, as everywhere"
 
 
 # Writers -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from emoprobe.artefacts import versions, write_bytes
+from emoprobe.artefacts import only_writer, versions, write_bytes
 from emoprobe.checks import check_record
 from emoprobe.corpora.loaders import load_corpus
 from emoprobe.corpora.schema import Corpus
@@ -100,8 +100,8 @@ def write_stories(
     ending: with the same arguments a run goes on from it, whatever stopped it. `load_corpus(out)` reads the result.
 
     A text is left out that is too short, has too few turns, names its emotion by the word, a form or a synonym, or repeats an
-    earlier one. Raises `InputError` for arguments that `requests` refuses, a log of another writer or seed, and a file that
-    cannot be written.
+    earlier one. Raises `InputError` for arguments that `requests` refuses, a log of another writer or seed or that another
+    process is writing to, and a file that cannot be written.
     """
     out = Path(out)
     if out.suffix != ".jsonl":
@@ -110,15 +110,16 @@ def write_stories(
         kind, tuple(emotions), tuple(topics() if about is None else about), per_topic, per_request
     )
     log = out.with_suffix(".log.jsonl")
-    done = {row["key"] for row in _resumed(log, writer.name, seed)}
-    missing = iter([request for request in wanted if request.key not in done])
-    batches = list(iter(lambda: list(islice(missing, batch_size)), []))
-    try:
-        for batch in track(batches, f"{writer.name} writes", wanted=progress):
-            _append(log, writer, batch, seed)
-    finally:  # what was written so far is made use of, whatever stopped it
-        written = Written(out, clean(_entries(log), {request.key for request in wanted}))
-        _save(written)
+    with only_writer(log):
+        done = {row["key"] for row in _resumed(log, writer.name, seed)}
+        missing = iter([request for request in wanted if request.key not in done])
+        batches = list(iter(lambda: list(islice(missing, batch_size)), []))
+        try:
+            for batch in track(batches, f"{writer.name} writes", wanted=progress):
+                _append(log, writer, batch, seed)
+        finally:  # what was written so far is made use of, whatever stopped it
+            written = Written(out, clean(_entries(log), {request.key for request in wanted}))
+            _save(written)
     return written
 
 
