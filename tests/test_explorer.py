@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import html
+import json
 import logging
 import os
 import re
@@ -11,14 +12,16 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 from urllib.parse import unquote, urlsplit
 
+import httpx
 import numpy as np
 import pytest
 import small_probes
@@ -67,8 +70,12 @@ def question(**changed: Any) -> dict[str, Any]:
 def asked(client: TestClient, what: str, **question: Any) -> dict[str, Any]:
     reply = client.post(f"/{TOKEN}/{what}", json=question)
     assert reply.status_code == 200, reply.text
-    found: dict[str, Any] = reply.json()
-    return found
+    return parts(reply.text)[-1]
+
+
+def parts(lines: str) -> list[dict[str, Any]]:
+    """Return an answer as far as there was one each time, the whole of it last."""
+    return [json.loads(line) for line in lines.split("\n")]
 
 
 # Whom it answers ------------------------------------------------------------------------------------------------------
@@ -236,6 +243,63 @@ def test_a_question_that_nobody_waits_for_is_not_computed() -> None:
     turn = Turns(server.Turn())
     assert turn.asked(1, gone=True) == [204] and turn.computed == 0
     assert turn.asked(1) == [200]
+
+
+def test_what_fails_halfway_is_told_last() -> None:
+    def compute(tell: readings.Tell) -> dict[str, Any]:
+        tell({"written": "so far"})
+        raise InputError("nothing goes on from here")
+
+    async def all_of_it(compute: Callable[[readings.Tell], dict[str, Any]]) -> tuple[int, list[bytes]]:
+        reply = await server.Turn().stream(present(), compute)
+        return reply.status_code, [part async for part in getattr(reply, "body_iterator", ())]
+
+    assert asyncio.run(all_of_it(compute)) == (
+        200,
+        [b'{"written": "so far"}\n', b'{"error":"nothing goes on from here."}'],
+    )
+
+    async def refused() -> int:
+        return (await server.Turn().stream(present(), lambda tell: {}["missing"])).status_code
+
+    assert asyncio.run(refused()) == 500
+
+
+def test_a_continuation_that_nobody_waits_for_ends(
+    model: LiveModel, probes: ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    ended = threading.Event()
+
+    def slow(subject: Subject, tell: readings.Tell, **asked: Any) -> dict[str, Any]:
+        with steer(subject.model, subject.probes["calm"], 0.1):
+            try:
+                for number in range(1000):
+                    tell({"written": number})
+                    told.append("part")
+                    time.sleep(0.01)
+            except InputError:
+                ended.set()
+                raise
+        return {}
+
+    monkeypatch.setattr(readings, "go_on", slow)
+    before = model.logits(TEXT)
+    chosen = {"concept": "calm", "layer": 1, "strength": 0.5, "steering": 0.1, "new_tokens": 3}
+    with launch.explore(model, probes, browser=False, wait=False) as running:
+        place = urlsplit(running.address)
+        origin = {"origin": f"http://{place.netloc}"}
+        with httpx.Client(base_url=running.address, headers=origin) as browser:
+            with browser.stream("POST", "continue", json={"text": TEXT, **chosen}) as reply:
+                assert json.loads(next(reply.iter_lines())) == {"written": 0}
+            assert ended.wait(5) and len(told) < 900
+            assert browser.post("read", json=question()).status_code == 200  # the model is free again
+    assert torch.equal(model.logits(TEXT), before) and not model.interventions
+
+
+def present() -> Any:
+    """Return the request of somebody who waits."""
+    return SimpleNamespace(is_disconnected=AsyncMock(return_value=False))
 
 
 class Turns:
@@ -410,6 +474,28 @@ def test_continuations_are_the_models(client: TestClient, model: LiveModel, prob
     assert found["changed"] != found["untouched"]
     same = asked(client, "continue", text=TEXT, **(chosen | {"strength": 0, "steering": 0}))
     assert same["changed"] == same["untouched"] == found["untouched"]
+
+
+def test_a_continuation_is_told_token_by_token(client: TestClient, model: LiveModel) -> None:
+    chosen = {"concept": "valence", "layer": 2, "strength": 1.5, "steering": 0.4, "new_tokens": 9}
+    reply = client.post(f"/{TOKEN}/continue", json={"text": TEXT, **chosen})
+    *begun, whole = parts(reply.text)
+    assert (
+        reply.headers["content-type"] == "application/x-ndjson"
+        and reply.headers["cache-control"] == "no-store"
+    )
+    so_far = [model.generate(TEXT, max_new_tokens=count, do_sample=False) for count in range(1, 10)]
+    assert [part["untouched"] for part in begun[:9]] == [str(text).rstrip("\ufffd") for text in so_far]
+    assert len(begun) == 18 and {part["untouched"] for part in begun[9:]} == {so_far[-1]}
+    assert len({part["changed"] for part in begun[9:]}) > 2
+    assert all(part["writing"] and part["changed"] == "" for part in begun[:9]) and not whole["writing"]
+    assert {**begun[-1], "writing": False} == whole
+    again = parts(client.post(f"/{TOKEN}/continue", json={"text": TEXT, **chosen}).text)
+    assert again == [*begun[9:], whole]  # what is written without any intervention is known
+    plain = parts(
+        client.post(f"/{TOKEN}/continue", json={"text": "The", **chosen, "strength": 0, "steering": 0}).text
+    )
+    assert len(plain) == 10 and all(part["changed"] == part["untouched"] for part in plain)
 
 
 def test_what_is_kept_of_a_continuation_is_as_long_as_was_asked(client: TestClient, model: LiveModel) -> None:

@@ -5,6 +5,7 @@ In every test, an error on the console, a dialog, and a request to anywhere but 
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 from chromium import OPTIONS, chromium
 from planted_probes import NAMES
 
-from emoprobe.explorer import Explorer, explore
+from emoprobe.errors import InputError
+from emoprobe.explorer import Explorer, explore, readings
+from emoprobe.explorer.readings import Subject
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet
 from emoprobe.steering import steer
@@ -184,6 +187,33 @@ def test_sliders_change_what_the_model_writes(page: Any, model: LiveModel, probe
         assert sides[1] == TEXT + str(model.generate(TEXT, max_new_tokens=8, do_sample=False))
     assert "λ = −1.5" in shown(page, "#continuation") and "valence +0.40" in shown(page, "#continuation")
     assert "λ = −1.5" in shown(page, "#attention")
+
+
+def test_what_the_model_writes_is_shown_as_it_comes(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a newer question ends it."""
+    go_on, ended = threading.Event(), threading.Event()
+    told = {"prompt": TEXT, "untouched": HOSTILE, "changed": "", "notice": None, "writing": True}
+
+    def slow(subject: Subject, tell: readings.Tell, **asked: Any) -> dict[str, Any]:
+        try:
+            while not go_on.wait(0.02):
+                tell(told)
+        except InputError:
+            ended.set()
+            raise
+        return {**told, "changed": "and on", "writing": False}
+
+    monkeypatch.setattr(readings, "go_on", slow)
+    sides = page.locator("#continuation .written")
+    page.locator("#strength").fill("0.7")
+    expect(sides.first).to_have_text(TEXT + HOSTILE, use_inner_text=False)
+    assert shown(page, "#run[aria-busy=true] #continuation-caption").startswith("The likeliest token")
+    page.locator("#strength").fill("0.8")
+    assert ended.wait(5)
+    go_on.set()
+    settled(page)
+    expect(sides.last).to_have_text(f"{TEXT}and on")
+    assert "λ = +0.8" in shown(page, "#continuation") and page.locator("#continuation script").count() == 0
 
 
 def test_an_answer_that_comes_late_is_dropped(page: Any) -> None:

@@ -21,11 +21,12 @@ async function ask(name, question, draw) {
       if (asking[name] === stop) await ask(name, question, draw);
       return;
     }
-    const answer = await reply.json();
-    if (asking[name] !== stop) return;
-    if (!reply.ok) throw new Error(answer.error || "The explorer did not understand the question.");
-    draw(answer);
-    $("error").textContent = "";
+    for await (const answer of parts(reply)) {
+      if (asking[name] !== stop) return;
+      if (answer.error || !reply.ok) throw new Error(answer.error || "The explorer did not understand the question.");
+      draw(answer);
+      $("error").textContent = "";
+    }
   } catch (error) {
     if (error.name === "AbortError" || asking[name] !== stop) return;
     $("error").textContent = error instanceof TypeError ? "The explorer has ended: start it anew." : error.message;
@@ -33,6 +34,18 @@ async function ask(name, question, draw) {
     if (asking[name] === stop) delete asking[name];
     busy();
   }
+}
+
+/** Yield an answer as far as there is one, a line of JSON each time; most come at once. */
+async function* parts(reply) {
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  let begun = "";
+  for (let read = await reader.read(); !read.done; read = await reader.read()) {
+    const lines = (begun + read.value).split("\n");
+    begun = lines.pop();
+    for (const line of lines) yield JSON.parse(line);
+  }
+  yield JSON.parse(begun);
 }
 
 function busy() {

@@ -106,7 +106,7 @@ function drawContinue() {
   if (state.about.valued.length && found.strength) changes.push(`λ = ${signed(found.strength, 1)}`);
   if (found.steering) changes.push(`${found.concept} ${signed(found.steering)} at layer ${found.layer}`);
   show("continuation", side("Untouched", found.untouched), side(changes.join(", ") || "No intervention", found.changed));
-  const same = found.untouched === found.changed ? "Both are the same. " : "";
+  const same = !found.writing && found.untouched === found.changed ? "Both are the same. " : "";
   $("continuation-caption").textContent =
     `${same}The likeliest token each time. Steering is in fractions of the mean residual norm. ${found.notice || ""}`;
 }

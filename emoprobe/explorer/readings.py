@@ -6,25 +6,26 @@ in, which are those of traces and maps everywhere else. This file knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from emoprobe.errors import InputError
-from emoprobe.interventions import Span
+from emoprobe.interventions import Intervention, Span
 from emoprobe.models import LiveModel
 from emoprobe.probes import HeatMap, ProbeSet, difference_map, trace
 from emoprobe.probes.heat_maps import Panel
 from emoprobe.probes.readout import Trace, pieces, shade, visible
 from emoprobe.probes.summary import METRICS, best_rows, two, verdict
-from emoprobe.steering import steer
+from emoprobe.steering import add
 from emoprobe.study.claims.word_classes import word_places
 from emoprobe.study.word_magnitudes import Floats, gains, reading, word_tokens
-from emoprobe.valattn import Valuation, inject
+from emoprobe.valattn import Valuation, biases, inject
 
 TOKENS = 512
 """Tokens of a text that are read at most, fewer where the model's context is shorter."""
@@ -44,6 +45,8 @@ SHORT = {
 """Units of `trace` as a menu has them."""
 
 Answer = dict[str, Any]
+Tell = Callable[[Answer], None]
+"""Takes an answer as far as there is one yet; what it raises ends the work on the rest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,9 +240,19 @@ def _check_head(model: LiveModel, head: int | None) -> None:
 
 
 def go_on(
-    subject: Subject, text: str, concept: str, layer: int, strength: float, steering: float, new_tokens: int
+    subject: Subject,
+    tell: Tell,
+    text: str,
+    concept: str,
+    layer: int,
+    strength: float,
+    steering: float,
+    new_tokens: int,
 ) -> Answer:
-    """Continue a text greedily, untouched and under the valuation at λ = `strength` with a concept steered by `steering`."""
+    """Continue a text greedily, untouched and under the valuation at λ = `strength` with a concept steered by `steering`.
+
+    What is written so far is told at every token.
+    """
     model = subject.model
     room = subject.limit - new_tokens
     if room < 1:
@@ -248,26 +261,56 @@ def go_on(
         )
     prompt = ending(model, text, room)
 
-    def write() -> str:
-        return str(model.generate(prompt, max_new_tokens=new_tokens, do_sample=False))
+    notice = None if prompt == text else f"Only the last {len(prompt):,} characters are gone on from."
+    valued = subject.valuation if strength else None
+    interventions: list[Intervention] = [
+        *([] if valued is None else biases(model, valued, strength)),
+        *add(model, subject.probes[concept], steering, layer),
+    ]
+
+    def answer(untouched: str, changed: str, writing: bool = True) -> Answer:
+        return {
+            "prompt": prompt,
+            "untouched": untouched,
+            "changed": changed,
+            "notice": notice,
+            "writing": writing,
+        }
+
+    def write(so_far: Callable[[str], Answer]) -> str:
+        watching = {"streamer": _Telling(model, lambda text: tell(so_far(text)))} if model.watched else {}
+        options = {"max_new_tokens": new_tokens, "do_sample": False, "num_beams": 1}
+        return str(model.generate(prompt, **options, **watching))
 
     if (prompt, new_tokens) not in subject.written:
         subject.written.clear()
-        subject.written[prompt, new_tokens] = write()
+        written = write(lambda text: answer(text, "" if interventions else text))
+        subject.written[prompt, new_tokens] = written
     changed = untouched = subject.written[prompt, new_tokens]
-    valued = subject.valuation if strength else None
-    if valued is not None or steering:
-        with ExitStack() as stack:
-            if valued is not None:
-                stack.enter_context(inject(model, valued, strength))
-            stack.enter_context(steer(model, subject.probes[concept], steering, layers=layer))
-            changed = write()
-    return {
-        "prompt": prompt,
-        "untouched": untouched,
-        "changed": changed,
-        "notice": None if prompt == text else f"Only the last {len(prompt):,} characters are gone on from.",
-    }
+    if interventions:
+        with model.intervene(*interventions):
+            changed = write(lambda text: answer(untouched, text))
+    return answer(untouched, changed, writing=False)
+
+
+class _Telling:
+    """Tell what a model has written so far, at every token: a streamer, as transformers' generation takes it."""
+
+    def __init__(self, model: LiveModel, tell: Callable[[str], None]) -> None:
+        self._decode, self._tell = model.tokenizer.decode, tell
+        self._ids: list[int] | None = None
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt (1, tokens), which comes first, and then each new token (1,)."""
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += value.flatten().tolist()
+        # A character may consist of several tokens, of which the last is not there yet.
+        self._tell(self._decode(self._ids, skip_special_tokens=True).rstrip("\ufffd"))
+
+    def end(self) -> None:
+        """Tell nothing more: the answer itself says how it ends."""
 
 
 # Cutting -------------------------------------------------------------------------------------------------------------

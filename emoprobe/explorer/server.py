@@ -10,15 +10,17 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import json
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -26,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from emoprobe.errors import InputError
 from emoprobe.explorer import readings
-from emoprobe.explorer.readings import Answer, Subject
+from emoprobe.explorer.readings import Answer, Subject, Tell
 
 CHARACTERS = 100_000
 """Characters of a text at most."""
@@ -114,7 +116,7 @@ def application(subject: Subject, token: str) -> FastAPI:
 
     @app.post("/continue")
     async def _continue(request: Request, asked: GoOn) -> Response:
-        return await turn.answer(request, lambda: readings.go_on(subject, **asked.model_dump()))
+        return await turn.stream(request, lambda tell: readings.go_on(subject, tell, **asked.model_dump()))
 
     return app
 
@@ -167,6 +169,39 @@ class Turn:
             )
         finally:
             self._waiting -= 1
+
+    async def stream(self, request: Request, compute: Callable[[Tell], Answer]) -> Response:
+        """Answer as `answer` does, but part by part as they are told, a line of JSON each, of which the last is the answer.
+
+        Where nobody listens any more, telling the next part fails, which ends the computation. What fails before there is a
+        part has its status, and what fails later is the last line.
+        """
+        parts: asyncio.Queue[Answer | None] = asyncio.Queue()
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+
+        def tell(part: Answer) -> None:  # from the thread that computes
+            if gone.is_set():
+                raise InputError("nobody waits for the answer any more")
+            loop.call_soon_threadsafe(parts.put_nowait, part)
+
+        async def lines() -> AsyncIterator[bytes]:
+            try:
+                part = first
+                while part is not None:
+                    yield json.dumps(part).encode() + b"\n"
+                    part = await parts.get()
+                yield bytes((await answering).body)
+            finally:
+                gone.set()
+
+        answering = asyncio.create_task(self.answer(request, lambda: compute(tell)))
+        answering.add_done_callback(lambda _: parts.put_nowait(None))
+        first = await parts.get()
+        return (
+            await answering
+            if first is None
+            else StreamingResponse(lines(), media_type="application/x-ndjson")
+        )
 
     def _within_rate(self) -> bool:
         now = time.monotonic()

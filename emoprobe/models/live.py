@@ -85,8 +85,8 @@ class LiveModel(ABC):
     context_length: int | None
     basis: str = "raw"
     """Coordinates of the residual stream: "raw" as in the checkpoint, or what a library's processing has made of it."""
-    _watched: bool = True
-    """Whether `generate` may look at logits on the way."""
+    watched: bool = True
+    """Whether `generate` may be watched on its way: its logits looked at, its tokens read as they come."""
 
     def __init__(self) -> None:
         self._interventions: tuple[Intervention, ...] = ()
@@ -310,7 +310,7 @@ class LiveModel(ABC):
         no token to any other, as one does that is pushed out of all bounds, and as `generate_ids` does.
         """
         batch = self.tokenize(prompts)
-        if self._watched:
+        if self.watched:
             given = generation_options.get("logits_processor") or ()
             generation_options["logits_processor"] = [*given, check_preference]
         with torch.no_grad():

@@ -34,7 +34,7 @@ class RemoteModel(NnsightModel):
     given no text.
     """
 
-    _watched = False  # a server knows nothing of this package
+    watched = False  # a server knows nothing of this package
 
     def __init__(
         self,
