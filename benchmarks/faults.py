@@ -5,15 +5,17 @@
 Fit, study, sweep, learning and stories, on a small random model, each in a process that is forked when all is loaded and
 ended by SIGKILL at a moment drawn from the length of undisturbed work, until `--kills` of each have hit. After each kill every
 file under a final name must be whole; when the work ends, what it leaves must be that of undisturbed work, byte for byte but
-for times, with no temporary file beside it, and no part that was done before a kill may have been written again. Then the
-same work on a disk that is too small for it (a tmpfs, which only the superuser may mount): it must say so, and go on when there
-is room. Writes faults.json and faults.md.
+for times, with no temporary file beside it, and no part that was done before a kill may have been written again. That it has
+gone on, and not begun anew to the same end, is seen by the tokens that the model reads, in training and in writing too: after
+the last kill fewer than undisturbed work reads. Then the same work on a disk that is too small for it (a tmpfs, which only the
+superuser may mount): it must say so, and go on when there is room. Writes faults.json and faults.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -26,6 +28,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,6 +53,8 @@ TIMES = re.compile(
     rb"|\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d ?[+-]\d{4}|\b\d+(\.\d+)? (s|min)\b"
 )
 """What may differ: moments and durations."""
+TOKENS = multiprocessing.RawValue("q")
+"""How many the model has read in the process that was started last, also where that one was killed."""
 
 
 # The work ------------------------------------------------------------------------------------------------------------
@@ -74,6 +79,7 @@ def sweep(folder: Path) -> None:
         [-0.4, -0.2, 0.2, 0.4],
         texts[:8],
         [nll(texts), kl(texts)],
+        together=4,
         out=folder / "sweep",
         progress=False,
     ).frame.to_parquet(folder / "sweep.parquet")
@@ -125,14 +131,22 @@ PARTS = {
 # Killing it ----------------------------------------------------------------------------------------------------------
 
 
+def count(block: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Count the tokens of a forward pass; a text that is written is read token by token."""
+    stream = given[0] if given else named["hidden_states"]
+    TOKENS.value += stream.shape[:-1].numel()
+
+
 def run(work: Callable[[Path], None], folder: Path, seconds: float | None) -> tuple[bool, str]:
     """Do the work in a process of its own; return whether it was killed, and how it failed if it did by itself."""
     reading, writing = os.pipe()
+    TOKENS.value = 0
     child = os.fork()
     if not child:
         os.close(reading)
         status = 0
         try:
+            MODEL.underlying.model.layers[0].register_forward_pre_hook(count, with_kwargs=True)
             work(folder)
         except BaseException:
             os.write(writing, traceback.format_exc()[-4000:].encode())
@@ -190,18 +204,21 @@ def campaign(name: str, kills: int, draw: random.Random, place: Path) -> dict[st
     begun = time.perf_counter()
     killed, failure = run(work, whole, None)
     assert not killed and not failure, failure
-    length = time.perf_counter() - begun
+    length, tokens = time.perf_counter() - begun, TOKENS.value
     wanted = left(whole)
     hits = rounds = resumed = rewritten = 0
     differing: list[str] = []
+    shares: list[list[float]] = []  # of undisturbed work's tokens, for each process of each round with a kill
     while hits < kills:
         folder = place / f"round {rounds}"
         folder.mkdir()
         rounds, here, done = rounds + 1, 0, {}
+        read: list[float] = []
         while True:
             # Work that is killed again and again must come to its end all the same.
             killed, failure = run(work, folder, draw.uniform(0, length) if here < 8 else None)
             assert not failure, failure
+            read.append(TOKENS.value / tokens)
             rewritten += sum(not file.is_file() or file.stat().st_mtime_ns != at for file, at in done.items())
             if not killed:
                 break
@@ -209,6 +226,8 @@ def campaign(name: str, kills: int, draw: random.Random, place: Path) -> dict[st
             check_whole(folder)
             done = {file: file.stat().st_mtime_ns for file in (folder.glob(parts) if parts else ())}
             resumed += bool(done)
+        if here:
+            shares.append(read)
         found = left(folder)
         differing += [file for file in {*wanted, *found} if found.get(file) != wanted.get(file)]
         shutil.rmtree(folder)
@@ -219,6 +238,10 @@ def campaign(name: str, kills: int, draw: random.Random, place: Path) -> dict[st
         "ended": rounds,
         "with_parts_done": resumed,
         "parts_written_again": rewritten,
+        "tokens": tokens,
+        "read_after_the_last_kill": round(fmean(read[-1] for read in shares), 3),
+        "read_in_all": round(fmean(sum(read) for read in shares), 3),
+        "read_in_all_if_begun_anew": round(fmean(sum(read[:-1]) + 1 for read in shares), 3),
         "differing": sorted(set(differing)),
     }
 
@@ -258,18 +281,36 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Work that is killed, and disks that are full",
         "",
-        f"`python benchmarks/faults.py --kills {record['asked']} --seed {record['seed']}`, on a small random model "
-        f"({record['machine']}, torch {torch.__version__}). Every kill is a SIGKILL at a moment drawn from the length of "
-        "undisturbed work; work is started again until it ends. Files are compared byte for byte, but for times.",
+        "`python benchmarks/faults.py`, on a small random model, with the options and the torch that each row names. Every "
+        "kill is a SIGKILL at a moment drawn from the length of undisturbed work; work is started again until it ends. Files "
+        "are compared byte for byte, but for times.",
         "",
-        "| work | undisturbed | kills | after parts were done | parts written again | ends that differ from undisturbed |",
-        "|---|---|---|---|---|---|",
+        "| work | options | undisturbed | kills | after parts were done | parts written again | ends that differ |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, row in record["kills"].items():
+        parts = (row["with_parts_done"], row["parts_written_again"]) if PARTS[name] else ("–", "–")
         lines.append(
-            f"| {name} | {row['seconds']} s | {row['kills']} in {row['rounds']} rounds | {row['with_parts_done']} | "
-            f"{row['parts_written_again']} | {', '.join(row['differing']) or 'none'} |"
+            f"| {name} | {row['options']} | {row['seconds']} s | {row['kills']} in {row['rounds']} rounds | {parts[0]} | "
+            f"{parts[1]} | {', '.join(row['differing']) or 'none'} |"
         )
+    lines += [
+        "",
+        "Work that begins anew comes to the same end. So the tokens that the model reads are counted too, in training and in "
+        "writing as well. Here they are shares of what undisturbed work reads, means over the rounds with a kill: after the "
+        "last kill, work that begins anew reads 1. What a kill may cost is one part: a shard of a fit, a step of a study, a "
+        "group of a sweep's runs that share passes (4 here, 16 by default), a twentieth of the steps of learning, a batch of "
+        "stories.",
+        "",
+        "| work | tokens undisturbed | read after the last kill | read in all | in all, had the last start begun anew |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in record["kills"].items():
+        shares = ("read_after_the_last_kill", "read_in_all", "read_in_all_if_begun_anew")
+        counted = (
+            [f"{row['tokens']:,}", *(f"{row[share]:.2f}" for share in shares)] if "tokens" in row else []
+        )
+        lines.append(f"| {' | '.join([name, *(counted or ['not counted in that run', '–', '–', '–'])])} |")
     lines += ["", "On a disk of half the size that is needed:", ""]
     lines += ["| work | says | goes on when there is room | differs from undisturbed |", "|---|---|---|---|"]
     for name, row in record["full disks"].items():
@@ -287,16 +328,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    record: dict[str, Any] = {"asked": asked.kills, "seed": asked.seed, "machine": os.uname().machine}
-    record |= {"kills": {}, "full disks": {}}
+    record: dict[str, Any] = {"kills": {}, "full disks": {}}
+    options = f"--kills {asked.kills} --seed {asked.seed} ({os.uname().machine}, torch {torch.__version__})"
     kept = asked.out / "faults.json"
     if kept.is_file() and len(asked.only) < len(WORK):  # what was not asked for stays as it was
-        before = json.loads(kept.read_text("utf-8"))
-        record |= {part: before[part] for part in ("kills", "full disks")}
+        record = json.loads(kept.read_text("utf-8"))
     with tempfile.TemporaryDirectory() as place:
         for name in asked.only:
             here = Path(place) / name
-            record["kills"][name] = campaign(name, asked.kills, random.Random(f"{asked.seed} {name}"), here)
+            found = campaign(name, asked.kills, random.Random(f"{asked.seed} {name}"), here)
+            record["kills"][name] = {"options": options, **found}
             print(name, record["kills"][name], flush=True)
             if os.geteuid() == 0 and shutil.which("mount"):
                 record["full disks"][name] = full_disk(name, here)
