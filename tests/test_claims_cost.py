@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from parts import shown
 from tiny import tiny_model, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,6 +60,7 @@ def test_the_cost_is_small_only_where_it_grows_slowly_and_takes_little(
 ) -> None:
     result = judged(times(**given), d_model=64, heads=Heads(4, 2, 16), m=3)  # type: ignore[arg-type]
     assert f"insignificant beside attention: {verdict}." in result.verdict
+    assert shown(result) == ["power" not in given, "bias" not in given]
     assert result.table.part.tolist()[: len(PARTS)] == list(PARTS)
 
 

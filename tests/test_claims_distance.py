@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from parts import shown
 from planted_probes import planted_probes
 from planted_reader import directions, reader
 
@@ -171,6 +172,7 @@ def test_cues_are_carried_further_where_feeling_is_valued() -> None:
     assert rows.loc[FURTHER].verdict.tolist() == [SUPPORTED, SUPPORTED]
     assert "log-odds" in result.method and result.svg
     assert f"{SLOWER[0].upper()}{SLOWER[1:]}: {SUPPORTED}" in result.verdict
+    assert shown(result)[:2] == [True, True] and shown(result)[3] and len(result.parts) == 4
 
 
 def test_they_are_not_where_the_filler_is_valued() -> None:
@@ -178,7 +180,7 @@ def test_they_are_not_where_the_filler_is_valued() -> None:
     result = distance(model, valuation, probes, pairs(), controls=CONTROLS)
     rows = result.table[result.table.verdict.fillna("") != ""].set_index("claim")
     assert rows.loc[FURTHER].verdict.tolist() == [NOT_SUPPORTED, NOT_SUPPORTED]
-    assert SUPPORTED not in rows.loc[SLOWER].verdict.tolist()
+    assert SUPPORTED not in rows.loc[SLOWER].verdict.tolist() and not any(shown(result))
 
 
 def test_what_is_followed_equals_read_outs_and_log_odds_token_by_token() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from parts import shown
 from planted_reader import WIDTH, directions, reader
 from tiny import tiny_model
 
@@ -133,9 +134,11 @@ def test_magnitudes_vary_more_only_where_they_do_and_random_valuations_do_not(
 
 
 def judged(read: WordReadings) -> dict[str, str]:
-    table = turning_and_emotional(read, frequencies()).table
-    rows = table[table.strength.isna() & ~table.measure.str.contains("rises|later words")]
-    return dict(zip(rows.claim, rows.verdict, strict=True))
+    found = turning_and_emotional(read, frequencies())
+    rows = found.table[found.table.strength.isna() & ~found.table.measure.str.contains("rises|later words")]
+    verdicts = dict(zip(rows.claim, rows.verdict, strict=True))
+    assert shown(found) == [verdicts[claim] == SUPPORTED for claim in found.parts]
+    return verdicts
 
 
 @pytest.mark.parametrize("slope", [1.0, -1.0])

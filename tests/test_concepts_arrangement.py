@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from parts import shown
 from planted_probes import planted_probes
 from tiny import tiny_model
 
@@ -78,6 +79,11 @@ def test_what_is_planted_is_found() -> None:
     found = experiments(3.0)
     assert found["axes"].verdict.startswith("On a leading component lie valence and arousal.")
     assert found["axes"].verdict.count("Not shown") == 0 and "An axis" in found["axes"].verdict
+    table = found["axes"].table[found["axes"].table.vectors == "denoised"]
+    best = table.loc[table.groupby("norm", sort=False).r.idxmax()]
+    assert (
+        shown(found["axes"]) == (best.layer0 < best.low).tolist() == [False, True]
+    )  # it is planted at layer 0, too
     assert found["circumplex"].verdict.startswith("Emotions lie in this plane as people place them")
     assert found["circumplex"].table.fit.iloc[0] > 0.9
     assert "in 3 of 3 pairs of layers" in found["layers"].verdict
@@ -87,6 +93,7 @@ def test_what_is_not_there_is_said_not_to_be_and_what_would_have_been_found() ->
     found = experiments(0.0, alike=True)
     assert found["axes"].verdict.startswith("Neither valence nor arousal is shown")
     assert found["axes"].verdict.count("Not shown to be an axis.") == 2
+    assert shown(found["axes"]) == [False, False]
     assert "would have been found." in found["axes"].verdict
     assert found["circumplex"].verdict.startswith("It is not shown")
     assert found["clusters"].verdict.startswith("The published clusters are not shown to be found")

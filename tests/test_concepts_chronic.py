@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from parts import shown
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from tiny import tiny_model
@@ -148,11 +149,20 @@ ROW |= {"turn_words": 0.2, "all_words": 0.2, "layer0_gain_low": 0.1, "turn_words
 ROW |= {"all_words_gain_low": 0.1, "activation": 1.0}
 
 
+def parts(neutral: dict[str, float] | None = None, text: dict[str, float] | None = None) -> list[bool]:
+    return list(module._parts(rows(neutral, text)).values())
+
+
 def said(neutral: dict[str, float] | None = None, text: dict[str, float] | None = None) -> str:
-    rows = {name: dict(ROW) for name in (*bank.CONDITIONS, module.RUNNING)}
-    rows["neutral topic"] |= neutral or {}
-    rows[module.RUNNING] |= text or {}
-    return verdict(pd.DataFrame(rows).T.astype(float))
+    return verdict(rows(neutral, text))
+
+
+def rows(neutral: dict[str, float] | None, text: dict[str, float] | None) -> pd.DataFrame:
+    """Return what is shown where all is read well, but for what is given."""
+    made = {name: dict(ROW) for name in (*bank.CONDITIONS, module.RUNNING)}
+    made["neutral topic"] |= neutral or {}
+    made[module.RUNNING] |= text or {}
+    return pd.DataFrame(made).T.astype(float)
 
 
 def test_every_verdict_can_come_out() -> None:
@@ -161,6 +171,9 @@ def test_every_verdict_can_come_out() -> None:
     assert "may be an echo" in said({"all_words_gain_low": -0.1})
     for text in ({"low": 0.1}, {"activation": 0.2}, {"turn_words_gain_low": -0.1}, {"accuracy": np.nan}):
         assert "not borne out by running text" in said(text=text)
+    assert parts() == [True, True, True] and parts({"low": 0.1}) == [False, False, False]
+    assert parts({"all_words_gain_low": -0.1}) == [True, False, True]
+    assert parts(text={"low": 0.1}) == [True, True, False]
     assert "small" in said(text={"activation": 0.2})
     assert "not shown to be above the embedding" in said({"layer0_gain_low": -0.1})
 
@@ -201,6 +214,6 @@ def test_all_of_it_on_a_random_model(blank: module.Turns, monkeypatch: pytest.Mo
     corpus = Corpus.from_columns({"text": ["a day", "a night"]}, name="days")
     result = chronic(model, corpus, shuffles=20)
     assert "neutral topic" in result.finding and "is not shown." in result.verdict
-    assert result.svg and result.published and len(result.table) == 4
+    assert result.svg and result.published and len(result.table) == 4 and not any(shown(result))
     with pytest.raises(InputError, match="at least 20"):
         chronic(model, corpus, shuffles=10)

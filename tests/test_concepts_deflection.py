@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from parts import shown
 from planted_probes import planted_probes
 from tiny import tiny_model
 
@@ -53,7 +54,7 @@ def planted(
     monkeypatch.setattr(effects, "span_means", means)
     model = tiny_model("gpt2")
     result = deflection(model, planted_probes(model, SPACE[:6], TARGETS), layers=[2], layer=2)
-    return result.table.set_index("measure"), result.verdict
+    return result.table.set_index("measure").assign(shown=sum(shown(result))), result.verdict
 
 
 def test_a_family_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +63,7 @@ def test_a_family_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "what is felt is there while it is not shown" in verdict
     assert "no more along the probes of their names" in verdict
     assert table.value["norm kept, deflection"] > 0.95 > table.expected["norm kept, deflection"]
-    assert "more than what a random vector would keep" in verdict
+    assert "more than what a random vector would keep" in verdict and (table.shown == 3).all()
 
 
 def test_the_same_directions_as_those_of_stories(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,17 +87,19 @@ def test_words_are_not_taken_for_what_is_felt(monkeypatch: pytest.MonkeyPatch) -
     table, verdict = planted(monkeypatch, NOTHING, WORDS, STORIES)
     assert table.value["words part, with itself"] > 0.5 and table.p["context part, with itself"] > 0.05
     assert "directions of the words that people hide things with" in verdict
-    assert "what is felt is there" not in verdict
+    assert "what is felt is there" not in verdict and (table.shown == 1).all()
 
 
 def test_an_echo_of_the_preamble_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, verdict = planted(monkeypatch, APART, NOTHING, STORIES, preamble=APART)
+    table, verdict = planted(monkeypatch, APART, NOTHING, STORIES, preamble=APART)
     assert "it may be an echo of these" in verdict and "what is felt is there" not in verdict
+    assert (table.shown == 2).all()
 
 
 def test_noise_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     table, verdict = planted(monkeypatch, NOTHING, NOTHING, STORIES)
     assert verdict.startswith("Directions of hidden emotions are not shown to hold")
+    assert (table.shown == 0).all()
     assert table.value["norm kept, deflection"] == pytest.approx(np.sqrt(1 - 5 / 32), abs=0.06)
 
 

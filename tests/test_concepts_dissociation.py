@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parts import shown
 from planted_probes import planted_probes
 from tiny import tiny_model
 
@@ -99,12 +100,18 @@ def test_all_outcomes_of_being_apart(
 
 
 @pytest.mark.parametrize(
-    ("user", "answer", "fading", "said"),
+    ("user", "answer", "fading", "said", "parts"),
     [
-        (4.0, 4.0, 0.0, "the reply's emotion is read above the user's,"),
-        (0.0, 0.0, 1.0, "It is not shown that before the reply the reply's emotion is read above"),
-        (4.0, 0.0, 0.0, "although the user's fades"),  # which is no emotion of the reply's
-        (4.0, 0.0, 1.0, "the user's emotion is still read above the reply's"),
+        (4.0, 4.0, 0.0, "the reply's emotion is read above the user's,", [True, True]),
+        (
+            0.0,
+            0.0,
+            1.0,
+            "It is not shown that before the reply the reply's emotion is read above",
+            [False, False],
+        ),
+        (4.0, 0.0, 0.0, "although the user's fades", [False, False]),  # which is no emotion of the reply's
+        (4.0, 0.0, 1.0, "the user's emotion is still read above the reply's", [False, False]),
     ],
 )
 def test_all_outcomes_of_leaning(
@@ -115,9 +122,11 @@ def test_all_outcomes_of_leaning(
     answer: float,
     fading: float,
     said: str,
+    parts: list[bool],
 ) -> None:
     monkeypatch.setattr(module, "read_beside_random", reading(places(0.3, 0.3, user, answer, fading)))
-    assert said in dissociation(model, probes).verdict
+    found = dissociation(model, probes)
+    assert said in found.verdict and shown(found) == parts
 
 
 def test_which_probe_rises_most_is_said(
@@ -188,6 +197,7 @@ def test_all_outcomes_of_telling(
     monkeypatch.setattr(reply_module, "read_beside_random", reading(*replies(*planted)))
     found = reply(model, probes, prompts=TEXTS)
     assert found.verdict.startswith(tells) and better in found.verdict
+    assert shown(found) == [tells.startswith("The place"), better.startswith("It tells it better")]
 
 
 def test_means_of_probes_alone_would_tell_everything(

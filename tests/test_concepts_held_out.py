@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from parts import shown
 from planted_probes import planted_probes
 from scipy.stats import pearsonr
 from sklearn.metrics import roc_auc_score
@@ -78,6 +79,7 @@ def test_what_is_planted_is_read_and_what_is_not_is_not(result: Any) -> None:
     assert table.top["planted"] == 1 and table.top["against"] == 0 and 0.3 < table.top_chance["planted"] < 0.7
     assert "planted" in result.verdict and "against" not in result.verdict
     assert "2 of 4 concepts are read" in result.verdict
+    assert [name for name, held in zip(result.parts, shown(result), strict=True) if held] == ["planted"]
     assert "8 texts that the probes were fitted on are left out" in result.method
     assert np.isnan(table.words["strength"]) and result.svg and result.published
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parts import shown
 from planted_probes import planted_probes
 from planted_reader import directions, reader
 from scipy.stats import spearmanr
@@ -64,18 +65,18 @@ def planted(own: float, twins: float) -> tuple[LiveModel, ProbeSet]:
 
 
 @pytest.mark.parametrize(
-    ("own", "twins", "said"),
+    ("own", "twins", "said", "parts"),
     [
-        (2.0, 0.0, "Read-outs rise and fall with what the numbers say"),
-        (2.0, 2.0, "the size of a number may be all that is read"),
-        (0.0, 0.0, "It is not shown that read-outs follow"),
-        (-2.0, 0.0, "Read-outs go against what the numbers say"),
+        (2.0, 0.0, "Read-outs rise and fall with what the numbers say", [True, True]),
+        (2.0, 2.0, "the size of a number may be all that is read", [True, False]),
+        (0.0, 0.0, "It is not shown that read-outs follow", [False, False]),
+        (-2.0, 0.0, "Read-outs go against what the numbers say", [False, False]),
     ],
 )
-def test_all_outcomes(own: float, twins: float, said: str) -> None:
+def test_all_outcomes(own: float, twins: float, said: str, parts: list[bool]) -> None:
     model, probes = planted(own, twins)
     found = intensity(model, probes, stimuli=STIMULI)
-    assert said in found.verdict
+    assert said in found.verdict and shown(found) == parts
     single = found.table[found.table.template != "all"]
     assert len(single) == 8 and found.table.value[0] == pytest.approx(
         (single.value * single.expected).groupby(single.template).mean().mean()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parts import shown
 from planted_probes import planted_probes
 from planted_reader import directions, reader
 from tiny import tiny_model
@@ -18,6 +19,7 @@ from emoprobe.study.concepts.evidence import Evidence, fieller
 from emoprobe.study.concepts.negation import CONDITIONS, PLACES, contrast, negation, placed, ratio, verdict
 from emoprobe.study.concepts.places import read_at
 from emoprobe.study.concepts.stimuli import load
+from emoprobe.study.result import Result
 
 EMOTIONS = {"happy": "joy", "afraid": "fear", "angry": "anger", "sad": "sadness"}
 FRAMES, PHRASES = load("negation")["frames"], load("negation")["phrases"]
@@ -41,8 +43,8 @@ def spreading() -> tuple[LiveModel, ProbeSet]:
     return model, planted_probes(model, np.stack(list(rows.values())), list(EMOTIONS.values()))
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, left: Mapping[str, float], affirmed: float = 1.0) -> str:
-    """Return the verdict where each condition has such a part of the affirmed contrast at the later word."""
+def planted(monkeypatch: pytest.MonkeyPatch, left: Mapping[str, float], affirmed: float = 1.0) -> Result:
+    """Return what is found where each condition has such a part of the affirmed contrast at the later word."""
     generator = np.random.default_rng(0)
 
     def read(*_: Any, **__: Any) -> np.ndarray:
@@ -56,7 +58,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, left: Mapping[str, float], affirmed
     monkeypatch.setattr(module, "read_beside_random", read)
     model = tiny_model("llama")
     probes = planted_probes(model, np.random.default_rng(1).normal(size=(4, 32)), list(EMOTIONS.values()))
-    return negation(model, probes).verdict
+    return negation(model, probes)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +78,12 @@ def test_all_outcomes(
     monkeypatch: pytest.MonkeyPatch, left: tuple[float, float, float], affirmed: float, said: str
 ) -> None:
     found = planted(monkeypatch, dict(zip(CONDITIONS, (1.0, *left), strict=True)), affirmed)
-    assert said in found
-    assert "Whether “does not feel” is resolved at the place before the reply cannot be said" in found
+    assert said in found.verdict
+    assert "Whether “does not feel” is resolved at the place before the reply cannot be said" in found.verdict
+    resolved = any(
+        f"At the later word “does not feel” is {how}" in found.verdict for how in ("resolved", "turned into")
+    )
+    assert shown(found) == [resolved, affirmed > 0, False, False]
 
 
 def test_carrying_words_is_not_resolving_negation(spreading: tuple[LiveModel, ProbeSet]) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parts import shown
 from planted_probes import planted_probes
 from planted_reader import directions, reader
 from tiny import tiny_model
@@ -11,6 +12,7 @@ from tiny import tiny_model
 from emoprobe import InputError
 from emoprobe.models import LiveModel
 from emoprobe.probes import ProbeSet
+from emoprobe.study.concepts import persistence as module
 from emoprobe.study.concepts.persistence import CARRIED, PLACES, late_less_early, persistence, placed
 from emoprobe.study.concepts.places import read_at
 from emoprobe.study.concepts.stimuli import load
@@ -103,9 +105,23 @@ def test_all_outcomes(word: float, number: float, spread: float, said: list[str]
     about = "Where one number" + parts[1] if "number" in said[0] else parts[0]
     assert all(words in about for words in said), found.verdict
     assert found.passed and found.checks  # the embedding's suffix is the same
+    places = ("end of the suffix", "place before the reply")
+    assert shown(found) == [f"it is carried to the {place}" in parts[0] for place in places]
     at_zero = found.table[(found.table.layer == 0) & (found.table.place != "word")]
     assert (at_zero.value.abs() < 1e-6).all()
     assert "Late layers carry" not in found.verdict  # the first block carries all
+
+
+def test_what_is_carried_to_one_of_two_places_is_partly_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, before_the_reply = module.of_carried, len(PLACES) - 1
+
+    def lost(differences: Any, place: int, layer: int) -> Any:
+        return own(differences * (place != before_the_reply), place, layer)
+
+    monkeypatch.setattr(module, "of_carried", lost)
+    found = persistence(*planted(3.0, 0.0, 3.0), stimuli=PAIRS)
+    assert shown(found) == [True, False] and found.outcome == "Partly shown"
+    assert found.in_parts == "Shown: at the end of the suffix. Not shown: before the reply."
 
 
 def test_differences_are_those_of_prompts_read_alone() -> None:
@@ -151,7 +167,6 @@ def test_places_cut_the_suffix_between_its_words() -> None:
 
 def test_a_suffix_that_differs_in_the_embedding_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     model, probes = planted(1.0, 0.0)
-    from emoprobe.study.concepts import persistence as module
 
     real = module.read_beside_random
 

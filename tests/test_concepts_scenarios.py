@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from parts import shown
 from planted_probes import planted_probes
 from planted_reader import directions, reader
 from small_study import small_corpus
@@ -56,6 +57,7 @@ def run(
 def test_all_three_outcomes(strength: float, said: str, sign: int) -> None:
     found = run(*planted(strength))
     assert all(f"{where}: {said}" in found.verdict for where in ("Before the reply", "End of the plain text"))
+    assert shown(found)[0] == (sign > 0)
     rows = found.table[found.table.measure == "stands out"]
     assert (np.sign(rows.value) == sign).all() or sign == 0
     at_colon = found.table[found.table.place == "before the reply"].set_index("measure")

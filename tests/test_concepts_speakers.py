@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import shown
 from planted_probes import planted_probes
 from tiny import tiny_model
 
@@ -145,7 +146,7 @@ def families(seed: int) -> np.ndarray:
 def found(monkeypatch: pytest.MonkeyPatch, own: Any, other: Any) -> tuple[Any, str]:
     made = planted(monkeypatch, own, other)
     result = speakers(tiny_model("llama"), dialogues=made, layer=2, layers=[2], shuffles=199)
-    return result.table.set_index("comparison"), result.verdict
+    return result.table.set_index("comparison").assign(shown=sum(shown(result))), result.verdict
 
 
 SPACE = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0]
@@ -158,7 +159,7 @@ def test_two_orthogonal_families_alike_across_owners(monkeypatch: pytest.MonkeyP
     assert table.cosine["other speaker, across owners"] > 0.5
     for kind in ("same words", "same person's emotion"):
         assert table.p[f"present against other, {kind}"] > 0.05
-    assert verdict.count("alike whoever speaks") == 2
+    assert verdict.count("alike whoever speaks") == 2 and (table.shown == 4).all()
     assert verdict.count("not shown to be other than orthogonal") == 2
 
 
@@ -178,7 +179,7 @@ def test_families_of_each_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     table, verdict = found(monkeypatch, (P1, P2), (P3, P4))
     assert table.p["present speaker, across owners"] > 0.05
     assert table.cosine["present speaker, with itself"] > 0.5
-    assert verdict.count("not shown to from speaker to speaker") == 2
+    assert verdict.count("not shown to from speaker to speaker") == 2 and (table.shown == 2).all()
 
 
 def test_nothing_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +208,8 @@ def test_the_verdict_names_the_words_where_the_embedding_does_as_well() -> None:
     lowest = at.assign(cosine=0.45, low=0.35)
     assert "words may be all" in module.verdict(at, lowest)
     assert "words may be all" not in module.verdict(at, lowest.assign(cosine=0.1))
+    assert list(module._parts(at, lowest).values()) == [True, True, True, True, False]
+    assert all(module._parts(at, lowest.assign(cosine=0.1)).values()) and len(module._parts(at, None)) == 4
 
 
 def test_probes_are_compared_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

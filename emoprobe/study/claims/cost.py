@@ -182,6 +182,10 @@ def judged(times: pd.DataFrame, d_model: int, heads: Heads, m: int) -> Result:
         ),
         controls=f"attention grows as n^{span(*grows['attention'])}",
         sign=SIGNS[verdict],
+        parts={
+            f"valuations take time that grows more slowly than n^{LINEAR}": grows["valuations"][2] < LINEAR,
+            f"with the bias less than {LITTLE:.0%} of attention's": of_attention[2] < LITTLE,
+        },
         verdict=(
             f"The cost is O(n·d) and insignificant beside attention: {verdict}. Valuations alone take "
             f"{span(*_percent(alone), 1)} % of attention at n = {longest}, with the bias {span(*_percent(of_attention), 1)} %; "

@@ -87,7 +87,8 @@ def distance(
     """
     layer = nearest_to_depth([part for part in probes.layers if part > 0], probes.n_layers)
     measured = follow(model, valuation, probes, pairs, concept, layer, controls, seed)
-    judged = [found for name, carried in measured.items() for found in effects(name, carried)]
+    by_measure = {name: effects(name, carried) for name, carried in measured.items()}
+    judged = [found for each in by_measure.values() for found in each]
     main = judged[0]
     there = {name: near_effect(carried) for name, carried in measured.items()}
     said = [
@@ -122,6 +123,9 @@ def distance(
         ),
         controls=f"random valuations {main.by_chance(3)}",
         sign=in_common(found.outcome for found in judged),
+        parts={
+            f"{found.claim}: {name}": found.outcome > 0 for name, each in by_measure.items() for found in each
+        },
         verdict=" ".join(
             [f"Of {len(judged)} claims {overall(judged)}.", *said, *(told(found) for found in judged)]
         ),

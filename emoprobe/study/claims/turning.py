@@ -71,6 +71,7 @@ def turning_and_emotional(
         finding="; ".join(f"{found.claim}: {span(*found.mean, 2, True)}" for found in judged),
         controls=("random valuations " + "; ".join(found.by_chance() for found in judged)),
         sign=in_common(found.outcome for found in judged),
+        parts={found.claim: found.outcome > 0 for found in judged},
         verdict=" ".join(
             [
                 f"Of {len(judged)} claims {overall(judged)}.",

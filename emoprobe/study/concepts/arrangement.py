@@ -72,6 +72,7 @@ def axes(vectors: EmotionVectors, norms: Norms, *, seed: int = 0) -> Result:
     main = found[VERSIONS[0]]
     best = {version: _best(one.frame) for version, one in found.items()}
     first = best[VERSIONS[0]]
+    held = _shown(first) & ~(first.layer0 >= first.low)
     at = main.shares.set_index("layer").loc[chosen_layer(vectors.denoised)]
     return Result(
         name="axes",
@@ -96,7 +97,8 @@ def axes(vectors: EmotionVectors, norms: Norms, *, seed: int = 0) -> Result:
             for (_, row), (_, raw) in zip(first.iterrows(), best["raw"].iterrows(), strict=True)
         ),
         verdict=f"{_lead(first)} {_printed(main.report())} {_would_have_been_found(vectors.denoised, norms, main.frame, seed)}",
-        sign=int(bool((_shown(first) & ~(first.layer0 >= first.low)).all())),
+        sign=int(bool(held.all())),
+        parts={str(norm): bool(one) for norm, one in zip(first.norm, held, strict=True)},
         figure=main.plot(),
         alt="For each rating |r| of its best component by layer, with intervals, the embedding and shuffled labels.",
         published=PUBLISHED_AXES,

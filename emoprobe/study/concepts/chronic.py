@@ -89,6 +89,7 @@ def chronic(
         running = on_running_text(model, turns, corpus, read, seed, batch_size, progress)
     table = pd.concat([conditions, pd.DataFrame([running])], ignore_index=True).assign(layer=read)
     shown = table.set_index("where")
+    parts = _parts(shown)
     return Result(
         name="chronic",
         title="A state that is kept",
@@ -111,7 +112,8 @@ def chronic(
             for name in CONDITIONS
         ),
         verdict=verdict(shown),
-        sign=int(_kept(shown)),
+        sign=int(all(parts.values())),
+        parts=parts,
         figure=_figure(shown),
         alt="Accuracy in each condition and on running text, with intervals, beside words, the embedding and chance.",
         published=PUBLISHED,
@@ -295,11 +297,15 @@ def verdict(shown: pd.DataFrame) -> str:
     return " ".join(said)
 
 
-def _kept(shown: pd.DataFrame) -> bool:
-    """Say whether a state is kept in neutral talk, by more than words, and running text bears it out."""
+def _parts(shown: pd.DataFrame) -> dict[str, bool]:
+    """Return whether a state is kept in neutral talk, by more than words, and running text bears it out."""
     neutral = row_of(shown, NEUTRAL_TOPIC)
-    more = _above_chance(neutral) and neutral.all_words_gain_low > 0
-    return bool(more and _carries_over(row_of(shown, RUNNING))[0])
+    parts = {
+        "it is read in neutral talk, above chance": True,
+        "and above words": neutral.all_words_gain_low > 0,
+        "its probe reads running text, too": _carries_over(row_of(shown, RUNNING))[0],
+    }
+    return {part: bool(_above_chance(neutral) and held) for part, held in parts.items()}
 
 
 def _above_chance(row: pd.Series) -> bool:

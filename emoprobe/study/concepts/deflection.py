@@ -87,7 +87,7 @@ def deflection(
     k = int(at["removed"].max())
     named = row_of(at, "deflection, with probes")
     kept = row_of(at, "norm kept, deflection")
-    topics = found.shape[1]
+    topics, held = found.shape[1], _parts(at)
     return Result(
         name="deflection",
         title="Emotions that are hidden",
@@ -110,7 +110,8 @@ def deflection(
             f"{number(at.value['norm kept, expressed'])}"
         ),
         verdict=verdict(at),
-        sign=int(_holds_by_itself(at)),
+        sign=int(all(held.values())),
+        parts=held,
         figure=_figure(table, stated),
         alt="Cosines by layer of deflection directions with themselves and with namesakes, and the norm kept beside chance.",
         published=PUBLISHED,
@@ -305,10 +306,14 @@ def _holds(row: pd.Series) -> bool:
     return bool(row.p < SURE and row.low > 0)
 
 
-def _holds_by_itself(at: pd.DataFrame) -> bool:
-    """Say whether what is hidden has directions that hold, beyond the words it is hidden with and those of the preamble."""
-    parts = (row_of(at, f"{name}, with itself") for name in ("deflection", "context part"))
-    return all(_holds(part) for part in parts) and not _is_echo(row_of(at, PREAMBLE))
+def _parts(at: pd.DataFrame) -> dict[str, bool]:
+    """Return whether what is hidden has directions that hold, beyond the words it is hidden with and those of the preamble."""
+    whole, context = (_holds(row_of(at, f"{name}, with itself")) for name in ("deflection", "context part"))
+    return {
+        "directions that hold from topic to topic": whole,
+        "beyond the words it is hidden with": context,
+        "and beyond those of the preambles": context and not _is_echo(row_of(at, PREAMBLE)),
+    }
 
 
 def _is_echo(preamble: pd.Series) -> bool:

@@ -126,6 +126,10 @@ def dissociation(
             f"rises most before the reply ({number(float(shift[most]), 3, True)})."
         ),
         sign=at_start.sign if at_start.sign < 0 or turned.sign > 0 else 0,
+        parts={
+            "before the reply its emotion is read above the user's": at_start.sign > 0,
+            "and by more than at the user's end": at_start.sign > 0 and turned.sign > 0,
+        },
         figure=scatter(values[0], emotions, "at the user's end", "before the reply"),
         alt="Read-outs before the reply against those at the user's end, one colour for each emotion, probes' means taken out.",
         published=PUBLISHED_APART,

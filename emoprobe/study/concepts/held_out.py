@@ -101,6 +101,7 @@ def held_out(
         table = table.join(found)
     table = table.reset_index().assign(layer=read)
     scored = table.dropna(subset="value") if annotated else pd.DataFrame(columns=["metric"])
+    beyond = _beyond_words(scored.set_index("concept")) if len(scored) else pd.Series(dtype=bool)
     return Result(
         name="held_out",
         title=f"On other people's texts: {corpus.name}",
@@ -115,7 +116,8 @@ def held_out(
         finding=_finding(scored),
         controls=_controls(scored),
         verdict=verdict(scored),
-        sign=int(bool(_beyond_words(scored).all())) if len(scored) else None,
+        sign=int(bool(beyond.all())) if len(scored) else None,
+        parts={str(name): bool(one) for name, one in beyond.items()},
         figure=_figure(scored) if len(scored) else None,
         alt="Score of each concept with its interval, beside random directions, the embedding's probe and a bag of words.",
         published=PUBLISHED,

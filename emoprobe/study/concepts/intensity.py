@@ -148,6 +148,10 @@ def intensity(
         ),
         verdict=verdict(together, beyond),
         sign=together.sign if together.sign < 0 or beyond.sign > 0 else 0,
+        parts={
+            "the expected way": together.sign > 0,
+            "by more than in neutral twins": together.sign > 0 and beyond.sign > 0,
+        },
         figure=_figure(templates, curves, signs, emotions),
         alt=(
             "One panel for each template: read-outs of the emotions that should rise (↑) or fall (↓), with those of the "

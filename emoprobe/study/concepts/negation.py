@@ -103,6 +103,12 @@ def negation(
         place: _affirmed(contrasts[..., number, layers.index(read)]) for number, place in enumerate(PLACES)
     }
     shown = [(place, condition) for place in JUDGED for condition in NEGATIONS]
+    signs = {
+        f"{NEGATIONS[condition]} at the {place}": resolved(
+            affirmed[place], at[place, condition], at[place, "longer"]
+        )
+        for place, condition in shown
+    }
     return Result(
         name="negation",
         title="Negated emotions",
@@ -133,9 +139,8 @@ def negation(
                 f"{_ratio(_of(table, PLACES[1], first=False))} in the last layer.",
             ]
         ),
-        sign=in_common(
-            resolved(affirmed[place], at[place, condition], at[place, "longer"]) for place, condition in shown
-        ),
+        sign=in_common(signs.values()),
+        parts={part: sign > 0 for part, sign in signs.items()},
         figure=_figure(table, layers),
         alt="Contrast by layer at each place, affirmed, at equal length and negated in two ways, with intervals over emotions.",
         published=PUBLISHED,

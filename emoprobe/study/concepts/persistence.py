@@ -131,6 +131,7 @@ def persistence(
             ]
         ),
         sign=in_common((at_end.sign, at_start.sign)),
+        parts={"at the end of the suffix": at_end.sign > 0, "before the reply": at_start.sign > 0},
         checks={} if same is None else {"in the embedding the suffix is the same in both": same},
         figure=_figure(differences, kinds, layers),
         alt="Mean difference by layer and place, for words and for numbers; orange where it has the expected sign.",

@@ -121,6 +121,10 @@ def reply(
         ),
         verdict=verdict_reply(before, gained),
         sign=gained.sign if gained.sign < 0 or before.sign > 0 else 0,
+        parts={
+            "the place before the reply tells it": before.sign > 0,
+            "better than the user's end": before.sign > 0 and gained.sign > 0,
+        },
         figure=scatter(
             np.stack([values[0, :, 1], means[0]], 1), list(concepts), "before the reply", "over the reply"
         ),

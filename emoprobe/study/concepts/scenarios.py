@@ -120,6 +120,10 @@ def scenarios(
         ),
         verdict=" ".join(_said(place, found[place], table) for place in PLACES),
         sign=_sign(found[PLACES[0]], table),
+        parts={
+            "the own probe stands out": found[PLACES[0]].sign > 0,
+            "by more than the embedding and words tell": _sign(found[PLACES[0]], table) > 0,
+        },
         figure=_figure(list(concepts), scores[PLACES[0]][0], own, table),
         alt=(
             "Left, a matrix of scenarios' emotions by probes, orange where a probe stands out; right, the share of other "

@@ -100,6 +100,7 @@ def speakers(
     lowest = table[table.layer == 0].set_index("comparison") if 0 in chosen else None
     topics = found.shape[1]
     shown = at.loc[list(COMPARISONS)]
+    parts = _parts(at, lowest)
     return Result(
         name="speakers",
         title="Present and other speaker",
@@ -124,7 +125,8 @@ def speakers(
             + ("" if lowest is None else f"; present speaker at layer 0 {_at_zero(lowest)}")
         ),
         verdict=verdict(at, lowest),
-        sign=int(_whoever_speaks(at, lowest)),
+        sign=int(all(parts.values())),
+        parts=parts,
         figure=_figure(table, stated),
         alt="Cosine of directions by layer for each pair of families, with intervals, and grey bands of shuffled emotions.",
         published=PUBLISHED,
@@ -306,14 +308,18 @@ def _holds(row: pd.Series) -> bool:
     return bool(row.p < SURE and row.low > 0)
 
 
-def _whoever_speaks(at: pd.DataFrame, lowest: pd.DataFrame | None) -> bool:
-    """Say whether directions of both families hold whoever speaks, the present speaker's by more than at the embedding."""
-    names = [
-        f"{who} speaker, {how}" for who in ("present", "other") for how in ("with itself", "across owners")
-    ]
-    across = "present speaker, across owners"
-    more = lowest is None or row_of(at, across).low > row_of(lowest, across).cosine
-    return bool(more and all(_holds(row_of(at, name)) for name in names))
+def _parts(at: pd.DataFrame, lowest: pd.DataFrame | None) -> dict[str, bool]:
+    """Return for both families whether they hold, and whoever speaks; the present speaker's by more than at the embedding."""
+    parts = {
+        f"{who} speaker, {how}": _holds(row_of(at, f"{who} speaker, {how}"))
+        for who in ("present", "other")
+        for how in ("with itself", "across owners")
+    }
+    if lowest is not None:
+        across = "present speaker, across owners"
+        more = row_of(at, across).low > row_of(lowest, across).cosine
+        parts[f"{across}, more than at the embedding"] = bool(more and parts[across])
+    return parts
 
 
 def _family(name: str, itself: pd.Series, across: pd.Series) -> str:
