@@ -17,6 +17,7 @@ from small_study import small_corpus, small_model
 
 from emoprobe import activation_store, cli
 from emoprobe.errors import InputError
+from emoprobe.probes import ProbeSet
 from emoprobe.study import run
 
 COMMANDS = (
@@ -182,6 +183,26 @@ def test_a_fit_that_was_broken_off_goes_on(call: Call, files: Path, monkeypatch:
     }  # finished shards are not written again
     assert (files / "broken.safetensors").read_bytes() == (files / "whole.safetensors").read_bytes()
     assert not (files / "whole.safetensors.activations").exists()
+
+
+def test_of_two_fits_with_one_output_the_second_is_told(
+    call: Call, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = ["fit", "model", "days.csv", "-o", "twice.safetensors", "--columns", "text=sentence,valence=V"]
+    save, said = ProbeSet.save, list[tuple[int, str, str]]()
+
+    def meanwhile(self: ProbeSet, path: Path) -> Path:
+        # All vectors are there, and what is made of them is not yet.
+        monkeypatch.setattr(ProbeSet, "save", save)
+        said.append(call(*wanted))
+        return save(self, path)
+
+    monkeypatch.setattr(ProbeSet, "save", meanwhile)
+    assert call(*wanted)[0] == 0
+    ((status, out, err),) = said
+    assert status == 2 and not out
+    assert err.startswith('emoprobe: another process is writing to "twice.safetensors": wait until')
+    assert [file.name for file in files.iterdir() if "twice" in file.name] == ["twice.safetensors"]
 
 
 @pytest.mark.parametrize("width", [30, 60, 200])

@@ -74,6 +74,7 @@ def fit(
     """
     import shutil
 
+    from emoprobe.artefacts import only_writer
     from emoprobe.cli import typed
     from emoprobe.probes import fit_probes
 
@@ -91,12 +92,12 @@ def fit(
         return
     kept = output.with_name(f"{output.name}.activations")
     options: dict[str, Any] = {"estimator": estimator, "concepts": parsing.split(concepts), "folds": folds}
-    with typed.engine(engine, workers, model, device, dtype) as shared:
+    with only_writer(output), typed.engine(engine, workers, model, device, dtype) as shared:
         probes = fit_probes(
             live, texts, parsing.layers(layers), workers=shared, seed=seed, keep=kept, **options
         )
-    probes.save(output)
-    shutil.rmtree(kept)
+        probes.save(output)
+        shutil.rmtree(kept)
     if as_json:
         write_json(probes=output, scores=probes.scores, confounds=probes.confounds)
         return
