@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Container, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from emoprobe import drawing
@@ -103,18 +104,9 @@ class Reported(Protocol):
 
 def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
     """Return the page for the results of a study, in their order, and its record."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(figure=inline_figure, cell=cell, duration=duration, prose=prose, loose=loose)
     held = [check for result in results for check in result.checks.values()]
     done = {result.name for result in results}
-    page = environment.get_template("page.html")
-    return page.render(
+    return _page().render(
         results=results,
         manifest=manifest,
         kind=KINDS[manifest["study"].get("experiments", "study")],
@@ -125,6 +117,19 @@ def render(results: Sequence[Reported], manifest: Mapping[str, Any]) -> str:
         seconds=sum(step["seconds"] for step in manifest.get("steps", {}).values()),
         numeric=lambda column: pd.api.types.is_numeric_dtype(column),
     )
+
+
+@cache
+def _page() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=inline_figure, cell=cell, duration=duration, prose=prose, loose=loose)
+    return environment.get_template("page.html")
 
 
 def inline_figure(svg: str, name: str) -> Markup:

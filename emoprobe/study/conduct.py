@@ -178,7 +178,7 @@ def load_study(path: str | Path) -> Study:
     folder = RunFolder.open(path)
     study = Study(folder.path, tuple(folder.load(name) for name in folder.done), folder.manifest)
     try:
-        render(study.results, study.manifest)
+        render((), study.manifest)  # results have been looked at one by one
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f'"{path}" is damaged, it lacks what a report shows ({error}): give another folder'
