@@ -12,6 +12,11 @@ def check_extra(extra: str, wanting: str, *packages: str) -> None:
             raise InputError(f'{wanting} {package}, which is not installed: pip install "emoprobe[{extra}]"')
 
 
+def check_ray() -> None:
+    """Raise `InputError` where Ray, which workers need, is not installed."""
+    check_extra("ray", "workers need", "ray")
+
+
 def check_explorer() -> None:
     """Raise `InputError` where what the explorer's server needs is not installed."""
     check_extra("explore", "the explorer needs", "fastapi", "uvicorn")

@@ -21,7 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from emoprobe.errors import InputError
-from emoprobe.extras import check_extra
+from emoprobe.extras import check_ray
 
 if TYPE_CHECKING:
     from emoprobe.models.live import LiveModel
@@ -51,7 +51,7 @@ def ray_workers(
     Ray cluster, whose hosts need this package and the model; without, Ray is started here, if it is not running. Raises
     `InputError` without Ray (`pip install 'emoprobe[ray]'`) and for fewer workers than one.
     """
-    check_extra("ray", "workers need", "ray")
+    check_ray()
     if workers < 1:
         raise InputError(f"workers={workers}: give at least 1")
     import ray

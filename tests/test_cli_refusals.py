@@ -14,7 +14,7 @@ import json, sys
 
 from emoprobe import cli
 
-sys.modules["fastapi"] = None  # as if it were not installed
+sys.modules["fastapi"] = sys.modules["ray"] = None  # as if they were not installed
 for given in json.loads(sys.argv[1]):
     status = cli.main(given)
     heavy = {"torch", "transformers", "pandas", "datasets"} & set(sys.modules)
@@ -104,6 +104,7 @@ def test_what_is_typed_is_refused_at_once(folder: Path) -> None:
         "a range has two ends": ["study", "--ranges", "valence=1"],
         "no manifest.json": ["report", "."],
         "the explorer needs fastapi": ["explore"],
+        "workers need ray": [*sweep, "--engine", "ray"],
     }
     for part, sentence in zip(typed, refused(folder, *typed.values()), strict=True):
         assert part in sentence

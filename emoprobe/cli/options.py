@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
 from emoprobe.cli import parsing
 from emoprobe.cli.completing import among, concepts, corpora, models
+from emoprobe.extras import check_ray
 from emoprobe.places import check_corpus, check_folder, check_model, check_out, check_writable
 from emoprobe.records import check_probe_set
 
@@ -26,12 +28,19 @@ def checked(check: Callable[[Any], None]) -> Callable[[typer.Context, Any], Any]
     return callback
 
 
-def choice(help: str, *values: str, **said: Any) -> Any:
-    """Return an option that has one of these values, which it completes; another is refused before a command begins."""
+def choice(
+    help: str, *values: str, needs: Mapping[str, Callable[[], None]] = MappingProxyType({}), **said: Any
+) -> Any:
+    """Return an option that has one of these values, which it completes; another is refused before a command begins.
+
+    `needs` has for some values what refuses them where they cannot be had.
+    """
 
     def one_of(given: str) -> None:
         if given not in values:
             raise typer.BadParameter(f'"{given}" is not known: give {", ".join(values[:-1])} or {values[-1]}')
+        if given in needs:
+            needs[given]()
 
     return typer.Option(help=help, autocompletion=among(*values), callback=checked(one_of), **said)
 
@@ -154,6 +163,11 @@ Json = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost here, and do nothing.")]
 Engine = Annotated[
     str,
-    choice("here, or ray: share the work among processes, hosts and GPUs (emoprobe[ray]).", "here", "ray"),
+    choice(
+        "here, or ray: share the work among processes, hosts and GPUs (emoprobe[ray]).",
+        "here",
+        "ray",
+        needs={"ray": check_ray},
+    ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes of --engine ray, a model in each.")]
