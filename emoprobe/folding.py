@@ -11,48 +11,53 @@ float32, at no cost where the columns fit into the rounding.
 """
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
+from torch import Tensor, constant_pad_nd
 
 MULTIPLE = 8  # of which kernels want widths to be
+HALF = (torch.float16, torch.bfloat16)
 
 
 def fold_queries(query: Tensor, query_valuations: Tensor, scale: float) -> Tensor:
     """Widen queries (batch, heads, queries, d) by λ·v_q (batch, 1 or heads, queries, m) over `scale`."""
+    if query.dtype not in HALF:
+        return _widen(query, query_valuations, 1 / scale)
     high, low = _split(query_valuations / scale, query.dtype)
-    extra = high if low is None else torch.cat([high, low, high], dim=-1)
-    return _widen(query, extra)
+    return _widen(query, torch.cat([high, low, high], dim=-1))
 
 
 def fold_keys(key: Tensor, value: Tensor, key_valuations: Tensor) -> tuple[Tensor, Tensor]:
     """Widen keys (batch, kv_heads, keys, d) by v_k (batch, keys, m), and values by as many zeros."""
     wide = fold_key(key, key_valuations)
-    return wide, pad(value, (0, wide.shape[-1] - key.shape[-1]))
+    return wide, constant_pad_nd(value, (0, wide.shape[-1] - key.shape[-1]))
 
 
 def fold_key(key: Tensor, key_valuations: Tensor) -> Tensor:
     """Widen keys (batch, kv_heads, keys, d) by v_k (batch, keys, m)."""
-    high, low = _split(key_valuations[:, None], key.dtype)
-    extra = high if low is None else torch.cat([high, high, low], dim=-1)
-    return _widen(key, extra)
+    shared = key_valuations.unsqueeze(1)  # by all heads
+    if key.dtype not in HALF:
+        return _widen(key, shared)
+    high, low = _split(shared, key.dtype)
+    return _widen(key, torch.cat([high, high, low], dim=-1))
 
 
 def unfold_key(wide: Tensor, width: int, m: int) -> tuple[Tensor, Tensor]:
     """Take widened keys apart again: keys (batch, kv_heads, keys, width), and v_k (batch, keys, m)."""
     columns = wide[:, 0, :, width:]  # every head has the same
-    if wide.dtype in (torch.float16, torch.bfloat16):
+    if wide.dtype in HALF:
         return wide[..., :width], columns[..., :m].float() + columns[..., 2 * m : 3 * m].float()
     return wide[..., :width], columns[..., :m]
 
 
-def _split(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _split(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return two numbers of a half precision whose sum is x."""
     high = x.to(dtype)
-    if dtype not in (torch.float16, torch.bfloat16):
-        return high, None
     return high, (x - high.to(x.dtype)).to(dtype)
 
 
-def _widen(x: Tensor, extra: Tensor) -> Tensor:
-    missing = -(x.shape[-1] + extra.shape[-1]) % MULTIPLE
-    around = x.shape[:-1]
-    return torch.cat([x, extra.expand(*around, -1), x.new_zeros(()).expand(*around, missing)], dim=-1)
+def _widen(x: Tensor, extra: Tensor, factor: float = 1.0) -> Tensor:
+    """Return x (batch, heads, position, d) with columns of zeros behind it, in the first of which is factor · extra."""
+    width, more = x.shape[-1], extra.shape[-1]
+    wide = constant_pad_nd(x, (0, more - (width + more) % -MULTIPLE))
+    # Operations are few here, since in generation each takes longer than its numbers do.
+    wide.narrow(-1, width, more).add_(extra, alpha=factor)
+    return wide

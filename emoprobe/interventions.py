@@ -149,7 +149,7 @@ class AttentionBias:
         if isinstance(strength, Tensor):
             strength = strength.to(valuations).reshape(1, -1, 1, 1)
         queries = valuations if self.query is None else self.query(valuations)
-        return queries[:, None] * strength
+        return queries.unsqueeze(1) * strength
 
 
 Intervention: TypeAlias = ResidualEdit | AttentionBias

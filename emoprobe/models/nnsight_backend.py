@@ -137,9 +137,8 @@ class NnsightModel(LiveModel):
         }
         paths = self._paths()
         nnsight.register("emoprobe")  # a server need not have it installed: its functions are sent along
-        n_heads = self.n_heads
         with self.underlying.edit() as (_, edited):
-            run_edits(edited, active, paths, sites, n_heads)
+            run_edits(edited, active, paths, sites)
         return edited
 
     def _paths(self) -> tuple[str, str]:
@@ -176,13 +175,12 @@ def run_edits(
     interventions: Sequence[Intervention],
     paths: tuple[str, str],
     sites: dict[int, tuple[str, str]],
-    n_heads: int,
 ) -> None:
     """Carry out interventions in every pass of one run of an nnsight model; runs wherever the model does."""
     memory: dict[Any, Any] = {}  # what a generation has to keep from one pass to the next
     # Not the tracer's own iter: a tracer that has left its frame cannot be sent to a server.
     for _ in Iterations()[:]:
-        run_edits_once(model, interventions, paths, sites, n_heads, memory)
+        run_edits_once(model, interventions, paths, sites, memory)
 
 
 def run_edits_once(
@@ -190,7 +188,6 @@ def run_edits_once(
     interventions: Sequence[Intervention],
     paths: tuple[str, str],
     sites: dict[int, tuple[str, str]],
-    n_heads: int,
     memory: dict[Any, Any],
 ) -> None:
     """Carry out interventions in one pass, in forward order."""
@@ -203,10 +200,10 @@ def run_edits_once(
         if layer == len(blocks):
             output = blocks[layer - 1].output
             first, *rest = output if isinstance(output, tuple) else (output,)
-            stream, _ = act_on(first, here, forward, n_heads)
+            stream, _ = act_on(first, here, forward)
             blocks[layer - 1].output = (stream, *rest) if isinstance(output, tuple) else stream
             continue
-        stream, valuations = act_on(blocks[layer].input, here, forward, n_heads)
+        stream, valuations = act_on(blocks[layer].input, here, forward)
         blocks[layer].input = stream
         if valuations is not None:
             name, call = sites[layer]

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from emoprobe.interventions import AttentionBias, Forward, Intervention, ResidualEdit, Span
+from emoprobe.interventions import Forward, Intervention, ResidualEdit, Span
 
 Valuations: TypeAlias = tuple[Tensor, Tensor]
-"""λ·v of the queries (batch, heads, queries, m) and v of the keys (batch, keys, m)."""
+"""λ·v of the queries (batch, 1 or heads, queries, m) and v of the keys (batch, keys, m)."""
 
 
 def describe_pass(
@@ -55,21 +55,21 @@ def _real(mask: Any, start: int, length: int) -> Tensor | None:
 
 
 def act_on(
-    stream: Tensor, interventions: Sequence[Intervention], forward: Forward, n_heads: int
+    stream: Tensor, interventions: Sequence[Intervention], forward: Forward
 ) -> tuple[Tensor, Valuations | None]:
     """Return `stream` (batch, position, d_model) after its edits, in order, and the valuations of its biases, if any."""
+    biases = []
     for item in interventions:
         if isinstance(item, ResidualEdit):
             stream = item.apply(stream, forward)
-    biases = [item for item in interventions if isinstance(item, AttentionBias)]
-    if not biases:
-        return stream, None
-    queries, keys = zip(*(bias.sides(stream, forward) for bias in biases), strict=True)
-    return stream, (_joined([side.expand(-1, n_heads, -1, -1) for side in queries]), _joined(keys))
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+        else:
+            biases.append(item)
+    sides = [bias.sides(stream, forward) for bias in biases]
+    if len(sides) < 2:
+        return stream, sides[0] if sides else None
+    queries, keys = zip(*sides, strict=True)
+    heads = max(side.shape[1] for side in queries)
+    return stream, (torch.cat([side.expand(-1, heads, -1, -1) for side in queries], -1), torch.cat(keys, -1))
 
 
 def add_bias(scores: Tensor, queries: Tensor, keys: Tensor) -> Tensor:

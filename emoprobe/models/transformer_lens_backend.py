@@ -265,7 +265,7 @@ class TransformerLensModel(LiveModel):
         def act(stream: Tensor) -> Tensor:
             assert self._forward is not None, "blocks run inside a pass of the model"
             here = [item for item in self._interventions if item.layer == layer]
-            stream, valuations = act_on(stream, here, self._forward, self.n_heads)
+            stream, valuations = act_on(stream, here, self._forward)
             if valuations is not None:
                 self._pending[layer] = valuations
             return stream

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch import Tensor, constant_pad_nd, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
@@ -36,12 +35,12 @@ AttentionFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
 class Route:
     """What is known of one biased attention module during a pass.
 
-    `queries` holds λ·v of the queries (batch, heads, queries, m), `keys` v of the keys (batch, keys, m); `asked` says whether
-    the attention has asked for them. `config` is the module's own configuration.
+    `queries` holds λ·v of the queries (batch, 1 or heads, queries, m), `keys` v of the keys (batch, keys, m); `asked` says
+    whether the attention has asked for them. `config` is the module's own configuration.
     """
 
-    def __init__(self, site: AttentionSite, layer: int) -> None:
-        self.layer = layer
+    def __init__(self, site: AttentionSite, layer: int, n_heads: int) -> None:
+        self.layer, self.n_heads = layer, n_heads
         self.folds = site.folds
         self.config: Any = getattr(site.module, "config", None)
         self.queries: Tensor | None = None
@@ -62,23 +61,23 @@ class Route:
         """Return the attention function that the model itself would have called."""
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         function: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager
+            self.config._attn_implementation_internal, eager
         )
         return function
 
 
-ROUTES: WeakKeyDictionary[nn.Module, Route] = WeakKeyDictionary()
+ROUTES: dict[nn.Module, Route] = {}
 """The attention modules that are biased at the moment."""
 
 
 @contextmanager
-def routed(site: AttentionSite, layer: int) -> Iterator[None]:
+def routed(site: AttentionSite, layer: int, n_heads: int) -> Iterator[None]:
     """Let this attention module ask for its bias inside the block."""
     module = site.module
     if module in ROUTES:  # an enclosing block has done it
         yield
         return
-    route = Route(site, layer)
+    route = Route(site, layer, n_heads)
     with ExitStack() as stack:
         stack.callback(ROUTES.pop, module)
         ROUTES[module] = route
@@ -200,7 +199,7 @@ class _AtSoftmax(TorchFunctionMode):
 
     def _bias(self) -> Tensor:
         assert self.route.queries is not None and self.route.keys is not None, "given together"
-        return self.route.queries @ self.route.keys.mT[:, None]
+        return self.route.queries.expand(-1, self.route.n_heads, -1, -1) @ self.route.keys.mT[:, None]
 
     def _biased(self, scores: Tensor) -> Tensor:
         bias = self._bias()
@@ -283,7 +282,7 @@ def _make_valued(kind: "type[CacheLayerMixin]") -> "type[CacheLayerMixin]":
             width, m = key_states.shape[-1], route.keys.shape[-1]
             wide = fold_key(key_states, route.keys)
             if route.folds:
-                value_states = pad(value_states, (0, wide.shape[-1] - width))
+                value_states = constant_pad_nd(value_states, (0, wide.shape[-1] - width))
             keys, values = super().update(wide, value_states, *args, **kwargs)
             if not route.folds:  # this attention wants its keys as they were; the softmax is told of the rest
                 keys, route.keys = unfold_key(keys, width, m)

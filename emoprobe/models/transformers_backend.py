@@ -293,7 +293,7 @@ class TransformersModel(LiveModel):
                 stack.enter_context(self._watch(layer, self._at(layer), replace=True))
             self._hooked = hooked | {item.layer for item in interventions}
             for layer in biased:
-                stack.enter_context(routed(self._site(layer), layer))
+                stack.enter_context(routed(self._site(layer), layer, self.n_heads))
             yield
 
     def _site(self, layer: int) -> AttentionSite:
@@ -327,7 +327,7 @@ class TransformersModel(LiveModel):
         def act(stream: Tensor) -> Tensor:
             here = [item for item in self._interventions if item.layer == layer]
             forward = _beside(self._forward, stream.device)
-            stream, valuations = act_on(stream, here, forward, self.n_heads)
+            stream, valuations = act_on(stream, here, forward)
             if valuations is not None:
                 ROUTES[self._site(layer).module].give(*valuations, stream.dtype)
             return stream
