@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
 from emoprobe.activations import Pool, capture, mean_norms
@@ -181,18 +180,16 @@ class LiveModel(ABC):
         self._check_lengths(ids, truncate)
         self._check_vocabulary(ids)
         limit = self.context_length if truncate else None
-        rows = [torch.tensor(row[:limit]) for row in ids]
-        real = pad_sequence(
-            [torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"
-        ).bool()
-        width = real.shape[1]
+        ids = [row[:limit] for row in ids]
+        lengths = [len(row) for row in ids]
+        width = max(lengths)
+        before = [width - length for length in lengths]  # padding, on the left
+        input_ids = torch.tensor([[self.pad_token_id] * n + row for n, row in zip(before, ids, strict=True)])
+        real = torch.arange(width) >= torch.tensor(before)[:, None]
         offsets = None
         if self.tokenizer.is_fast:
-            offsets = tuple(
-                ((0, 0),) * (width - len(row)) + tuple((int(a), int(b)) for a, b in spans[:limit])
-                for row, spans in zip(rows, encoded["offset_mapping"], strict=True)
-            )
-        input_ids = pad_sequence(rows, batch_first=True, padding_side="left", padding_value=self.pad_token_id)
+            spans = zip(before, encoded["offset_mapping"], strict=True)
+            offsets = tuple(((0, 0),) * n + tuple(row[:limit]) for n, row in spans)
         return Batch(texts, input_ids.to(self.device), real.to(self.device), offsets)
 
     def _encoded(self, texts: Sequence[str], truncate: bool) -> Any:
