@@ -15,8 +15,8 @@ from torch import Tensor
 from emoprobe.activations import Pool, pooling, stream_residuals
 from emoprobe.models.live import LiveModel
 
-SPREAD_TEXTS = 512
-"""Texts on whose tokens the spread along each direction is measured."""
+SPREAD_TEXTS = 128
+"""Texts on whose tokens the spread along each direction is measured, which they tell to about 1 %."""
 
 
 class TokenMeans:

@@ -11,15 +11,16 @@ from small_probes import PLANTED_LAYER, model, planted, probes, texts
 from tiny import tiny_model
 
 from emoprobe.activations import capture
-from emoprobe.corpora import Corpus
+from emoprobe.corpora import Corpus, load_corpus
 from emoprobe.errors import InputError
+from emoprobe.models import load_model
 from emoprobe.probes import ProbeSet, fit_probes, metrics
 from emoprobe.probes.estimators import fit_for
 from emoprobe.probes.fit import probe_layers
 from emoprobe.probes.folds import grouped_folds
 from emoprobe.probes.probe_set import COLUMNS
 from emoprobe.probes.tasks import Task, plan
-from emoprobe.probes.tokens import sampled
+from emoprobe.probes.tokens import SPREAD_TEXTS, sampled, token_spread
 from emoprobe.probes.validation import out_of_fold
 
 QUICK: dict[str, Any] = {"permutations": 0, "bootstrap": 0, "progress": False}
@@ -169,7 +170,7 @@ def test_reference_statistics_are_those_of_the_corpus_s_tokens() -> None:
 def test_the_spread_is_measured_on_a_seeded_sample_of_a_large_corpus() -> None:
     written = [f"text {row}" for row in range(2000)]
     sample = sampled(written, 0)
-    assert len(set(sample)) == 512 and sample == sampled(written, 0) != sampled(written, 1)
+    assert len(set(sample)) == SPREAD_TEXTS and sample == sampled(written, 0) != sampled(written, 1)
     assert [written.index(text) for text in sample] == sorted(written.index(text) for text in sample)
     assert set(sampled(written[::-1], 0)) == set(sample)  # whatever their order
 
@@ -289,3 +290,17 @@ def test_residual_streams_that_are_not_finite_are_refused() -> None:
         broken.underlying.transformer.h[1].mlp.c_proj.bias.fill_(torch.inf)
     with pytest.raises(InputError, match=r"is not finite for \d+ of \d+ tokens of a batch, first at layer 2"):
         fit_probes(broken, planted()[0], **QUICK)
+
+
+def test_the_texts_that_the_spread_is_measured_on_tell_that_of_all() -> None:
+    live, passages = load_model("bundled"), load_corpus("passages").texts
+    drawn = sampled(passages, 0)
+    assert len(drawn) == SPREAD_TEXTS < len(passages) / 4
+    vectors = live.capture(drawn, [2])[:, 0]
+    directions = torch.nn.functional.normalize(vectors[:64] - vectors.mean(0), dim=-1)
+    spreads = [
+        token_spread(live, texts, [2], directions[None], vectors.mean(0)[None], 1, 32)
+        for texts in (drawn, passages)
+    ]
+    off = spreads[0] / spreads[1] - 1
+    assert off.abs().max() < 0.06 and off.square().mean().sqrt() < 0.02
