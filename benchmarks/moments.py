@@ -37,7 +37,7 @@ from torch import Tensor
 
 from emoprobe.artefacts import write_bytes
 from emoprobe.probes.closed_form import grouped_k_fold, ridge
-from emoprobe.probes.logistic import logistic
+from emoprobe.probes.logistic import axes_of, logistic
 from emoprobe.probes.moments import ROWS, Moments
 
 HERE = Path(__file__).resolve().parent
@@ -212,8 +212,8 @@ def our_logistic(data: Synthetic, clock: Clock, C: float, known: bool) -> dict[s
     for layer in range(data.layers):
         features = stored[:, layer]
         with clock:
-            pooled = None if moments is None else moments.pooled(layers=slice(layer, layer + 1))
-            fitted = logistic(features, data.classes, C, pooled=pooled)
+            axes = None if moments is None else axes_of(moments.pooled(layers=slice(layer, layer + 1)))
+            fitted = logistic(features, data.classes, C, axes=axes)
         passes.append(fitted.passes)
         objectives.append(
             objective(fitted.weights.numpy(), fitted.offsets.numpy(), features, data.classes, C)

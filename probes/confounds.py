@@ -39,12 +39,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, rankdata
 from sklearn.linear_model import Ridge
-from sklearn.preprocessing import SplineTransformer, StandardScaler
+from sklearn.preprocessing import SplineTransformer
 
 from emoprobe.errors import InputError
 from emoprobe.probes import metrics
 from emoprobe.probes.control_task import WORD
-from emoprobe.probes.estimators import Floats, Integers, LinearReadOut
+from emoprobe.probes.estimators import Floats, Integers, LinearReadOut, Standardised, sharing
 from emoprobe.probes.probe_set import CONFOUNDS, LABELS
 from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import out_of_fold, permutation_p, shuffle, times
@@ -207,11 +207,10 @@ def check_confounds(
     return pd.DataFrame(rows).reindex(columns=CONFOUNDS)
 
 
-def _ridge(features: Floats, targets: Floats, group: Integers) -> LinearReadOut:
-    scaler = StandardScaler().fit(features)
-    model = Ridge(PENALTY).fit(scaler.transform(features), targets)
-    weights = model.coef_.reshape(targets.shape[1], -1) / scaler.scale_
-    return LinearReadOut(weights, model.intercept_ - weights @ scaler.mean_)
+@sharing
+def _ridge(scaled: Standardised, targets: Floats, group: Integers) -> LinearReadOut:
+    model = Ridge(PENALTY).fit(scaled.coordinates, targets)
+    return scaled.read_out(model.coef_.reshape(targets.shape[1], -1), model.intercept_)
 
 
 def _strata(told: Floats, fold: Integers) -> Integers:

@@ -23,7 +23,7 @@ from emoprobe.errors import InputError
 from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
 from emoprobe.notebook import shown
-from emoprobe.probes.estimators import Fit, Floats, Integers
+from emoprobe.probes.estimators import Fit, Floats, Integers, Standardised
 from emoprobe.probes.features import few_threads, read_features
 from emoprobe.probes.summary import two
 from emoprobe.probes.tasks import Task
@@ -113,23 +113,35 @@ def agreement(
         targets = [task.targets, *(task.targets[shuffle(task.group, order)] for _ in range(shuffles))]
         # Dimensions do not influence each other, so the shuffled ones are fitted along.
         together = [np.hstack(targets)] if task.kind == "dimension" else targets
-        cosine = np.concatenate([cosines(fit, features, each, task.group, *samples) for each in together])
+        cosine = np.concatenate(cosines(fit, features, together, task.group, *samples))
         found.append(cosine[: len(task.concepts)])
         null.append(cosine[len(task.concepts) :])
     return np.stack(found), np.stack(null)
 
 
 def cosines(
-    fit: Fit, features: Floats, targets: Floats, group: Integers, first: Integers, second: Integers
-) -> Floats:
-    """Return the cosine of the directions fitted to two samples of texts, given by position: (concepts,).
+    fit: Fit,
+    features: Floats,
+    targets: Sequence[Floats],
+    group: Integers,
+    first: Integers,
+    second: Integers,
+) -> list[Floats]:
+    """Return for each of several targets the cosine of the directions fitted to two samples of texts, by position: (concepts,).
 
     NaN where a sample says nothing of a concept.
     """
     one, other = (
-        fit(features[rows], targets[rows], np.unique(group[rows], return_inverse=True)[1]).weights
+        [fit(sample, each[rows], group_of).weights for each in targets]
         for rows in (first, second)
+        for sample, group_of in [
+            (Standardised(features[rows]), np.unique(group[rows], return_inverse=True)[1])
+        ]
     )
+    return [_cosine(a, b) for a, b in zip(one, other, strict=True)]
+
+
+def _cosine(one: Floats, other: Floats) -> Floats:
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     result: Floats = np.divide(
         (one * other).sum(1), lengths, out=np.full(len(one), np.nan), where=lengths > 0

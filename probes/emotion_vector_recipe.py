@@ -13,7 +13,7 @@ stories but class sums, and the vectors of the sample on which scores are measur
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,7 @@ from emoprobe.layers import Layers, resolve_layers
 from emoprobe.models.live import LiveModel
 from emoprobe.notebook import shown
 from emoprobe.probes.closed_form import Components, principal_components, without_components
-from emoprobe.probes.estimators import Floats, Integers, LinearReadOut
+from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut, Standardised, sharing
 from emoprobe.probes.features import few_threads
 from emoprobe.probes.fit import probe_layers, tidied
 from emoprobe.probes.probe_set import LABELS, ProbeSet
@@ -385,14 +385,16 @@ def _scores(
     return found
 
 
-def nearest_vectors(centre: Centre = "classes") -> Callable[[Floats, Floats, Integers], LinearReadOut]:
+def nearest_vectors(centre: Centre = "classes") -> Fit:
     """Return a fit whose read-out is highest for the emotion vector that a text's cosine, about the centre, is highest with.
 
     All vectors have unit length, and so the highest cosine is the highest u·(x - m). An emotion without a text is never the
     highest.
     """
 
-    def fit(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
+    @sharing
+    def fit(scaled: Standardised, carried: Floats, group: Integers) -> LinearReadOut:
+        features = scaled.features
         counts = carried.sum(0)
         there = counts > 0
         means = carried.T @ features / np.maximum(counts, 1)[:, None]

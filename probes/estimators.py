@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -27,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from emoprobe.probes.closed_form import explained_by_folds, ridge
 from emoprobe.probes.folds import Integers as Integers
 from emoprobe.probes.folds import grouped_folds
+from emoprobe.probes.logistic import PrincipalAxes, logistic, principal_axes
 from emoprobe.probes.moments import Moments
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -38,6 +40,8 @@ NEARLY = 0.99
 INNER_FOLDS = 5
 PRIOR_VARIANCE = 10.0
 """Variance of a logit under the prior of the logistic weights, whatever the width: C = PRIOR_VARIANCE / d_model."""
+TOLERANCE = 1e-4
+"""Share of the objective that the last step of a logistic regression may still have taken off it: as near as scikit-learn's."""
 MAX_ITERATIONS = 10_000
 
 
@@ -56,17 +60,34 @@ class LinearReadOut:
 class Standardised:
     """Features of unit variance about their mean, in coordinates of their own span where there are fewer texts than features.
 
-    A weight vector whose norm is penalised never leaves that span, so that nothing is lost. `coordinates` is (texts, at most
-    d_model).
+    A weight vector whose norm is penalised never leaves that span, so that nothing is lost. `features` are as they came, and
+    `coordinates` (texts, at most d_model); what is worked out of them serves every fit to the same texts.
     """
 
     def __init__(self, features: Floats) -> None:
-        self._scaler = StandardScaler().fit(features)
-        self._basis: Floats | None = None
-        self.coordinates: Floats = self._scaler.transform(features)
-        if features.shape[1] > len(features):
-            self._basis = np.linalg.svd(self.coordinates, full_matrices=False)[2]
-            self.coordinates = self.coordinates @ self._basis.T
+        self.features = features
+
+    @cached_property
+    def _scaler(self) -> StandardScaler:
+        return StandardScaler().fit(self.features)
+
+    @cached_property
+    def _basis(self) -> Floats | None:
+        texts, width = self.features.shape
+        if texts >= width:
+            return None
+        basis: Floats = np.linalg.svd(self._scaler.transform(self.features), full_matrices=False)[2]
+        return basis
+
+    @cached_property
+    def coordinates(self) -> Floats:
+        scaled: Floats = self._scaler.transform(self.features)
+        return scaled if self._basis is None else scaled @ self._basis.T
+
+    @cached_property
+    def axes(self) -> PrincipalAxes:
+        """The principal axes of the coordinates."""
+        return principal_axes(torch.from_numpy(self.coordinates))
 
     def read_out(self, weights: Floats, offsets: Floats) -> LinearReadOut:
         """Return a read-out of the coordinates as one of the features as they came."""
@@ -75,7 +96,17 @@ class Standardised:
         return LinearReadOut(weights, offsets - weights @ self._scaler.mean_)
 
 
-Fit: TypeAlias = Callable[[Floats, Floats, Integers], LinearReadOut]
+Fit: TypeAlias = Callable[["Floats | Standardised", Floats, Integers], LinearReadOut]
+
+
+def sharing(fit: Callable[[Standardised, Floats, Integers], LinearReadOut]) -> Fit:
+    """Let a fit take features as they are too; given as `Standardised` they share their preparation with other fits."""
+
+    def wrapped(features: Floats | Standardised, targets: Floats, group: Integers) -> LinearReadOut:
+        prepared = features if isinstance(features, Standardised) else Standardised(features)
+        return fit(prepared, targets, group)
+
+    return wrapped
 
 
 def fit_for(estimator: str, kind: str, exclusive: bool = False) -> Fit:
@@ -86,17 +117,16 @@ def fit_for(estimator: str, kind: str, exclusive: bool = False) -> Fit:
     regression where they exclude each other (`exclusive`), otherwise of each label against the rest.
     """
     if kind == "dimension":
-        return {"mean_difference": _covariance_direction, "ridge": _ridge}[estimator]
+        return sharing({"mean_difference": _covariance_direction, "ridge": _ridge}[estimator])
     if estimator == "logistic":
-        return _multinomial if exclusive else _one_vs_rest
-    return {"mean_difference": _mean_difference, "ridge": _ridge_of_labels}[estimator]
+        return sharing(_multinomial if exclusive else _one_vs_rest)
+    return sharing({"mean_difference": _mean_difference, "ridge": _ridge_of_labels}[estimator])
 
 
 # Dimensions ----------------------------------------------------------------------------------------------------------
 
 
-def _ridge(features: Floats, values: Floats, group: Integers) -> LinearReadOut:
-    scaled = Standardised(features)
+def _ridge(scaled: Standardised, values: Floats, group: Integers) -> LinearReadOut:
     moments = _moments_by_fold(scaled.coordinates, values, group)
     weights, offsets = ridge(moments, torch.from_numpy(PENALTIES[_penalties(moments)])[None])
     return scaled.read_out(weights[0].numpy(), offsets[0].numpy())
@@ -125,8 +155,9 @@ def _penalties(moments: Moments) -> Integers:
     return heaviest
 
 
-def _covariance_direction(features: Floats, values: Floats, group: Integers) -> LinearReadOut:
+def _covariance_direction(scaled: Standardised, values: Floats, group: Integers) -> LinearReadOut:
     """Fit a line by least squares along X_cᵀy_c, the direction that covaries most with the annotation."""
+    features = scaled.features
     mean, centred = features.mean(0), values - values.mean(0)
     directions = _unit((features - mean).T @ centred).T
     along = (features - mean) @ directions.T
@@ -138,35 +169,32 @@ def _covariance_direction(features: Floats, values: Floats, group: Integers) -> 
 # Labels --------------------------------------------------------------------------------------------------------------
 
 
-def _multinomial(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
+def _multinomial(scaled: Standardised, carried: Floats, group: Integers) -> LinearReadOut:
+    (texts, width), concepts = scaled.features.shape, carried.shape[1]
     present, classes = np.unique(carried.argmax(1), return_inverse=True)
-    scaled, concepts = Standardised(features), carried.shape[1]
     weights = np.zeros((concepts, scaled.coordinates.shape[1]))
     # A label that these rows lack is read out as if half a text carried it.
-    offsets = np.full(concepts, np.log(0.5 / len(features)))
-    if len(present) == 2:  # one penalised vector: the two logits are each other's opposite
-        slope, offset = _one_logit(scaled.coordinates, classes.astype(float), features.shape[1])
-        weights[present] = np.stack([-slope, slope]) / 2
-        offsets[present] = np.array([-offset, offset]) / 2
-    else:
-        model = _logistic(features.shape[1]).fit(scaled.coordinates, classes)
-        weights[present], offsets[present] = model.coef_, model.intercept_
+    offsets = np.full(concepts, np.log(0.5 / texts))
+    if len(present) > 1:
+        coordinates, numbers = torch.from_numpy(scaled.coordinates), torch.from_numpy(classes)
+        found = logistic(coordinates, numbers, PRIOR_VARIANCE / width, tolerance=TOLERANCE, axes=scaled.axes)
+        weights[present], offsets[present] = found.weights.numpy(), found.offsets.numpy()
     return scaled.read_out(weights - weights.mean(0), offsets - offsets.mean())
 
 
-def _one_vs_rest(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
-    scaled = Standardised(features)
-    rows = [_one_logit(scaled.coordinates, column, features.shape[1]) for column in carried.T]
+def _one_vs_rest(scaled: Standardised, carried: Floats, group: Integers) -> LinearReadOut:
+    width = scaled.features.shape[1]
+    rows = [_one_logit(scaled.coordinates, column, width) for column in carried.T]
     weights, offsets = zip(*rows, strict=True)
     return scaled.read_out(np.stack(weights), np.array(offsets))
 
 
-def _mean_difference(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
-    return _logits_along(class_differences(features, carried), features, carried)
+def _mean_difference(scaled: Standardised, carried: Floats, group: Integers) -> LinearReadOut:
+    return _logits_along(class_differences(scaled.features, carried), scaled.features, carried)
 
 
-def _ridge_of_labels(features: Floats, carried: Floats, group: Integers) -> LinearReadOut:
-    return _logits_along(_ridge(features, 2 * carried - 1, group).weights, features, carried)
+def _ridge_of_labels(scaled: Standardised, carried: Floats, group: Integers) -> LinearReadOut:
+    return _logits_along(_ridge(scaled, 2 * carried - 1, group).weights, scaled.features, carried)
 
 
 def class_differences(features: Floats, carried: Floats) -> Floats:

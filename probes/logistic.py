@@ -2,7 +2,8 @@
 
 Features of a language model vary a thousand times more along some directions than along others, and general solvers then need
 thousands of passes over the texts. Here each Newton step is solved by conjugate gradients in coordinates in which the features
-within classes are white, where a few passes are enough. The objective is scikit-learn's `LogisticRegression`:
+are white, where a few passes are enough; fits of several classifications of the same texts share these coordinates. The
+objective is scikit-learn's `LogisticRegression`:
 
     C · Σ cross-entropy + ½ Σ ‖w‖²    (offsets free; for two classes, w is the difference of the two rows)
 """
@@ -19,8 +20,8 @@ from emoprobe.errors import InputError
 from emoprobe.probes.closed_form import Weights
 from emoprobe.probes.moments import Moments, Pooled
 
-ROWS = 256
-"""Texts whose logits are worked on at once: their features stay in the cache while they are used twice."""
+AT_ONCE = 2**18
+"""Numbers of features that are worked on at once: they stay in the cache while they are used twice."""
 NEWTON_STEPS = 100
 CG_STEPS = 100
 CG_TOLERANCE = 0.3
@@ -42,20 +43,35 @@ class LogisticFit(NamedTuple):
     passes: int
 
 
+class PrincipalAxes(NamedTuple):
+    """Hold the mean (d_model,) of features, and their variances (d_model,) along axes, the columns of (d_model, d_model)."""
+
+    mean: Tensor
+    variances: Tensor
+    axes: Tensor
+
+
+def principal_axes(features: Tensor) -> PrincipalAxes:
+    """Return the principal axes of features (texts, d_model), in float64 and where these lie."""
+    moments = Moments.zeros(1, features.shape[1], device=features.device)
+    moments.add(features[:, None])
+    return axes_of(moments.pooled())
+
+
 def logistic(
     features: Tensor,
     classes: Tensor,
     C: float = 1.0,
     *,
     tolerance: float = 1e-5,
-    pooled: Pooled | None = None,
+    axes: PrincipalAxes | None = None,
 ) -> LogisticFit:
     """Fit the logits of classes (texts,), numbered from 0, to features (texts, d_model) of any float dtype.
 
     Computes wherever the features lie, some texts at a time, so that no copy of them is made: products within these in the
     features' dtype (at least float32) about their mean, all else in float64. Stops after a Newton step that could lower the
-    objective by no more than a share `tolerance`. `pooled` are the moments of the same texts by the same classes, at this one
-    layer, where they are known already.
+    objective by no more than a share `tolerance`. `axes` are the features' principal axes, where they are known already: they
+    do not depend on the classes.
 
     Raises `InputError` for shapes that do not fit, fewer than two classes, a class without texts and C that is not positive.
     """
@@ -68,16 +84,10 @@ def logistic(
         raise InputError(f"classes {there}: give two or more, numbered from 0, each with texts")
     if not C > 0:
         raise InputError(f"C={C}: give a positive number")
-    if pooled is None:
-        moments = Moments.zeros(1, features.shape[1], n_classes=len(there), device=features.device)
-        moments.add(features[:, None], classes=classes)
-        pooled = moments.pooled()
-    shape = (*pooled.mean.shape[:2], pooled.d_model)
-    if shape != (1, len(there), features.shape[1]) or pooled.count.sum() != len(features):
-        raise InputError(
-            f"the moments given are not those of these {len(features)} texts and {len(there)} classes"
-        )
-    return _Problem(features, classes, pooled, C).solved(tolerance)
+    axes = principal_axes(features) if axes is None else axes
+    if axes.mean.shape != features.shape[1:]:
+        raise InputError(f"principal axes of {len(axes.mean)} features are not those of {features.shape[1]}")
+    return _Problem(features, classes, axes, C).solved(tolerance)
 
 
 def logistic_by_layers(
@@ -90,13 +100,26 @@ def logistic_by_layers(
 ) -> Weights:
     """Fit each layer of features (texts, layers, d_model): weights (layers, classes, d_model), offsets (layers, classes).
 
-    `moments` are those of the same texts by the same classes, where they are known already; see `logistic`.
+    `moments` are those of the same texts, where they are known already. Raises `InputError` for those of other texts, and for
+    what `logistic` refuses.
     """
     fits = []
     for layer in range(features.shape[1]):
-        pooled = None if moments is None else moments.pooled(layers=slice(layer, layer + 1))
-        fits.append(logistic(features[:, layer], classes, C, tolerance=tolerance, pooled=pooled))
+        axes = None
+        if moments is not None:
+            pooled = moments.pooled(layers=slice(layer, layer + 1))
+            if pooled.d_model != features.shape[2] or pooled.count.sum() != len(features):
+                raise InputError(f"the moments given are not those of these {len(features)} texts")
+            axes = axes_of(pooled)
+        fits.append(logistic(features[:, layer], classes, C, tolerance=tolerance, axes=axes))
     return Weights(torch.stack([fit.weights for fit in fits]), torch.stack([fit.offsets for fit in fits]))
+
+
+def axes_of(pooled: Pooled) -> PrincipalAxes:
+    """Return the principal axes of features whose moments are known, at the first layer that these have."""
+    d = pooled.d_model
+    variances, axes = torch.linalg.eigh(pooled.total[0, :, :d] / pooled.count.sum())
+    return PrincipalAxes(pooled.grand_mean[0, :d], variances.clamp(min=0), axes)
 
 
 class _Problem:
@@ -105,16 +128,14 @@ class _Problem:
     A point is (classes, d_model + 1), the offset in the last column. About the mean, offsets and weights hardly interact.
     """
 
-    def __init__(self, features: Tensor, classes: Tensor, pooled: Pooled, C: float) -> None:
-        d = pooled.d_model
-        self.features, self.classes, self.count = features, classes, len(pooled.count)
+    def __init__(self, features: Tensor, classes: Tensor, axes: PrincipalAxes, C: float) -> None:
+        self.features, self.classes = features, classes
         self.dtype = torch.promote_types(features.dtype, torch.float32)
-        self.mean, self.class_means = pooled.grand_mean[0, :d], pooled.mean[0, :, :d]
-        self.prior = pooled.count / len(features)
+        self.mean, self.variances, self.axes = axes
+        self.prior = classes.bincount().to(self.mean) / len(features)
+        self.count = len(self.prior)
         # For two classes scikit-learn has one row, the difference, whose square is twice that of two opposite rows.
         self.penalty = (2.0 if self.count == 2 else 1.0) / (C * len(features))
-        variances, self.axes = torch.linalg.eigh(pooled.within[0, :, :d] / len(features))
-        self.variances = variances.clamp(min=0)
         self.probabilities = self.mean.new_empty(self.count, len(features))
         self.passes = 0
 
@@ -145,17 +166,23 @@ class _Problem:
         """Return the better of zero weights and linear discriminants, as far as the penalty lets these grow."""
         nothing = self.mean.new_zeros(self.count, len(self.mean) + 1)
         nothing[:, -1] = self.prior.log()
-        apart = (self.class_means - self.mean) @ self.axes
+        apart = self._class_means()  # about the mean of all
         discriminants = nothing.clone()
         ridge = self.count * self.penalty
-        discriminants[:, :-1] = (apart / (self.variances + ridge)) @ self.axes.T
-        discriminants[:, -1] -= (discriminants[:, :-1] * (self.class_means - self.mean)).sum(1) / 2
+        discriminants[:, :-1] = (apart @ self.axes / (self.variances + ridge)) @ self.axes.T
+        discriminants[:, -1] -= (discriminants[:, :-1] * apart).sum(1) / 2
         candidates = []
         for point in (nothing, discriminants):
             value, gradient = self._value(point)
             candidates.append((value, gradient, point, self.probabilities))
         value, gradient, point, self.probabilities = min(candidates, key=lambda candidate: candidate[0])
         return point, value, gradient
+
+    def _class_means(self) -> Tensor:
+        total = self.mean.new_zeros(self.count, len(self.mean))
+        for rows, x in self._chunks():
+            total.index_add_(0, self.classes[rows], x.to(total))
+        return total / (self.prior * len(self.features))[:, None]
 
     def _value(self, point: Tensor) -> tuple[float, Tensor]:
         """Return objective and gradient, and keep the probabilities (classes, texts) for `_curvature`."""
@@ -231,8 +258,9 @@ class _Problem:
     def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
         self.passes += 1
         mean = self.mean.to(self.dtype)
-        for first in range(0, len(self.features), ROWS):
-            rows = slice(first, first + ROWS)
+        step = max(1, AT_ONCE // len(mean))
+        for first in range(0, len(self.features), step):
+            rows = slice(first, first + step)
             yield rows, self.features[rows] - mean
 
 

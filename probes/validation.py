@@ -23,7 +23,7 @@ from sklearn.model_selection import GroupShuffleSplit
 
 from emoprobe.intervals import distance_of_one_more, prediction_interval
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut
+from emoprobe.probes.estimators import Fit, Floats, Integers, LinearReadOut, Standardised
 from emoprobe.probes.tasks import Task
 
 SHUFFLE_TEXTS = 5000
@@ -36,10 +36,19 @@ LOGISTIC_PENALTIES = (1.0, 10.0)
 
 def out_of_fold(fit: Fit, features: Floats, targets: Floats, group: Integers, fold: Integers) -> Floats:
     """Return the read-out of each text by a fit that has not seen its fold: (texts, concepts)."""
-    predicted = np.empty(targets.shape)
+    return each_out_of_fold(fit, features, [targets], group, fold)[0]
+
+
+def each_out_of_fold(
+    fit: Fit, features: Floats, targets: Sequence[Floats], group: Integers, fold: Integers
+) -> list[Floats]:
+    """Return what `out_of_fold` does for each of several targets of the same texts, whose preparation is shared."""
+    predicted = [np.empty(each.shape) for each in targets]
     for number in np.unique(fold):
         test = fold == number
-        predicted[test] = fit(features[~test], targets[~test], group[~test])(features[test])
+        train = Standardised(features[~test])
+        for found, each in zip(predicted, targets, strict=True):
+            found[test] = fit(train, each[~test], group[~test])(features[test])
     return predicted
 
 
@@ -91,21 +100,21 @@ def validate(
     else:
         predicted = out_of_fold(fit, features, task.targets, task.group, task.fold)
         null = _shuffled_labels(task, fit, features, permutations, order)
-    if not of_controls:
-        of_controls = [
-            out_of_fold(fit, features[rows], y, task.group[rows], task.fold[rows]) for y in controls
-        ]
     scores = task.score(predicted, task.targets, weights)
     found = np.array(null).reshape(permutations, len(task.measures))
     if not controls:
         return Validated(scores, found, predicted)
     part = metrics.Weighting(task.group[rows], task.fold[rows], weights.counts)
-    beside = np.mean([task.score(p, y, part) for p, y in zip(of_controls, controls, strict=True)], axis=0)
     same = scores
-    if len(rows) < len(task.rows):
-        targets = task.targets[rows]
-        again = out_of_fold(fit, features[rows], targets, task.group[rows], task.fold[rows])
-        same = task.score(again, targets, part)
+    if not of_controls:
+        # Where not all texts have a control task, the fit to the same ones is repeated to compare it with.
+        again = [task.targets[rows]] if len(rows) < len(task.rows) else []
+        wanted = [*controls, *again]
+        of_controls = each_out_of_fold(fit, features[rows], wanted, task.group[rows], task.fold[rows])
+        if again:
+            same = task.score(of_controls[-1], again[0], part)
+    pairs = zip(of_controls, controls, strict=False)
+    beside = np.mean([task.score(held_out, y, part) for held_out, y in pairs], axis=0)
     return Validated(scores, found, predicted, beside, same - beside)
 
 
@@ -161,14 +170,11 @@ def _shuffled_labels(
     task: Task, fit: Fit, features: Floats, permutations: int, order: np.random.Generator
 ) -> list[Floats]:
     part = subset(task, SHUFFLE_TEXTS, order)
-    null = []
-    for _ in range(permutations):
-        group = np.unique(task.group[part], return_inverse=True)[1]
-        targets = task.targets[part][shuffle(group, order)]
-        predicted = out_of_fold(fit, features[part], targets, group, task.fold[part])
-        weights = metrics.weighting(group, task.fold[part])
-        null.append(task.score(predicted, targets, weights)[0])
-    return null
+    group, fold = np.unique(task.group[part], return_inverse=True)[1], task.fold[part]
+    targets = [task.targets[part][shuffle(group, order)] for _ in range(permutations)]
+    predicted = each_out_of_fold(fit, features[part], targets, group, fold)
+    weights = metrics.weighting(group, fold)
+    return [task.score(held_out, y, weights)[0] for held_out, y in zip(predicted, targets, strict=True)]
 
 
 def subset(task: Task, most: int, order: np.random.Generator) -> Integers:

@@ -211,7 +211,8 @@ def test_two_exclusive_labels_are_each_others_opposite() -> None:
     read_out = fitted("logistic", "label", features, carried)
     assert np.array_equal(read_out.weights[0], -read_out.weights[1])
     two, one = read_out(features), fitted("logistic", "label", features, carried, exclusive=False)(features)
-    assert np.allclose(softmax(two)[:, 1], sigmoid(one[:, 1]))  # one penalised weight vector either way
+    # One penalised weight vector either way; the two solvers stop as near to the least objective as they are asked to.
+    assert np.allclose(softmax(two)[:, 1], sigmoid(one[:, 1]), atol=2e-3)
 
 
 def test_a_label_that_the_training_texts_lack_is_never_preferred() -> None:

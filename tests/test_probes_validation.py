@@ -354,8 +354,8 @@ def test_shuffled_labels_are_fitted_on_a_sample_of_whole_groups(monkeypatch: pyt
     sizes: list[int] = []
     fit = fit_for("mean_difference", "label", True)
 
-    def spying(features: Array, targets: Array, group: Array) -> Any:
-        sizes.append(len(features))
+    def spying(features: Any, targets: Array, group: Array) -> Any:
+        sizes.append(len(targets))
         return fit(features, targets, group)
 
     monkeypatch.setattr("emoprobe.probes.validation.SHUFFLE_TEXTS", 100)

@@ -73,7 +73,7 @@ def test_cosines_are_those_of_directions_computed_by_hand() -> None:
     features, group = generator.normal(size=(60, 5)), np.arange(60) // 3
     values = features @ generator.normal(size=(5, 2)) + generator.normal(size=(60, 2))
     first, second = halves(group, generator)
-    ours = cosines(fit_for("mean_difference", "dimension"), features, values, group, first, second)
+    (ours,) = cosines(fit_for("mean_difference", "dimension"), features, [values], group, first, second)
     for column in range(2):
         one, other = (
             (features[rows] - features[rows].mean(0)).T @ (values[rows, column] - values[rows, column].mean())
@@ -81,8 +81,8 @@ def test_cosines_are_those_of_directions_computed_by_hand() -> None:
         )
         assert ours[column] == pytest.approx(one @ other / np.sqrt((one @ one) * (other @ other)), abs=1e-12)
     classes = generator.integers(3, size=60)
-    ours = cosines(
-        fit_for("mean_difference", "label", True), features, np.eye(3)[classes], group, first, second
+    (ours,) = cosines(
+        fit_for("mean_difference", "label", True), features, [np.eye(3)[classes]], group, first, second
     )
     means = [[features[rows][classes[rows] == k].mean(0) for k in range(3)] for rows in (first, second)]
     one, other = (np.array(part) - np.mean(part, axis=0) for part in means)
@@ -98,7 +98,7 @@ def test_a_resample_counts_a_text_as_often_as_it_was_drawn() -> None:
         np.arange(12) // 2,
     )
     first, second = resamples(group, generator)
-    found = cosines(fit_for("mean_difference", "dimension"), features, values, group, first, second)
+    (found,) = cosines(fit_for("mean_difference", "dimension"), features, [values], group, first, second)
     directions = []
     for rows in (first, second):
         weight = np.bincount(rows, minlength=12)[:, None] / len(rows)
@@ -112,7 +112,7 @@ def test_a_half_without_a_label_says_nothing_of_it() -> None:
     features, group = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8)
     carried = np.eye(2)[[1, 0, 1, 0, 0, 0, 0, 0]]
     fit = fit_for("mean_difference", "label")
-    found = cosines(fit, features, carried[:, [1]], group, np.arange(4), np.arange(4, 8))
+    (found,) = cosines(fit, features, [carried[:, [1]]], group, np.arange(4), np.arange(4, 8))
     assert np.isnan(found).all()
 
 
