@@ -31,10 +31,10 @@ def score(found: ProbeSet, concept: str, layer: int) -> Any:
     return next(rows.itertuples())
 
 
-def token_streams(layers: list[int], count: int | None = None) -> torch.Tensor:
+def token_streams(layers: list[int], given: list[str] | None = None) -> torch.Tensor:
     """Return the residual streams of all tokens but the first of each text, text by text: (layers, tokens, d_model)."""
     parts = []
-    for text in texts()[:count]:
+    for text in texts() if given is None else given:
         batch = model().tokenize(text)
         with torch.no_grad():
             parts.append(model().streams(batch, layers)[:, 0, 1:])
@@ -163,7 +163,8 @@ def test_reference_statistics_are_those_of_the_corpus_s_tokens() -> None:
     found, tokens = probes(), token_streams([0, 1, 2, 3])
     assert torch.allclose(found.reference_mean.double(), tokens.mean(1), atol=1e-4)
     assert torch.allclose(found.residual_norms.double(), tokens.norm(dim=-1).mean(1), rtol=1e-4)
-    along = torch.einsum("ltd,lcd->ltc", tokens, found.directions.double())
+    drawn = token_streams([0, 1, 2, 3], sampled(texts(), 0))
+    along = torch.einsum("ltd,lcd->ltc", drawn, found.directions.double())
     assert torch.allclose(found.reference_std.double(), along.std(1, correction=0), rtol=1e-3)
 
 

@@ -15,6 +15,7 @@ from emoprobe.errors import InputError
 from emoprobe.probes import Trace, fit_probes, trace
 from emoprobe.probes.readout import UNITS, random_probes
 from emoprobe.probes.reference_corpus import Reference, reference
+from emoprobe.probes.tokens import sampled
 
 TEXTS = ("the sun came up", "we were so glad that the music <b>was</b> not so dark & sad\nafter all")
 
@@ -61,8 +62,11 @@ def test_a_probe_without_a_direction_reads_the_same_everywhere() -> None:
 
 def test_the_tokens_of_the_corpus_have_mean_0_and_spread_1_in_z() -> None:
     frame = trace(model(), probes(), texts(), concepts=["planted", "high"], layers=[2], kind="z").frame
-    values = frame[frame.position >= 1].groupby("concept").value
-    assert np.allclose(values.mean(), 0, atol=1e-3) and np.allclose(values.std(ddof=0), 1, atol=1e-3)
+    counted = frame[frame.position >= 1]
+    assert np.allclose(counted.groupby("concept").value.mean(), 0, atol=1e-3)
+    drawn = set(sampled(texts(), 0))  # whose tokens the spread is that of
+    some = counted[counted.text.map(lambda row: texts()[row] in drawn)]
+    assert np.allclose(some.groupby("concept").value.std(ddof=0), 1, atol=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
