@@ -61,6 +61,10 @@ def test_what_is_stored_is_what_is_captured(tmp_path: Path, pool: str) -> None:
     parts = list(again.shards([2]))
     assert [rows.stop - rows.start for rows, _ in parts] == [6, 6, 6, 6, 2]
     assert torch.equal(torch.cat([vectors for _, vectors in parts]), store.vectors()[:, 1:])
+    from_third = store_activations(
+        model, TEXTS, tmp_path / "third", pool="mean", start=2, **OPTIONS
+    ).vectors()
+    assert torch.allclose(from_third, capture(model, TEXTS, OPTIONS["layers"], start=2), atol=1e-6)
 
 
 def test_half_precision_halves_the_size_that_is_stated(tmp_path: Path) -> None:

@@ -406,3 +406,22 @@ def test_a_tally_finds_the_quantiles_of_skewed_and_shifted_values() -> None:
     with pytest.raises(InputError, match="infinite or NaN"):
         tally.add(torch.full((1, 3), torch.nan, dtype=torch.float64))
     assert tally.count == 4000 == int(tally.counts[0].sum())
+
+
+def test_parts_are_added_to_what_is_given_without_changing_it() -> None:
+    """Each part of a corpus that workers share is added to one beginning, and so it has to stay one."""
+    inside: list[CorpusScores] = []
+
+    class InHere:
+        def check_model(self, live: Any) -> None:
+            pass
+
+        def total(self, score: Any, pieces: Iterator[list[str]]) -> CorpusScores:
+            for _ in range(2):
+                inside.append(score(model(), texts()[:8]))
+            return inside[0]
+
+    workers: Any = InHere()
+    score_corpus(model(), probes(), texts()[:8], concepts=["planted"], workers=workers)
+    assert [one.texts for one in inside] == [8, 8]
+    assert torch.equal(inside[0].tally.counts, inside[1].tally.counts)

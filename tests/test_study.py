@@ -549,6 +549,9 @@ def test_controls_of_reading_are_computed_on_the_same_texts(model: LiveModel, fi
     assert not np.allclose(words, other)
     again = reading.by_words(fitted, [text.upper() for text in held_out.texts], ["valence"], 5, 0)["valence"]
     assert np.allclose(words, again)
+    # They are fitted to each text's own annotation.
+    own = reading.by_words(fitted, fitted.texts, ["valence"], 5, 0)["valence"]
+    assert np.corrcoef(own, fitted.values("valence"))[0, 1] > 0.5
 
 
 def test_every_experiment_answers_its_question_in_plain_words(finished: Study) -> None:

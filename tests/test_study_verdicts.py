@@ -16,7 +16,7 @@ from emoprobe.models import LiveModel
 from emoprobe.steering import Measure, Sweep
 from emoprobe.study import injecting
 from emoprobe.study.dose import KL, NLL
-from emoprobe.study.injecting import _price, _trends
+from emoprobe.study.injecting import _beyond, _price, _trends
 from emoprobe.study.outcomes import WORDS, left_out
 from emoprobe.study.result import Result
 from emoprobe.study.steering import Steered, _steered_with, _verdict
@@ -70,6 +70,15 @@ def test_the_price_is_held_to_one_more_random_valuation(value: float, said: str)
     assert beside_one_more(value, BESIDE, "random valuation", 3) == (
         f"{said} one more random valuation may be expected to give (+0.044 to +0.236, 95 %)"
     )
+    sure = (value, value - 0.01, value + 0.01)
+    assert _beyond(sure, BESIDE) == (
+        1
+        if said == "more than"
+        else -1
+        if value < 0
+        else 0  # a rise beneath the random ones is none of either
+    )
+    assert _beyond((value, -1.0, 1.0), BESIDE) == 0  # whose interval holds 0
     price = _price((value, value - 0.1, value + 0.1), BESIDE, 2.0)
     assert said in price and "interval over texts" in price and "+0.100 to +0.180" in price
 
