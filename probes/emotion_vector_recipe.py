@@ -25,6 +25,7 @@ from torch import Tensor
 from emoprobe import drawing
 from emoprobe.activations import stream_residuals
 from emoprobe.artefacts import versions
+from emoprobe.bars import bars
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
@@ -39,7 +40,6 @@ from emoprobe.probes.tasks import plan
 from emoprobe.probes.text_moments import text_moments
 from emoprobe.probes.tokens import TokenMeans, sampled, token_spread
 from emoprobe.probes.validation import shuffle
-from emoprobe.progress import bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

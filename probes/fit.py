@@ -22,6 +22,7 @@ from torch import Tensor
 
 from emoprobe.activations import Pool
 from emoprobe.artefacts import versions
+from emoprobe.bars import bars
 from emoprobe.checks import check_seed
 from emoprobe.corpora import Corpus
 from emoprobe.errors import ConfoundWarning, InputError
@@ -49,7 +50,6 @@ from emoprobe.probes.validation import (
     times,
     validate,
 )
-from emoprobe.progress import bars
 
 if TYPE_CHECKING:
     from emoprobe.workers import RayWorkers

@@ -21,6 +21,7 @@ from rich.progress import Progress
 
 from emoprobe import drawing
 from emoprobe.activations import Pool
+from emoprobe.bars import bars
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers
@@ -33,7 +34,6 @@ from emoprobe.probes.probe_set import LABELS
 from emoprobe.probes.summary import METRICS, draw_scores, two
 from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import expected_range, fit_words, shuffle, subset
-from emoprobe.progress import bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

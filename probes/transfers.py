@@ -24,6 +24,7 @@ from scipy.stats import t as student
 
 from emoprobe import drawing
 from emoprobe.activations import Pool
+from emoprobe.bars import bars
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.intervals import distance_of_one_more, fisher_z
@@ -38,7 +39,6 @@ from emoprobe.probes.shared import fresh_texts, shared_concepts
 from emoprobe.probes.summary import CONTROLS, METRICS, joined, two
 from emoprobe.probes.tasks import Task
 from emoprobe.probes.validation import SHUFFLE_TEXTS, expected_range, fit_words, shuffle, subset
-from emoprobe.progress import bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,9 @@ import pytest
 from nbclient import NotebookClient
 from rich.console import Console
 
-from emoprobe import progress
-from emoprobe.progress import bars, track
+from emoprobe import bars as module
+from emoprobe.bars import bars
+from emoprobe.progress import track
 
 
 def terminal() -> Console:
@@ -38,7 +39,7 @@ def test_what_is_not_wanted_is_not_shown_and_items_come_through(capsys: pytest.C
 
 def test_a_notebook_shows_bars_without_ipywidgets_and_keeps_none() -> None:
     cells = [
-        "from emoprobe.progress import track\nimport emoprobe.progress as p\np.BETWEEN = 0",
+        "from emoprobe.progress import track\nimport emoprobe.bars as p\np.BETWEEN = 0",
         "items = track(range(4), 'reading', True)\nnext(items), next(items), next(items);",
         "done = list(track(range(4), 'all of it', True))",
         "for _ in track(range(2), 'outer', True):\n    for _ in track(range(2), 'inner', True): pass",
@@ -57,6 +58,6 @@ def texts(outputs: list[Any]) -> list[str]:
 
 
 def test_a_notebook_is_known_by_its_console(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert type(bars(True, console=terminal())) is not progress._InNotebook
-    assert type(bars(True, console=Console(force_jupyter=True))) is progress._InNotebook
-    assert type(bars(False, console=Console(force_jupyter=True))) is not progress._InNotebook
+    assert type(bars(True, console=terminal())) is not module._InNotebook
+    assert type(bars(True, console=Console(force_jupyter=True))) is module._InNotebook
+    assert type(bars(False, console=Console(force_jupyter=True))) is not module._InNotebook

@@ -26,9 +26,9 @@ from accelerate.utils import parse_flag_from_env, reduce
 from torch import Tensor
 
 from emoprobe.artefacts import read_artefact, write_artefact
+from emoprobe.bars import bars
 from emoprobe.checks import check_record, check_tensors, reading
 from emoprobe.errors import InputError
-from emoprobe.progress import bars
 
 CHECKPOINT, VERSION = "training checkpoint", 1
 WARM_UP = 0.1

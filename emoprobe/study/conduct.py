@@ -31,11 +31,11 @@ from threadpoolctl import threadpool_limits
 import emoprobe
 from emoprobe import drawing
 from emoprobe.artefacts import versions, write_bytes
+from emoprobe.bars import bars
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
 from emoprobe.models import LiveModel
 from emoprobe.notebook import shown
-from emoprobe.progress import bars
 from emoprobe.redaction import redacted
 from emoprobe.report import render
 from emoprobe.report.html import duration, missing
