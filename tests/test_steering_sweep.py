@@ -442,8 +442,8 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
         again = run([-0.5, 0.5])
         assert groups == [4], "rows that are read with fewer others may differ in their last digits"
         assert len(calls) == 4 + 1 + 2  # the untouched model, and what was left
-        run([-0.5, 0.5])
-        assert groups == [4], "what is there is not read again"
+        run([-0.5, 0.5, 0.9], together=4)
+        assert groups == [4, 3], "a group that is there is not read again"
     both = [inner, nll(TEXTS)]
     whole = sweep(model, vector(model), [-0.5, 0.5], PROMPTS, both, controls=1, progress=False)
     apart = whole.raw.measure == "nll"  # what shares passes shares them with the runs that are there already
