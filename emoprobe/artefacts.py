@@ -129,12 +129,13 @@ def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
     A file beside it, .NAME.lock, is there and locked meanwhile. Raises `InputError` where another process, or another block of
     this one, is writing there already; where files cannot be locked, nobody is kept out.
     """
-    lock = _lock(Path(path))
+    lock, owner = _lock(Path(path)), os.getpid()
     try:
         yield
     finally:
-        if lock is not None:
-            Path(lock.name).unlink(missing_ok=True)
+        if lock is not None and os.getpid() == owner:  # not in a process that was forked inside the block
+            with suppress(OSError):  # in a place of somebody else's
+                Path(lock.name).unlink(missing_ok=True)
             lock.close()
 
 
@@ -145,7 +146,7 @@ def _lock(path: Path) -> IO[bytes] | None:
         with ExitStack() as unless_returned:
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                lock = unless_returned.enter_context((place.parent / f".{place.name}.lock").open("a+b"))
+                lock = unless_returned.enter_context(_opened(place.parent / f".{place.name}.lock"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
@@ -158,6 +159,13 @@ def _lock(path: Path) -> IO[bytes] | None:
                 return lock
             # Whoever had it has removed it before it was locked here.
     return None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("a+b")
+    except PermissionError:
+        return path.open("rb")  # another user's, which can be locked all the same
 
 
 def write_artefact(

@@ -20,10 +20,10 @@ BETWEEN = 0.2
 
 def bars(wanted: bool, *columns: str | ProgressColumn, console: Console | None = None) -> Progress:
     """Return what shows several bars, on standard output or on another console, and removes them in the end."""
-    kind = _InNotebook if wanted and (console or Console()).is_jupyter else Progress
-    return kind(
-        *columns, console=console, transient=True, disable=not wanted, speed_estimate_period=REMEMBERED
-    )
+    place = console or Console()
+    seen = wanted and (place.is_terminal or place.is_jupyter)  # into a file rich would write an empty line
+    kind = _InNotebook if seen and place.is_jupyter else Progress
+    return kind(*columns, console=console, transient=True, disable=not seen, speed_estimate_period=REMEMBERED)
 
 
 class _InNotebook(Progress):

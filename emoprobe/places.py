@@ -106,9 +106,15 @@ def check_out(path: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """Refuse now what could not be written after an hour of work."""
-    parent = path.parent
-    if path.is_dir() or (parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK))):
-        raise InputError(f'cannot write "{path}": give a file in a folder that you may write to')
+    from tempfile import TemporaryFile
+
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError
+        TemporaryFile(dir=there).close()  # what rights say is not all: a file system may be read only
+    except OSError:
+        raise InputError(f'cannot write "{path}": give a file in a folder that you may write to') from None
 
 
 def _spellings() -> list[str]:

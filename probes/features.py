@@ -7,12 +7,13 @@ among the layers: it is a control, asked for or not.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -135,9 +136,21 @@ def estimators_for(estimator: str, tasks: Sequence[Task]) -> dict[str, str]:
     return {kind: estimator if both else auto[kind] for kind in sorted(kinds)}
 
 
-def few_threads(vectors: Tensor) -> threadpool_limits:
-    """Return a context in which probes of vectors (texts, layers, d_model) are fitted on one thread where these are few.
+@contextmanager
+def few_threads(vectors: Tensor) -> Iterator[None]:
+    """Fit probes of vectors (texts, layers, d_model) on one thread inside the block, where these are few.
 
     A solver of many small steps spends its time starting threads, many times over where cores are shared.
     """
-    return threadpool_limits(1 if len(vectors) * vectors.shape[-1] < SMALL else None)
+    if len(vectors) * vectors.shape[-1] >= SMALL:
+        yield
+        return
+    before = torch.get_num_threads()
+    with threadpool_limits(1):
+        torch.set_num_threads(
+            1
+        )  # torch does not heed the other limit once it has been told a number of its own
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from emoprobe.errors import InputError
-from emoprobe.probes.closed_form import Weights
 from emoprobe.probes.moments import Moments, Pooled
 
 AT_ONCE = 2**18
@@ -25,15 +24,17 @@ AT_ONCE = 2**18
 NEWTON_STEPS = 100
 CG_STEPS = 100
 CG_TOLERANCE = 0.3
-"""Preconditioned residual, relative to the gradient, at which a Newton step is exact enough."""
+"""Preconditioned residual, relative to the gradient, at which a Newton step is exact enough on the way."""
+LAST_CG_TOLERANCE = 0.03
+"""The same of the step that decides whether there is anything left to gain."""
 ARMIJO = 1e-4
 
 
 class LogisticFit(NamedTuple):
     """Hold logits (classes, d_model) and (classes,), centred over the classes, and how they were found.
 
-    `objective` is scikit-learn's, divided by C · texts; `gain` what the last Newton step promised to take off it, which is far
-    more than what is left; `passes` how often the texts were gone through.
+    `objective` is scikit-learn's, divided by C · texts; `gain` what the last Newton step promised to take off it, which as a
+    rule is far more than what is left; `passes` how often the texts were gone through.
     """
 
     weights: Tensor
@@ -69,9 +70,9 @@ def logistic(
     """Fit the logits of classes (texts,), numbered from 0, to features (texts, d_model) of any float dtype.
 
     Computes wherever the features lie, some texts at a time, so that no copy of them is made: products within these in the
-    features' dtype (at least float32) about their mean, all else in float64. Stops after a Newton step that could lower the
-    objective by no more than a share `tolerance`. `axes` are the features' principal axes, where they are known already: they
-    do not depend on the classes.
+    features' dtype (at least float32) about their mean, all else in float64. Stops after a Newton step, solved to
+    `LAST_CG_TOLERANCE`, that promises to lower the objective by no more than a share `tolerance`. `axes` are the features'
+    principal axes, where they are known already: they do not depend on the classes.
 
     Raises `InputError` for shapes that do not fit, fewer than two classes, a class without texts and C that is not positive.
     """
@@ -88,31 +89,6 @@ def logistic(
     if axes.mean.shape != features.shape[1:]:
         raise InputError(f"principal axes of {len(axes.mean)} features are not those of {features.shape[1]}")
     return _Problem(features, classes, axes, C).solved(tolerance)
-
-
-def logistic_by_layers(
-    features: Tensor,
-    classes: Tensor,
-    C: float = 1.0,
-    *,
-    tolerance: float = 1e-5,
-    moments: Moments | None = None,
-) -> Weights:
-    """Fit each layer of features (texts, layers, d_model): weights (layers, classes, d_model), offsets (layers, classes).
-
-    `moments` are those of the same texts, where they are known already. Raises `InputError` for those of other texts, and for
-    what `logistic` refuses.
-    """
-    fits = []
-    for layer in range(features.shape[1]):
-        axes = None
-        if moments is not None:
-            pooled = moments.pooled(layers=slice(layer, layer + 1))
-            if pooled.d_model != features.shape[2] or pooled.count.sum() != len(features):
-                raise InputError(f"the moments given are not those of these {len(features)} texts")
-            axes = axes_of(pooled)
-        fits.append(logistic(features[:, layer], classes, C, tolerance=tolerance, axes=axes))
-    return Weights(torch.stack([fit.weights for fit in fits]), torch.stack([fit.offsets for fit in fits]))
 
 
 def axes_of(pooled: Pooled) -> PrincipalAxes:
@@ -142,9 +118,9 @@ class _Problem:
     def solved(self, tolerance: float) -> LogisticFit:
         point, objective, gradient = self._start()
         rounding = 10 * torch.finfo(self.dtype).eps
-        gain = float("inf")
+        gain, accuracy = float("inf"), CG_TOLERANCE
         for _ in range(NEWTON_STEPS):
-            step = self._newton_step(gradient)
+            step = self._newton_step(gradient, accuracy)
             descent = float((gradient * step).sum())
             gain = -descent / 2
             size = 1.0
@@ -158,7 +134,9 @@ class _Problem:
                 break
             point, objective, gradient = moved, value, slope
             if gain <= tolerance * objective:
-                break
+                if accuracy == LAST_CG_TOLERANCE:
+                    break
+                accuracy = LAST_CG_TOLERANCE  # a rough step may promise far less than is left
         weights, offsets = point[:, :-1], point[:, -1] - point[:, :-1] @ self.mean
         return LogisticFit(weights - weights.mean(0), offsets - offsets.mean(), objective, gain, self.passes)
 
@@ -213,13 +191,13 @@ class _Problem:
         total[:, :-1] += self.penalty * point[:, :-1]
         return total
 
-    def _newton_step(self, gradient: Tensor) -> Tensor:
+    def _newton_step(self, gradient: Tensor, accuracy: float) -> Tensor:
         """Solve Hessian · step = -gradient by preconditioned conjugate gradients."""
         precondition = self._preconditioner()
         residual, step = -gradient, torch.zeros_like(gradient)
         solved = precondition(residual)
         direction, along = solved, (residual * solved).sum()
-        target = CG_TOLERANCE**2 * along
+        target = accuracy**2 * along
         for _ in range(CG_STEPS):
             product = self._curvature(direction)
             curvature = (direction * product).sum()
@@ -258,7 +236,7 @@ class _Problem:
     def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
         self.passes += 1
         mean = self.mean.to(self.dtype)
-        step = max(1, AT_ONCE // len(mean))
+        step = max(1, (AT_ONCE if mean.device.type == "cpu" else 64 * AT_ONCE) // len(mean))
         for first in range(0, len(self.features), step):
             rows = slice(first, first + step)
             yield rows, self.features[rows] - mean

@@ -16,7 +16,7 @@ from emoprobe.activations import Pool, pooling, stream_residuals
 from emoprobe.models.live import LiveModel
 
 SPREAD_TEXTS = 128
-"""Texts on whose tokens the spread along each direction is measured, which they tell to about 1 %."""
+"""Texts on whose tokens the spread along each direction is measured, which they tell to 1 or 2 %."""
 
 
 class TokenMeans:

@@ -32,7 +32,7 @@ from emoprobe.layers import Layers
 from emoprobe.models.live import LiveModel
 from emoprobe.notebook import shown
 from emoprobe.probes import metrics
-from emoprobe.probes.estimators import Fit, Floats, LinearReadOut
+from emoprobe.probes.estimators import Fit, Floats, LinearReadOut, Standardised
 from emoprobe.probes.features import Features, few_threads, read_features
 from emoprobe.probes.fit import gain, probe_layers
 from emoprobe.probes.shared import fresh_texts, shared_concepts
@@ -233,7 +233,8 @@ def shuffled_fits(
     group = np.unique(task.group[some], return_inverse=True)[1]
     targets = [task.targets[some][shuffle(group, order)] for _ in range(permutations)]
     if task.kind != "dimension":
-        return [fit(features[some], one, group) for one in targets]
+        texts = Standardised(features[some])
+        return [fit(texts, one, group) for one in targets]
     together = fit(features[some], np.hstack(targets), group)  # columns do not influence each other
     parts = (np.split(part, permutations) for part in (together.weights, together.offsets))
     return [LinearReadOut(weights, offsets) for weights, offsets in zip(*parts, strict=True)]

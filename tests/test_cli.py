@@ -16,6 +16,7 @@ import pytest
 from small_study import small_corpus, small_model
 
 from emoprobe import activation_store, cli
+from emoprobe.artefacts import only_writer
 from emoprobe.errors import InputError
 from emoprobe.probes import ProbeSet
 from emoprobe.study import run
@@ -132,7 +133,9 @@ def _values(out: str) -> tuple[list[str], list[list[float]]]:
     """Read a trace's table: its columns, and a row of numbers for each token."""
     columns = re.findall(r"\w+ @\d", out.splitlines()[0])
     rows = [
-        [float(cell) for cell in line.split()[1:]] for line in out.splitlines()[1:] if "columns" not in line
+        [float(cell) for cell in line.split()[1:]]
+        for line in out.splitlines()[1:]
+        if not re.search("columns|written", line)
     ]
     return columns, rows
 
@@ -350,6 +353,9 @@ def test_a_learning_that_was_broken_off_goes_on(
     assert status == 130 and err.endswith("what is done is kept, and the same command resumes\n")
     kept, output = files / "broken_off.safetensors.checkpoint", files / "broken_off.safetensors"
     assert kept.is_file() and not output.exists()
+    with only_writer(output):
+        status, _, err = call(*wanted, "-o", "broken_off.safetensors")
+    assert status == 2 and 'another process is writing to "broken_off.safetensors"' in err
     for other in (("--seed", "1"), ("--dtype", "bfloat16")):
         status, _, err = call(*wanted, *other, "-o", "broken_off.safetensors")
         refused = err.splitlines()[-1]
@@ -358,7 +364,8 @@ def test_a_learning_that_was_broken_off_goes_on(
         )
         assert other[0].removeprefix("--") in refused and "delete this one to start anew" in refused
     taken, until = [], 40
-    assert call(*wanted, "-o", "broken_off.safetensors")[0] == 0
+    status, _, err = call(*wanted, "-o", "broken_off.safetensors")
+    assert status == 0 and err == "going on from broken_off.safetensors.checkpoint\n"
     assert taken == list(range(6, 40))  # one of twenty parts of the run at most is done again
     assert output.read_bytes() == (files / "unbroken.safetensors").read_bytes()
     assert not kept.exists() and not (files / "unbroken.safetensors.checkpoint").exists()

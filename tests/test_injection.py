@@ -144,6 +144,20 @@ def test_strength_per_layer_and_per_head() -> None:
         assert relative(model.logits(TEXTS[0])[0], truth) < 1e-6
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_strength_and_one_of_each_head_add_up_in_a_block(family: str) -> None:
+    model = tiny_model(family)
+    first, second, oracle = make_valuation(model, 1), make_valuation(model, 2, m=2), Oracle(model)
+    heads = torch.linspace(-1.0, 2.0, model.n_heads).double()
+    (ids,) = rows(model, TEXTS[:1])
+    hand = {layer: both + by_hand(second, heads)[layer] for layer, both in by_hand(first).items()}
+    truth = oracle.logits(ids, hand)
+    placed = [*biases(model, first, LAM), *biases(model, second, heads.expand(2, -1))]
+    for order in (placed, placed[::-1]):
+        with model.intervene(*order):
+            assert relative(model.logits(TEXTS[0])[0], truth) < 1e-6
+
+
 def test_interventions_compose_in_one_block_and_nested() -> None:
     """Two valuations and an edit below them: valuations read the edited stream, and biases add up."""
     model = tiny_model("gpt_neox")

@@ -231,3 +231,16 @@ def test_a_model_in_memory_is_wrapped_as_it_is() -> None:
     assert (live.n_layers, live.d_model, live.n_heads, live.backend) == (3, 32, 4, "transformers")
     live.logits("The dog")
     assert live.underlying.config.to_dict() == before
+
+
+def test_what_is_real_is_told_by_length_and_offsets_are_cut_with_the_tokens() -> None:
+    """A text may hold the very token that pads, and a text that is cut has no more spans than tokens."""
+    model = tiny_model("gpt2")
+    pad = model.tokenizer.decode([model.pad_token_id])
+    batch = model.tokenize([f"{pad}{pad} the dog", "They were afraid of the dark and of the letter"])
+    alone = model.tokenize(f"{pad}{pad} the dog")
+    assert (alone.input_ids == model.pad_token_id).any() and alone.real.all()
+    assert batch.real[0].sum() == alone.real.shape[1] < batch.real.shape[1] and batch.real[1].all()
+    long = model.tokenize(["dog " * 500, "sun"], truncate=True)
+    assert long.offsets is not None
+    assert {len(row) for row in long.offsets} == {long.input_ids.shape[1]} == {model.context_length}

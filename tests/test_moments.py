@@ -19,6 +19,7 @@ from small_probes import planted
 from tiny import tiny_model
 
 from emoprobe.errors import InputError
+from emoprobe.probes import logistic as logistic_module
 from emoprobe.probes.closed_form import (
     explained_by_folds,
     generalised_cross_validation,
@@ -30,7 +31,7 @@ from emoprobe.probes.closed_form import (
     ridge_path,
     without_components,
 )
-from emoprobe.probes.logistic import logistic, logistic_by_layers
+from emoprobe.probes.logistic import axes_of, logistic
 from emoprobe.probes.moments import BLOCK, ROWS, Moments, load_moments
 from emoprobe.probes.sklearn_estimators import MeanDifference, MomentLDA, MomentRidge, NewtonLogistic
 from emoprobe.probes.tasks import plan
@@ -396,13 +397,14 @@ def test_logistic_reaches_the_objective_of_scikit_learn(
     data: Data, C: float, classes: int, dtype: torch.dtype
 ) -> None:
     label = np.minimum(data.label, classes - 1)
-    found = logistic_by_layers(torch.from_numpy(data.x).to(dtype), torch.from_numpy(label), C)
+    features = torch.from_numpy(data.x).to(dtype)
     for layer in range(LAYERS):
+        found = logistic(features[:, layer], torch.from_numpy(label), C)
         model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-9, max_iter=1000).fit(
             data.x[:, layer], label
         )
         least = objective(model.coef_, model.intercept_, data, layer, label, C)
-        weights, offsets = found.weights[layer].numpy(), found.offsets[layer].numpy()
+        weights, offsets = found.weights.numpy(), found.offsets.numpy()
         if classes == 2:  # one row, the difference, is what scikit-learn penalises
             weights, offsets = np.diff(weights, axis=0), np.diff(offsets)
         mine = objective(weights, offsets, data, layer, label, C)
@@ -427,13 +429,36 @@ def test_preconditioning_saves_passes_over_the_texts(data: Data) -> None:
     assert found.objective * TEXTS == pytest.approx(loss, rel=1e-9)
 
 
-def test_logistic_takes_moments_that_are_known(data: Data) -> None:
+def test_logistic_takes_axes_that_are_known(data: Data) -> None:
     features, label = torch.from_numpy(data.x), torch.from_numpy(data.label)
-    given = logistic_by_layers(features, label, moments=data.moments())  # with folds and targets beside
-    anew = logistic_by_layers(features, label)
+    pooled = data.moments().pooled(layers=slice(1, 2))  # with folds and targets beside
+    given, anew = logistic(features[:, 1], label, axes=axes_of(pooled)), logistic(features[:, 1], label)
     assert same(given.weights, anew.weights, 1e-6) and same(given.offsets, anew.offsets, 1e-6)
-    with pytest.raises(InputError, match="not those of these"):
-        logistic_by_layers(features[1:], label[1:], moments=data.moments())
+    with pytest.raises(InputError, match="not those of"):
+        logistic(features[:, 1, 1:], label, axes=axes_of(pooled))
+
+
+@pytest.mark.parametrize("rows", [7, 100])
+def test_logistic_is_the_same_in_any_number_of_pieces(
+    data: Data, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, label = torch.from_numpy(data.x[:, 0]), torch.from_numpy(data.label)
+    whole = logistic(features, label, tolerance=1e-9)
+    assert len(features) % rows and logistic_module.AT_ONCE > features.numel()
+    monkeypatch.setattr(logistic_module, "AT_ONCE", rows * features.shape[1])
+    pieces = logistic(features, label, tolerance=1e-9)
+    assert same(pieces.weights, whole.weights, 1e-6) and same(pieces.offsets, whole.offsets, 1e-6)
+
+
+def test_logistic_is_not_content_with_what_a_rough_step_promises() -> None:
+    """A few texts a thousand times as long as the others, not standardised: conjugate gradients take long there."""
+    generator = np.random.default_rng(2)
+    label = generator.integers(0, 3, 400)
+    features = generator.normal(size=(400, 20)) + 0.5 * generator.normal(size=(3, 20))[label]
+    features[:3] *= 1e3
+    given = torch.from_numpy(features), torch.from_numpy(label)
+    least = logistic(*given, tolerance=1e-11).objective
+    assert logistic(*given).objective < least * (1 + 1e-4)
 
 
 def test_logistic_refuses_what_it_cannot_fit(data: Data) -> None:

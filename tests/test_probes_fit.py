@@ -16,6 +16,7 @@ from emoprobe.errors import InputError
 from emoprobe.models import load_model
 from emoprobe.probes import ProbeSet, fit_probes, metrics
 from emoprobe.probes.estimators import fit_for
+from emoprobe.probes.features import few_threads
 from emoprobe.probes.fit import probe_layers
 from emoprobe.probes.folds import grouped_folds
 from emoprobe.probes.probe_set import COLUMNS
@@ -305,3 +306,19 @@ def test_the_texts_that_the_spread_is_measured_on_tell_that_of_all() -> None:
     ]
     off = spreads[0] / spreads[1] - 1
     assert off.abs().max() < 0.06 and off.square().mean().sqrt() < 0.02
+
+
+def test_few_texts_are_fitted_on_one_thread_whatever_torch_was_told() -> None:
+    before, inside = torch.get_num_threads(), []
+    left, right = torch.randn(300, 400), torch.randn(400, 500)
+    torch.set_num_threads(1)
+    alone = left @ right
+    try:
+        torch.set_num_threads(2)
+        with few_threads(torch.zeros(600, 1, 64)):
+            inside.append((torch.get_num_threads(), torch.equal(left @ right, alone)))
+        with few_threads(torch.zeros(2**19, 1, 32)):
+            inside.append((torch.get_num_threads(), True))
+        assert inside == [(1, True), (2, True)] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -66,7 +66,7 @@ CASES = (
     Case("capturing", "bundled", "96 texts", 6, texts(96), quick=True),
     Case("capturing", "gpt2-small", "16 texts", 4, texts(16)),
     Case("directions", "bundled", "96 pairs of passages", 5, lambda folder: inputs.pairs()),
-    Case("probing", "bundled", "624 passages, 13 emotions", 2, lambda folder: inputs.labelled()),
+    Case("probing", "bundled", "624 passages, 13 emotions", 3, lambda folder: inputs.labelled()),
     Case("steering", "bundled", "4 prompts, 64 tokens", 8, partial(inputs.steering, tokens=64), quick=True),
     Case("steering", "gpt2-small", "4 prompts, 32 tokens", 6, partial(inputs.steering, tokens=32)),
     Case("attention_bias", "bundled", "504 tokens read", 10, partial(inputs.valued, tokens=0), quick=True),

@@ -133,7 +133,8 @@ def summary(cases: Mapping[str, Case]) -> str:
         told += [
             f"{one['contestant'].replace('_', ' ')} failed" for one in case["records"] if one.get("failed")
         ]
-        lines.append(f"| {WORK[row]} ({rest}) | {', '.join(told)} |")
+        if told:
+            lines.append(f"| {WORK[row]} ({rest}) | {', '.join(told)} |")
     return "\n".join(lines) + "\n"
 
 

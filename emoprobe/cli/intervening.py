@@ -28,7 +28,7 @@ from emoprobe.cli.options import (
     choice,
     finite,
 )
-from emoprobe.cli.showing import show_cost, side_by_side, write_json
+from emoprobe.cli.showing import show_cost, side_by_side, tell_of, write_json
 from emoprobe.errors import InputError
 from emoprobe.places import check_writable
 from emoprobe.records import check_probes, check_recorded
@@ -235,6 +235,8 @@ def sweep(
         return
     where = None if layers is None else parsing.layers(layers)
     kept = None if output is None else output.with_name(f"{output.name}.runs")
+    if kept is not None:
+        tell_of(kept)
     options: dict[str, Any] = {"layers": where, "controls": controls, "seed": seed, "out": kept}
     with typed.engine(engine, workers, model, device, dtype) as shared:
         found = swept(live, subject, doses, lines, measures, workers=shared, **options)

@@ -31,7 +31,7 @@ from emoprobe.cli.options import (
     checked,
     choice,
 )
-from emoprobe.cli.showing import show_cost, show_trace, write_json
+from emoprobe.cli.showing import show_cost, show_trace, tell_of, write_json
 from emoprobe.errors import InputError
 from emoprobe.extras import check_explorer
 from emoprobe.records import check_probe_set, check_recorded
@@ -93,6 +93,7 @@ def fit(
     kept = output.with_name(f"{output.name}.activations")
     options: dict[str, Any] = {"estimator": estimator, "concepts": parsing.split(concepts), "folds": folds}
     with only_writer(output), typed.engine(engine, workers, model, device, dtype) as shared:
+        tell_of(kept)
         probes = fit_probes(
             live, texts, parsing.layers(layers), workers=shared, seed=seed, keep=kept, **options
         )
@@ -149,8 +150,10 @@ def trace(
         write_bytes(output, found.frame.to_csv(index=False).encode())
     if as_json:
         write_json(text=text, trace=found.frame)
-    else:
-        show_trace(found, lambda: read(kind="z"))
+        return
+    show_trace(found, lambda: read(kind="z"))
+    if output is not None:
+        typer.echo(f"written: {output}")
 
 
 def explore(

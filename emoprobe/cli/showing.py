@@ -50,6 +50,12 @@ def show_cost(cost: Cost, as_json: bool) -> None:
         typer.echo(repr(cost))
 
 
+def tell_of(kept: Path) -> None:
+    """Say on standard error that work goes on from what an earlier call has left, if it does."""
+    if kept.exists():
+        typer.echo(f"going on from {kept}", err=True)
+
+
 def side_by_side(prompt: str, before: object, name: str, after: object) -> None:
     """Print a prompt's continuations by the untouched model and under an intervention."""
     same = " (no difference)" if after == before else ""

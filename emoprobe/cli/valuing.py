@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +28,7 @@ from emoprobe.cli.options import (
     checked,
     choice,
 )
-from emoprobe.cli.showing import show_cost, write_json
+from emoprobe.cli.showing import show_cost, tell_of, write_json
 from emoprobe.records import check_probes, check_recorded, check_valuation
 
 
@@ -67,6 +69,7 @@ def learn(
     """
     named = parsing.split(dimensions, "--dimensions")
     check_recorded(probes, named or ())
+    from emoprobe.artefacts import only_writer
     from emoprobe.cli import typed
     from emoprobe.valattn import learn_valuation, learning_history
 
@@ -82,9 +85,12 @@ def learn(
         return
     options: dict[str, Any] = {"objective": objective, "steps": steps, "seed": seed}
     kept = output.with_name(f"{output.name}.checkpoint")
-    learned = learn_valuation(live, texts, start, checkpoint=kept, **options)
-    learned.save(output)
-    kept.unlink(missing_ok=True)  # another process of `accelerate launch` may have been first
+    # The processes of `accelerate launch` write together; the first one answers for them.
+    with only_writer(output) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        tell_of(kept)
+        learned = learn_valuation(live, texts, start, checkpoint=kept, **options)
+        learned.save(output)
+        kept.unlink(missing_ok=True)  # another process of `accelerate launch` may have been first
     about = ("held_out_texts", "held_out_nll_untouched", "held_out_nll_learned")
     count, before, after = (learned.metadata[name] for name in about)
     history = learning_history(learned)
