@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from emoprobe.probes.closed_form import explained_by_folds, ridge
 from emoprobe.probes.folds import Integers as Integers
 from emoprobe.probes.folds import grouped_folds
-from emoprobe.probes.logistic import PrincipalAxes, logistic, principal_axes
+from emoprobe.probes.logistic import PrincipalAxes, logistic
 from emoprobe.probes.moments import Moments
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -86,9 +86,15 @@ class Standardised:
         return scaled if self._basis is None else scaled @ self._basis.T
 
     @cached_property
-    def axes(self) -> PrincipalAxes:
-        """The principal axes of the coordinates."""
-        return principal_axes(torch.from_numpy(self.coordinates))
+    def principal(self) -> tuple[Floats, Floats]:
+        """Variances of the coordinates along their principal axes, and these as columns."""
+        variances, axes = np.linalg.eigh(self.coordinates.T @ self.coordinates / len(self.coordinates))
+        return variances.clip(min=0), axes
+
+    @cached_property
+    def along_axes(self) -> NDArray[np.float32]:
+        """The coordinates along their principal axes."""
+        return (self.coordinates @ self.principal[1]).astype(np.float32)
 
     def read_out(self, weights: Floats, offsets: Floats) -> LinearReadOut:
         """Return a read-out of the coordinates as one of the features as they came."""
@@ -177,9 +183,11 @@ def _multinomial(scaled: Standardised, carried: Floats, group: Integers) -> Line
     # A label that these rows lack is read out as if half a text carried it.
     offsets = np.full(concepts, np.log(0.5 / texts))
     if len(present) > 1:
-        coordinates, numbers = torch.from_numpy(scaled.coordinates), torch.from_numpy(classes)
-        found = logistic(coordinates, numbers, PRIOR_VARIANCE / width, tolerance=TOLERANCE, axes=scaled.axes)
-        weights[present], offsets[present] = found.weights.numpy(), found.offsets.numpy()
+        variances, axes = scaled.principal
+        known = PrincipalAxes(torch.zeros(len(axes), dtype=torch.float64), torch.from_numpy(variances), None)
+        features, numbers = torch.from_numpy(scaled.along_axes), torch.from_numpy(classes)
+        found = logistic(features, numbers, PRIOR_VARIANCE / width, tolerance=TOLERANCE, axes=known)
+        weights[present], offsets[present] = found.weights.numpy() @ axes.T, found.offsets.numpy()
     return scaled.read_out(weights - weights.mean(0), offsets - offsets.mean())
 
 

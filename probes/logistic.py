@@ -45,11 +45,14 @@ class LogisticFit(NamedTuple):
 
 
 class PrincipalAxes(NamedTuple):
-    """Hold the mean (d_model,) of features, and their variances (d_model,) along axes, the columns of (d_model, d_model)."""
+    """Hold the mean (d_model,) of features, and their variances (d_model,) along axes, the columns of (d_model, d_model).
+
+    Features that lie along their axes already, about a mean of 0, have None for axes.
+    """
 
     mean: Tensor
     variances: Tensor
-    axes: Tensor
+    axes: Tensor | None
 
 
 def principal_axes(features: Tensor) -> PrincipalAxes:
@@ -147,7 +150,7 @@ class _Problem:
         apart = self._class_means()  # about the mean of all
         discriminants = nothing.clone()
         ridge = self.count * self.penalty
-        discriminants[:, :-1] = (apart @ self.axes / (self.variances + ridge)) @ self.axes.T
+        discriminants[:, :-1] = self._divided(apart, self.variances + ridge)
         discriminants[:, -1] -= (discriminants[:, :-1] * apart).sum(1) / 2
         candidates = []
         for point in (nothing, discriminants):
@@ -227,11 +230,17 @@ class _Problem:
 
         def precondition(gradient: Tensor) -> Tensor:
             turned = rotation.T @ gradient
-            weights = (turned[:, :-1] @ self.axes / weight_scale) @ self.axes.T
+            weights = self._divided(turned[:, :-1], weight_scale)
             solved: Tensor = rotation @ torch.cat([weights, turned[:, -1:] / offset_scale], 1)
             return solved
 
         return precondition
+
+    def _divided(self, weights: Tensor, scale: Tensor) -> Tensor:
+        """Divide weights by a scale along the principal axes."""
+        if self.axes is None:
+            return weights / scale
+        return (weights @ self.axes / scale) @ self.axes.T
 
     def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
         self.passes += 1
@@ -239,7 +248,8 @@ class _Problem:
         step = max(1, (AT_ONCE if mean.device.type == "cpu" else 64 * AT_ONCE) // len(mean))
         for first in range(0, len(self.features), step):
             rows = slice(first, first + step)
-            yield rows, self.features[rows] - mean
+            x = self.features[rows]
+            yield rows, x if self.axes is None else x - mean
 
 
 def _along(point: Tensor, x: Tensor) -> Tensor:
