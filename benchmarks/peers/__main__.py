@@ -73,9 +73,9 @@ CASES = (
     Case("attention_bias", "gpt2-small", "1,016 tokens read", 5, partial(inputs.valued, tokens=0)),
     Case("attention_bias", "bundled", "64 tokens written", 10, partial(inputs.valued, tokens=64), quick=True),
     Case("attention_bias", "gpt2-small", "32 tokens written", 6, partial(inputs.valued, tokens=32)),
-    Case("starting", "bundled", "import", 4, lambda folder: {}),
+    Case("starting", "bundled", "import", 2, lambda folder: {}),
     Case("starting", "bundled", "help", 8, lambda folder: {}, quick=True),
-    Case("starting", "bundled", "first", 4, lambda folder: {}),
+    Case("starting", "bundled", "first", 3, lambda folder: {}),
 )
 ROWS = tuple(dict.fromkeys(case.row for case in CASES))
 
