@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from emoprobe.probes.closed_form import explained_by_folds, ridge
 from emoprobe.probes.folds import Integers as Integers
@@ -73,32 +74,47 @@ class Standardised:
         return StandardScaler().fit(self.features)
 
     @cached_property
-    def _basis(self) -> Floats | None:
+    def _scaled(self) -> Floats:
+        scaled: Floats = self._scaler.transform(self.features)
+        return scaled
+
+    @cached_property
+    def _span(self) -> tuple[Floats, Floats] | None:
+        """Variances along the principal axes that fewer texts than features span, and these axes as rows."""
         texts, width = self.features.shape
         if texts >= width:
             return None
-        basis: Floats = np.linalg.svd(self._scaler.transform(self.features), full_matrices=False)[2]
-        return basis
+        _, lengths, axes = np.linalg.svd(self._scaled, full_matrices=False)
+        return lengths**2 / texts, axes
 
     @cached_property
     def coordinates(self) -> Floats:
-        scaled: Floats = self._scaler.transform(self.features)
-        return scaled if self._basis is None else scaled @ self._basis.T
+        return self._scaled if self._span is None else self._scaled @ self._span[1].T
 
     @cached_property
-    def principal(self) -> tuple[Floats, Floats]:
-        """Variances of the coordinates along their principal axes, and these as columns."""
+    def _turn(self) -> tuple[Floats, Floats | None]:
+        """Variances of the coordinates along their principal axes, and these as columns, None where they lie along them."""
+        if self._span is not None:
+            return self._span[0], None
         variances, axes = np.linalg.eigh(self.coordinates.T @ self.coordinates / len(self.coordinates))
         return variances.clip(min=0), axes
 
     @cached_property
-    def along_axes(self) -> NDArray[np.float32]:
-        """The coordinates along their principal axes."""
-        return (self.coordinates @ self.principal[1]).astype(np.float32)
+    def along_axes(self) -> tuple[Tensor, PrincipalAxes]:
+        """The coordinates along their principal axes, float32 (texts, at most d_model), and these."""
+        variances, axes = self._turn
+        turned = self.coordinates if axes is None else self.coordinates @ axes
+        there = torch.from_numpy(variances)
+        return torch.from_numpy(turned).float(), PrincipalAxes(torch.zeros_like(there), there, None)
+
+    def turned_back(self, weights: Floats) -> Floats:
+        """Return weights along the principal axes as weights of the coordinates."""
+        axes = self._turn[1]
+        return weights if axes is None else weights @ axes.T
 
     def read_out(self, weights: Floats, offsets: Floats) -> LinearReadOut:
         """Return a read-out of the coordinates as one of the features as they came."""
-        weights = weights if self._basis is None else weights @ self._basis
+        weights = weights if self._span is None else weights @ self._span[1]
         weights = weights / self._scaler.scale_
         return LinearReadOut(weights, offsets - weights @ self._scaler.mean_)
 
@@ -183,11 +199,10 @@ def _multinomial(scaled: Standardised, carried: Floats, group: Integers) -> Line
     # A label that these rows lack is read out as if half a text carried it.
     offsets = np.full(concepts, np.log(0.5 / texts))
     if len(present) > 1:
-        variances, axes = scaled.principal
-        known = PrincipalAxes(torch.zeros(len(axes), dtype=torch.float64), torch.from_numpy(variances), None)
-        features, numbers = torch.from_numpy(scaled.along_axes), torch.from_numpy(classes)
-        found = logistic(features, numbers, PRIOR_VARIANCE / width, tolerance=TOLERANCE, axes=known)
-        weights[present], offsets[present] = found.weights.numpy() @ axes.T, found.offsets.numpy()
+        (features, axes), numbers = scaled.along_axes, torch.from_numpy(classes)
+        found = logistic(features, numbers, PRIOR_VARIANCE / width, tolerance=TOLERANCE, axes=axes)
+        weights[present] = scaled.turned_back(found.weights.numpy())
+        offsets[present] = found.offsets.numpy()
     return scaled.read_out(weights - weights.mean(0), offsets - offsets.mean())
 
 
