@@ -411,6 +411,7 @@ def test_a_tally_finds_the_quantiles_of_skewed_and_shifted_values() -> None:
 def test_parts_are_added_to_what_is_given_without_changing_it() -> None:
     """Each part of a corpus that workers share is added to one beginning, and so it has to stay one."""
     inside: list[CorpusScores] = []
+    counted: list[int] = []
 
     class InHere:
         def check_model(self, live: Any) -> None:
@@ -419,9 +420,11 @@ def test_parts_are_added_to_what_is_given_without_changing_it() -> None:
         def total(self, score: Any, pieces: Iterator[list[str]]) -> CorpusScores:
             for _ in range(2):
                 inside.append(score(model(), texts()[:8]))
+                counted.append(inside[-1].tally.count)
             return inside[0]
 
     workers: Any = InHere()
     score_corpus(model(), probes(), texts()[:8], concepts=["planted"], workers=workers)
     assert [one.texts for one in inside] == [8, 8]
     assert torch.equal(inside[0].tally.counts, inside[1].tally.counts)
+    assert counted[0] == counted[1] > 0
