@@ -30,9 +30,8 @@ class _InNotebook(Progress):
     """Bars as plain text in one display of a notebook, which changes with them."""
 
     def __init__(self, *columns: str | ProgressColumn, console: Console | None, **options: Any) -> None:
-        plain = Console(
-            force_jupyter=False, color_system=None, width=88
-        )  # any width that lines of output have
+        # The width is any that lines of output have.
+        plain = Console(force_jupyter=False, color_system=None, width=88)
         super().__init__(*columns, console=plain, auto_refresh=False, **options)
         self._display: Any = None
         self._last = 0.0

@@ -108,13 +108,14 @@ def check_writable(path: Path) -> None:
     """Refuse now what could not be written after an hour of work."""
     from tempfile import TemporaryFile
 
+    refused = InputError(f'cannot write "{path}": give a file in a folder that you may write to')
+    if path.is_dir():
+        raise refused
     there = next(folder for folder in path.absolute().parents if folder.exists())
     try:
-        if path.is_dir():
-            raise IsADirectoryError
         TemporaryFile(dir=there).close()  # what rights say is not all: a file system may be read only
     except OSError:
-        raise InputError(f'cannot write "{path}": give a file in a folder that you may write to') from None
+        raise refused from None
 
 
 def _spellings() -> list[str]:

@@ -131,14 +131,12 @@ def cosines(
 
     NaN where a sample says nothing of a concept.
     """
-    one, other = (
-        [fit(sample, each[rows], group_of).weights for each in targets]
-        for rows in (first, second)
-        for sample, group_of in [
-            (Standardised(features[rows]), np.unique(group[rows], return_inverse=True)[1])
-        ]
-    )
-    return [_cosine(a, b) for a, b in zip(one, other, strict=True)]
+
+    def directions(rows: Integers) -> list[Floats]:
+        texts, group_of = Standardised(features[rows]), np.unique(group[rows], return_inverse=True)[1]
+        return [fit(texts, each[rows], group_of).weights for each in targets]
+
+    return [_cosine(a, b) for a, b in zip(directions(first), directions(second), strict=True)]
 
 
 def _cosine(one: Floats, other: Floats) -> Floats:

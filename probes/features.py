@@ -147,9 +147,8 @@ def few_threads(vectors: Tensor) -> Iterator[None]:
         return
     before = torch.get_num_threads()
     with threadpool_limits(1):
-        torch.set_num_threads(
-            1
-        )  # torch does not heed the other limit once it has been told a number of its own
+        # Torch does not heed that limit once it has been told a number of its own.
+        torch.set_num_threads(1)
         try:
             yield
         finally:

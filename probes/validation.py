@@ -109,12 +109,11 @@ def validate(
     if not of_controls:
         # Where not all texts have a control task, the fit to the same ones is repeated to compare it with.
         again = [task.targets[rows]] if len(rows) < len(task.rows) else []
-        wanted = [*controls, *again]
-        of_controls = each_out_of_fold(fit, features[rows], wanted, task.group[rows], task.fold[rows])
+        fitted = each_out_of_fold(fit, features[rows], [*controls, *again], task.group[rows], task.fold[rows])
+        of_controls = fitted[: len(controls)]
         if again:
-            same = task.score(of_controls[-1], again[0], part)
-    pairs = zip(of_controls, controls, strict=False)
-    beside = np.mean([task.score(held_out, y, part) for held_out, y in pairs], axis=0)
+            same = task.score(fitted[-1], again[0], part)
+    beside = np.mean([task.score(p, y, part) for p, y in zip(of_controls, controls, strict=True)], axis=0)
     return Validated(scores, found, predicted, beside, same - beside)
 
 

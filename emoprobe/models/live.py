@@ -181,9 +181,8 @@ class LiveModel(ABC):
         self._check_vocabulary(ids)
         limit = self.context_length if truncate else None
         ids = [row[:limit] for row in ids]
-        lengths = [len(row) for row in ids]
-        width = max(lengths)
-        before = [width - length for length in lengths]  # padding, on the left
+        width = max(map(len, ids))
+        before = [width - len(row) for row in ids]  # padding, on the left
         input_ids = torch.tensor([[self.pad_token_id] * n + row for n, row in zip(before, ids, strict=True)])
         real = torch.arange(width) >= torch.tensor(before)[:, None]
         offsets = None
