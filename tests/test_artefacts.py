@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -232,3 +233,30 @@ def test_without_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(artefacts, "fcntl", None)
     with only_writer(tmp_path / "kept"), only_writer(tmp_path / "kept"):
         pass
+
+
+def test_a_lock_outlives_a_fork_that_leaves_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / ".kept.lock"
+    with only_writer(tmp_path / "kept"), monkeypatch.context() as forked:
+        inner = only_writer(tmp_path / "other")
+        inner.__enter__()
+        forked.setattr(os, "getpid", lambda: -1)  # as in a child
+        inner.__exit__(None, None, None)
+        assert lock.is_file() and (tmp_path / ".other.lock").is_file()
+    assert not lock.exists()
+
+
+def test_a_lock_of_another_user_holds_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def of_another(self: Path, mode: str = "r", *given: Any, **named: Any) -> Any:
+        if self.name == ".kept.lock" and mode != "rb":
+            raise PermissionError
+        return opened(self, mode, *given, **named)
+
+    with only_writer(tmp_path / "kept"):
+        monkeypatch.setattr(Path, "open", of_another)
+        with pytest.raises(InputError, match="another process is writing"):
+            only_writer(tmp_path / "kept").__enter__()
