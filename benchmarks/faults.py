@@ -138,7 +138,7 @@ def count(block: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any])
 
 
 def run(work: Callable[[Path], None], folder: Path, seconds: float | None) -> tuple[bool, str]:
-    """Do the work in a process of its own; return whether it was killed, and how it failed if it did by itself."""
+    """Do the work in a process of its own; return whether a signal ended it, and how it failed if it did by itself."""
     reading, writing = os.pipe()
     TOKENS.value = 0
     child = os.fork()
@@ -154,15 +154,15 @@ def run(work: Callable[[Path], None], folder: Path, seconds: float | None) -> tu
         os._exit(status)
     os.close(writing)
     ends = time.perf_counter() + (seconds if seconds is not None else 3600)
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.perf_counter() >= ends:
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os.close(reading)
-            return True, ""
+            ended = os.waitpid(child, 0)
+            break
         time.sleep(0.002)
     with os.fdopen(reading) as said:
-        return False, said.read()
+        # What a killed process has begun may live on and keep the pipe open.
+        return (True, "") if os.WIFSIGNALED(ended[1]) else (False, said.read())
 
 
 def check_whole(folder: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,19 +71,13 @@ def call(files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 def test_help_is_there_at_once() -> None:
+    # That nothing heavy is imported; how long it takes is in benchmarks/peers.
     command = [sys.executable, "-X", "importtime", "-m", "emoprobe.cli", "--help"]
-    best = float("inf")
-    for _ in range(3):  # a busy machine is slow now and then
-        begun = time.perf_counter()
-        found = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
-        )
-        best = min(best, time.perf_counter() - begun)
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert all(name in found.stdout for name in COMMANDS)
     assert not [
         heavy for heavy in ("torch", "numpy", "transformers", "pandas") if f"| {heavy}\n" in found.stderr
     ]
-    assert best < 2.0  # half a second where nothing else runs
 
 
 def test_what_is_offered_is_all_that_there_is(call: Call) -> None:
