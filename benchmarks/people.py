@@ -34,7 +34,7 @@ from scipy.stats import false_discovery_control, norm
 from torch import Tensor
 
 import emoprobe as ep
-from emoprobe.activations import pooling
+from emoprobe.activations import mean_over
 from emoprobe.artefacts import versions, write_artefact, write_bytes
 from emoprobe.probes import metrics
 from emoprobe.probes.estimators import Fit, Floats, Integers, fit_for
@@ -99,8 +99,7 @@ def pools(stream: Tensor, counted: Tensor) -> Tensor:
     first, rows = counted.float().argmax(-1), torch.arange(len(counted))
     rest = counted.clone()
     rest[rows, first] = counted.sum(-1) == 1  # a text of one token is that token
-    mean = pooling("mean")
-    return torch.cat([mean(stream, rest), mean(stream, counted), stream[:, rows, first]])
+    return torch.cat([mean_over(stream, rest), mean_over(stream, counted), stream[:, rows, first]])
 
 
 @dataclass(frozen=True)

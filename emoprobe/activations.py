@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -32,18 +33,27 @@ IN_MEMORY = 2 * 2**30
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """Residual streams of one batch: `stream` is (layers, batch, position, d_model), in the model's dtype and place.
+    """Residual streams of one batch: for each layer (batch, position, d_model), in the model's dtype and place.
 
     `indices` says which of the texts given the rows are; `batch` holds tokens, mask and character offsets.
     """
 
     indices: tuple[int, ...]
-    stream: Tensor
+    by_layer: Sequence[Tensor]
     batch: Batch
+
+    @cached_property
+    def stream(self) -> Tensor:
+        """All layers in one, (layers, batch, position, d_model): a copy that what can go layer by layer does without."""
+        return torch.stack(list(self.by_layer))
 
     def counted(self, start: int) -> Tensor:
         """Return which positions belong into a statistic, see `Batch.counted`."""
         return self.batch.counted(start)
+
+    def tokens(self, wanted: Tensor) -> Tensor:
+        """Return the tokens of all layers where `wanted` (batch, position) is true: (layers, tokens, d_model)."""
+        return torch.stack([stream[wanted] for stream in self.by_layer])
 
 
 def stream_residuals(
@@ -75,19 +85,20 @@ def stream_residuals(
         indices, chunk = zip(*indexed, strict=True)
         batch = model.tokenize(chunk, truncate=True)
         with torch.no_grad():
-            stream = model.streams(batch, chosen)
-            _check_finite(model, stream, batch, chosen, indices)
-            yield Residuals(indices, stream, batch)
+            streams = model.streams_by_layer(batch, chosen)
+            _check_finite(model, streams, batch, chosen, indices)
+            yield Residuals(indices, streams, batch)
 
 
 def _check_finite(
-    model: LiveModel, stream: Tensor, batch: Batch, layers: Sequence[int], indices: Sequence[int]
+    model: LiveModel, streams: Sequence[Tensor], batch: Batch, layers: Sequence[int], indices: Sequence[int]
 ) -> None:
     """Raise `InputError` that counts and names the tokens whose residual stream is not finite; padding may be anything."""
     # A sum is finite only where all that it adds up is, and takes a third of the time that looking at each number does.
-    if stream.sum(-1).where(batch.real, 0).isfinite().all():
+    if torch.stack([stream.sum(-1) for stream in streams]).where(batch.real, 0).isfinite().all():
         return
-    bad = ~stream.isfinite().all(-1) & batch.real  # (layers, batch, position)
+    finite = torch.stack([stream.isfinite().all(-1) for stream in streams])
+    bad = ~finite & batch.real  # (layers, batch, position)
     if not bad.any():
         return
     at = bad.any(-1).any(-1).nonzero()[:, 0].tolist()
@@ -149,7 +160,7 @@ def capture(
         raise InputError("no text was given")
     vectors = None
     for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
-        pooled = pooled_by(part.stream.float(), part.counted(start)).to("cpu", torch.float32)
+        pooled = pooled_by(part, part.counted(start)).to("cpu", torch.float32)
         if vectors is None:
             vectors = room(len(texts), len(pooled), *pooled.shape[2:])
         vectors.index_copy_(0, torch.tensor(part.indices), pooled.transpose(0, 1))
@@ -176,19 +187,41 @@ def room(*shape: int) -> Tensor:
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).view(shape)
 
 
-def pooling(pool: Pool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function of stream and counted positions that `pool` names, see `capture`.
+def pooling(pool: Pool) -> Callable[[Residuals, Tensor], Tensor]:
+    """Return what makes vectors (layers, batch, d_model) of a batch and its counted positions, as `pool` says, see `capture`.
 
-    Raises `InputError` for another name; so does a function given for `pool` once it gives what is infinite or NaN.
+    A function with an attribute `by_layer` that is true is called with an iterator over layers, each float32 (batch, position,
+    d_model), so that they need not lie in memory once more. Raises `InputError` for a name that there is not; so does what is
+    returned where a function given for `pool` gives what is infinite or NaN.
     """
-    if callable(pool):
-        return lambda stream, counted: _finite(pool(stream, counted))
-    if pool == "mean":
-        # A product with the mask would keep the NaN that some models compute at padding.
-        return lambda stream, counted: stream.where(counted[..., None], 0).sum(-2) / counted.sum(-1)[:, None]
-    if pool == "last":
-        return lambda stream, counted: stream[:, :, -1]  # padding is on the left
-    raise InputError(f'pool="{pool}" is not understood: give "mean", "last" or a function')
+    if isinstance(pool, str):
+        one = named_pool(pool)
+        return lambda part, counted: torch.stack([one(s.float(), counted) for s in part.by_layer])
+    if getattr(pool, "by_layer", False):
+        each: Callable[[Iterable[Tensor], Tensor], Tensor] = pool  # type: ignore[assignment]  # by its own word
+        return lambda part, counted: each(map(Tensor.float, part.by_layer), counted)
+    return lambda part, counted: _finite(pool(part.stream.float(), counted))
+
+
+def mean_over(stream: Tensor, counted: Tensor) -> Tensor:
+    """Return the mean of a stream (…, batch, position, d_model) over counted positions (batch, position)."""
+    total = (stream * counted[..., None]).sum(-2)
+    if not total.isfinite().all():
+        # A product with the mask keeps the NaN that some models compute at padding; to choose takes three times as long.
+        total = stream.where(counted[..., None], 0).sum(-2)
+    return total / counted.sum(-1)[:, None]
+
+
+def named_pool(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function of a stream (…, batch, position, d_model) and counted positions that a name stands for.
+
+    Raises `InputError` for another name.
+    """
+    if name == "mean":
+        return mean_over
+    if name == "last":
+        return lambda stream, counted: stream[..., -1, :]  # padding is on the left
+    raise InputError(f'pool="{name}" is not understood: give "mean", "last" or a function')
 
 
 def _finite(pooled: Tensor) -> Tensor:
@@ -204,7 +237,7 @@ def mean_norms(model: LiveModel, texts: Sequence[str], *, start: int = 1, batch_
     count = 0
     for part in stream_residuals(model, texts, batch_size=batch_size):
         counted = part.counted(start)
-        norms = part.stream.float().norm(dim=-1)
+        norms = torch.stack([stream.float().norm(dim=-1) for stream in part.by_layer])
         total += norms.where(counted, 0).sum((-1, -2)).cpu().double()
         count += int(counted.sum())
     return (total / count).float()

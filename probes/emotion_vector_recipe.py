@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from emoprobe import drawing
-from emoprobe.activations import stream_residuals
+from emoprobe.activations import pooling, stream_residuals
 from emoprobe.artefacts import versions
 from emoprobe.bars import bars
 from emoprobe.corpora import Corpus
@@ -330,8 +330,9 @@ def _read(
     concepts = len(stories.labels)
     sums = torch.zeros(len(labels), concepts, len(layers), model.d_model, dtype=torch.float64)
     tokens = TokenMeans("mean")
+    pooled_by = pooling(tokens)
     for part in stream_residuals(model, stories.texts, layers, batch_size=batch_size, progress=progress):
-        pooled = tokens(part.stream.float(), part.counted(start)).transpose(0, 1).cpu()
+        pooled = pooled_by(part, part.counted(start)).transpose(0, 1).cpu()
         rows = torch.tensor(part.indices)
         for total, label in zip(sums, labels[:, rows], strict=True):
             total.index_add_(0, label, pooled.double())

@@ -178,7 +178,7 @@ def trace(
     frames: dict[int, pd.DataFrame] = {}
     for part in stream_residuals(model, texts, wanted, batch_size=batch_size):
         read = [
-            read_stream(probes, part.stream[wanted.index(layer)], layer, kind, [concept])[..., 0]
+            read_stream(probes, part.by_layer[wanted.index(layer)], layer, kind, [concept])[..., 0]
             for concept, layer in pairs
         ]
         values = torch.stack(read).cpu()

@@ -99,7 +99,7 @@ def reference(
     mean = torch.zeros(len(probes.layers), probes.d_model, dtype=torch.float64)
     read = 0
     for part in stream_residuals(model, texts, probes.layers, batch_size=batch_size, progress=progress):
-        vectors = part.stream[:, part.counted(first_counted(probes))].cpu().double()
+        vectors = part.tokens(part.counted(first_counted(probes))).cpu().double()
         along.add(torch.einsum("ltd,lcd->tlc", vectors, probes.directions.double()))
         mean += (vectors - mean[:, None]).sum(1) / along.count.sum()
         read += len(part.indices)

@@ -122,10 +122,10 @@ def _vectors(
     for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
         counted, numbers = part.counted(start), torch.tensor(part.indices)
         if pooled_by is None:
-            found = part.stream[:, counted].float()
+            found = part.tokens(counted).float()
             numbers = numbers[counted.nonzero()[:, 0].cpu()]
         else:
-            found = pooled_by(part.stream.float(), counted)
+            found = pooled_by(part, counted)
         indices.append(numbers)
         vectors.append(found.transpose(0, 1))
         if sum(map(len, indices)) >= ROWS:

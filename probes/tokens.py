@@ -5,14 +5,14 @@ Which tokens count is said by `emoprobe.models.live.Batch.counted`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emoprobe.activations import Pool, pooling, stream_residuals
+from emoprobe.activations import Pool, mean_over, named_pool, stream_residuals
 from emoprobe.models.live import LiveModel
 
 SPREAD_TEXTS = 128
@@ -24,17 +24,32 @@ class TokenMeans:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self._pool = pooling(pool)
+        self._named = named_pool(pool) if isinstance(pool, str) else None
         self._vectors = self._norms = torch.zeros(1, dtype=torch.float64)
         self._count = 0
 
-    def __call__(self, stream: Tensor, counted: Tensor) -> Tensor:
-        # A product with the mask would keep the NaN that some models compute at padding.
-        vectors = stream.where(counted[..., None], 0)
-        self._vectors = self._vectors + vectors.sum((1, 2)).double().cpu()
-        self._norms = self._norms + vectors.norm(dim=-1).sum((1, 2)).double().cpu()
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers may come one by one, see `emoprobe.activations.pooling`."""
+        return self._named is not None
+
+    def __call__(self, streams: Iterable[Tensor], counted: Tensor) -> Tensor:
+        """Pool a batch, each layer float32 (batch, position, d_model)."""
+        lengths = counted.sum(-1)[:, None]
+        pooled, vectors, norms = [], [], []
+        for stream in streams:
+            means = mean_over(stream, counted)
+            if self._named is not None:
+                pooled.append(means if self._named is mean_over else self._named(stream, counted))
+            vectors.append((means.double() * lengths).sum(0))
+            norms.append(stream.norm(dim=-1).where(counted, 0).sum().double())
+        self._vectors = self._vectors + torch.stack(vectors).cpu()
+        self._norms = self._norms + torch.stack(norms).cpu()
         self._count += int(counted.sum())
-        return self._pool(stream, counted)
+        if isinstance(self.pool, str):
+            return torch.stack(pooled)
+        assert isinstance(streams, Tensor), "layers do not come one by one to a pool of the user's"
+        return self.pool(streams, counted)
 
     def anew(self) -> TokenMeans:
         """Return one that pools alike and has seen nothing."""
@@ -74,7 +89,7 @@ def token_spread(
     count = 0
     for part in stream_residuals(model, texts, layers, batch_size=batch_size):
         counted = part.counted(start)
-        vectors = part.stream[:, counted].float()  # (layers, tokens, d_model)
+        vectors = part.tokens(counted).float()
         # Far from the origin a variance loses its digits, so it is taken around the corpus mean.
         centred = vectors - mean.to(vectors)[:, None]
         along = torch.einsum("ltd,lcd->ltc", centred, directions.to(vectors)).double().cpu()

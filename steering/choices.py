@@ -337,7 +337,7 @@ def _streams_of_activities(
     for part in stream_residuals(model, [one.text for one in prompts], [layer], batch_size=batch_size):
         for row, index in enumerate(part.indices):
             held = overlapping(model.token_spans(part.batch)[row], [prompts[index].places["activity"]])
-            means[index] = part.stream[0, row, held].float().mean(0)
+            means[index] = part.by_layer[0][row, held].float().mean(0)
     return means
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from torch.nn.utils.rnn import pad_sequence
 
-from emoprobe.activations import pooling
+from emoprobe.activations import mean_over
 from emoprobe.errors import InputError
 from emoprobe.interventions import ResidualEdit
 from emoprobe.layers import resolve_layers
@@ -139,7 +139,7 @@ def read_out(
         for rows, batch in batches(model, prompts, 32):
             stream = yield lambda batch: model.streams(batch, [index])[0], batch
             # A read-out is affine, so that its mean over tokens is that of their mean.
-            pooled = pooling("mean")(_widened(stream), batch.counted())
+            pooled = mean_over(_widened(stream), batch.counted())
             values[rows] = probes.read_out(pooled, index)[:, columns].cpu().double()
         return {f"{concept} {label}": values[:, k] for k, concept in enumerate(concepts)}
 

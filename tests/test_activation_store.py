@@ -38,15 +38,15 @@ class BrokenOffError(Exception):
 def dying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let models die once they have read as many batches as the list's one number says."""
     left = [10**6]
-    streams = type(tiny_model("gpt2")).streams
+    streams = type(tiny_model("gpt2")).streams_by_layer
 
-    def mortal(self: LiveModel, *given: object, **options: object) -> torch.Tensor:
+    def mortal(self: LiveModel, *given: object, **options: object) -> list[torch.Tensor]:
         left[0] -= 1
         if left[0] < 0:
             raise BrokenOffError
         return streams(self, *given, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(tiny_model("gpt2")), "streams", mortal)
+    monkeypatch.setattr(type(tiny_model("gpt2")), "streams_by_layer", mortal)
     return left
 
 

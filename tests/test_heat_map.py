@@ -182,13 +182,14 @@ def test_where_texts_have_not_come_to_differ_there_is_nothing_to_compare() -> No
 
 def test_rounding_before_the_first_difference_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """In half precision the same tokens in texts of other lengths differ in their last digits."""
-    streams, generator = model().streams, torch.Generator().manual_seed(0)
+    streams, generator = model().streams_by_layer, torch.Generator().manual_seed(0)
 
-    def rough(*args: Any) -> torch.Tensor:
-        exact = streams(*args)
-        return exact * (1 + 1e-2 * torch.randn(exact.shape, generator=generator))
+    def rough(*args: Any) -> list[torch.Tensor]:
+        return [
+            exact * (1 + 1e-2 * torch.randn(exact.shape, generator=generator)) for exact in streams(*args)
+        ]
 
-    monkeypatch.setattr(model(), "streams", rough)
+    monkeypatch.setattr(model(), "streams_by_layer", rough)
     found = difference_map(model(), probes(), GLAD, SAD, "high")
     first = found.frame[found.frame.relation != "same"].place.min()
     assert first > 1 and found.frame[found.frame.place < first].z.isna().all()

@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, tiny_model
 
+from emoprobe.activations import Residuals, named_pool
 from emoprobe.errors import InputError
 from emoprobe.interventions import ResidualEdit
 from emoprobe.models import _not_finite, load_model
+from emoprobe.probes.tokens import TokenMeans
 
 TEXTS = ["The sun came up.", "She was sad.", "I am so glad that you came!"]
 
@@ -51,8 +53,25 @@ def test_a_pool_that_is_not_finite_is_refused() -> None:
 def test_padding_may_be_anything() -> None:
     model = tiny_model("gpt2")
     real = model.tokenize(sorted(TEXTS, key=len)).real
+    assert not real.all()
+
+    def read() -> list[torch.Tensor]:
+        tokens = TokenMeans("mean")
+        found = [model.capture(TEXTS, [2], pool) for pool in ("mean", "last", tokens)]
+        return [*found, tokens.mean, tokens.norm]
+
+    untouched = read()
     with model.intervene(ResidualEdit(2, lambda x: x.masked_fill(~real[..., None], float("nan")))):
-        assert model.capture(TEXTS, [2]).isfinite().all()
+        for found, wanted in zip(read(), untouched, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_layers_are_pooled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    wanted = {name: model.capture(TEXTS, "all", named_pool(name)) for name in ("mean", "last")}
+    monkeypatch.setattr(Residuals, "stream", None)  # all layers in one: a copy of everything
+    for pool, name in (("mean", "mean"), ("last", "last"), (TokenMeans("mean"), "mean")):
+        torch.testing.assert_close(model.capture(TEXTS, "all", pool), wanted[name], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -321,14 +321,14 @@ def test_an_interrupt_keeps_what_was_scored() -> None:
 def test_an_interrupt_among_texts_that_are_sorted_together_has_scored_the_shortest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read, batches = type(model()).streams, iter(range(4))
+    read, batches = type(model()).streams_by_layer, iter(range(4))
 
-    def mortal(*given: Any, **options: Any) -> torch.Tensor:
+    def mortal(*given: Any, **options: Any) -> list[torch.Tensor]:
         if next(batches) == 3:
             raise KeyboardInterrupt
         return read(*given, **options)
 
-    monkeypatch.setattr(type(model()), "streams", mortal)
+    monkeypatch.setattr(type(model()), "streams_by_layer", mortal)
     with pytest.warns(UserWarning, match=r"scores of 6 texts; the last 64 .* from the shortest on"):
         found = score_corpus(model(), probes(), CORPUS, concepts=["high"], batch_size=2, randoms=0)
     assert set(found.snippets.text) == set(sorted(range(60), key=lambda number: len(CORPUS[number]))[:6])

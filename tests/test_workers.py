@@ -76,7 +76,7 @@ class Deadly:
         if self.batches == 8 and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return activations.pooling("mean")(stream, counted)
+        return activations.mean_over(stream, counted)
 
 
 def refusing(live: LiveModel, item: int) -> int:

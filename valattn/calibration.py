@@ -91,7 +91,7 @@ def _read(model: LiveModel, valuation: Valuation, texts: Sequence[str], batch_si
         counted = part.counted(1)
         table, ids = valuation.embedding, part.batch.input_ids[counted]
         e = None if table is None else table.to(ids.device)[ids]
-        layers = zip(valuation.weight, valuation.bias, part.stream, strict=True)
+        layers = zip(valuation.weight, valuation.bias, part.by_layer, strict=True)
         rows = [affine(weight, bias, stream[counted], e) for weight, bias, stream in layers]
         parts.append(torch.stack(rows).detach().cpu())
     read: Floats = torch.cat(parts, dim=1).double().numpy()

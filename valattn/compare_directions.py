@@ -65,7 +65,7 @@ def value_tokens(model: LiveModel, everyone: Valuations, layers: Sequence[int], 
             for seed, valuation in enumerate(seeds):
                 emotions = None if valuation.embedding is None else valuation.embedding.to(ids.device)[ids]
                 for row, layer in enumerate(layers):
-                    values = valuation.values(part.stream[row][counted], layer, emotions)
+                    values = valuation.values(part.by_layer[row][counted], layer, emotions)
                     found[name][seed][row].append(values.double().cpu().numpy())
     joined = {
         name: [[np.concatenate(parts) for parts in seed] for seed in seeds] for name, seeds in found.items()

@@ -121,8 +121,8 @@ class LiveModel(ABC):
         """Run the model and return logits (batch, position, vocab), with gradients where they are wanted."""
 
     @abstractmethod
-    def streams(self, batch: Batch, layers: Sequence[int]) -> Tensor:
-        """Return the residual streams (layers, batch, position, d_model), running no deeper than needed."""
+    def streams_by_layer(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
+        """Return the residual stream (batch, position, d_model) of each layer, running no deeper than needed."""
 
     @abstractmethod
     def attention(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -166,6 +166,10 @@ class LiveModel(ABC):
         """Yield the model's named weights."""
 
     # What all share --------------------------------------------------------------------------------------------------
+
+    def streams(self, batch: Batch, layers: Sequence[int]) -> Tensor:
+        """Return the residual streams (layers, batch, position, d_model), running no deeper than needed."""
+        return torch.stack(self.streams_by_layer(batch, layers))
 
     def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> Batch:
         """Tokenise texts with the tokenizer's own special tokens and pad on the left.

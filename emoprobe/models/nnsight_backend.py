@@ -78,9 +78,9 @@ class NnsightModel(LiveModel):
         """Run the model and return logits (batch, position, vocab)."""
         return self._local.forward(batch)
 
-    def streams(self, batch: Batch, layers: Sequence[int]) -> Tensor:
-        """Return the residual streams (layers, batch, position, d_model), stopping before the deepest one's block."""
-        return self._local.streams(batch, layers)
+    def streams_by_layer(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
+        """Return the residual stream (batch, position, d_model) of each layer, stopping before the deepest one's block."""
+        return self._local.streams_by_layer(batch, layers)
 
     def attention(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return attention outputs (layers, batch, position, d_model) and weights (layers, batch, heads, queries, keys)."""

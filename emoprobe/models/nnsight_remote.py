@@ -72,8 +72,8 @@ class RemoteModel(NnsightModel):
             logits = model.output.logits.save()
         return logits.detach()  # type: ignore[no-any-return]  # nnsight puts it there
 
-    def streams(self, batch: Batch, layers: Sequence[int]) -> Tensor:
-        """Return the residual streams (layers, batch, position, d_model), stopping before the deepest one's block."""
+    def streams_by_layer(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
+        """Return the residual stream (batch, position, d_model) of each layer, stopping before the deepest one's block."""
         model, inputs, remote = self._asked(batch), self._inner._inputs(batch), self._remote
         path, ordered, deepest = self._paths()[1], sorted(set(layers)), self.n_layers
         with torch.no_grad(), self._turn(), model.trace(inputs, remote=remote) as tracer:
@@ -87,7 +87,7 @@ class RemoteModel(NnsightModel):
                     found.append(output[0] if isinstance(output, tuple) else output)
             tracer.stop()
         read = dict(zip(ordered, found, strict=True))
-        return torch.stack([read[layer].to("cpu") for layer in layers])
+        return [read[layer].to("cpu") for layer in layers]
 
     def _generate_ids(self, batch: Batch, **options: Any) -> Tensor:
         """Return prompt and continuation, (batch × sequences, position)."""

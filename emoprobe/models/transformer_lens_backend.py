@@ -90,8 +90,8 @@ class TransformerLensModel(LiveModel):
             )
         return logits
 
-    def streams(self, batch: Batch, layers: Sequence[int]) -> Tensor:
-        """Return the residual streams (layers, batch, position, d_model), stopping before the deepest one's block."""
+    def streams_by_layer(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
+        """Return the residual stream (batch, position, d_model) of each layer, stopping before the deepest one's block."""
         found: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Callable[[Tensor], None]:
@@ -106,7 +106,7 @@ class TransformerLensModel(LiveModel):
             for layer in set(layers):
                 stack.enter_context(_hooked(self._stream_point(layer), keep(layer)))
             self._run_until_stopped(batch)
-        return torch.stack([found[layer] for layer in layers])
+        return [found[layer] for layer in layers]
 
     def attention(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return attention outputs (layers, batch, position, d_model) and weights (layers, batch, heads, queries, keys)."""

@@ -99,8 +99,8 @@ class TransformersModel(LiveModel):
             logits: Tensor = self.underlying(**self._inputs(batch), use_cache=False).logits
         return logits
 
-    def streams(self, batch: Batch, layers: Sequence[int]) -> Tensor:
-        """Return the residual streams (layers, batch, position, d_model), stopping before the deepest one's block."""
+    def streams_by_layer(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
+        """Return the residual stream (batch, position, d_model) of each layer, stopping before the deepest one's block."""
         found: dict[int, Tensor] = {}
         deepest = max(layers)
 
@@ -117,7 +117,7 @@ class TransformersModel(LiveModel):
                 stack.enter_context(self._watch(layer, keep(layer)))
             self._run_until_stopped(batch)
         # With a device_map, layers lie on several devices; the batch and its mask lie on one.
-        return torch.stack([found[layer].to(batch.real.device) for layer in layers])
+        return [found[layer].to(batch.real.device) for layer in layers]
 
     def attention(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return attention outputs (layers, batch, position, d_model) and weights (layers, batch, heads, queries, keys)."""

@@ -81,7 +81,7 @@ def _valuations(
         owner = torch.nonzero(told)[:, 0].cpu().numpy()
         size = np.bincount(owner, minlength=len(part.indices))
         for row, layer in enumerate(first.layers):
-            stream = part.stream[row][told]
+            stream = part.by_layer[row][told]
             for which, valuation in enumerate(everyone):
                 v = valuation.values(stream, layer).double().cpu().numpy()
                 total = np.stack([np.bincount(owner, column, len(part.indices)) for column in v.T], axis=1)

@@ -22,7 +22,7 @@ from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from emoprobe import drawing
-from emoprobe.activations import pooling, stream_residuals
+from emoprobe.activations import mean_over, stream_residuals
 from emoprobe.controls import turned_at_random
 from emoprobe.corpora import Corpus
 from emoprobe.errors import InputError
@@ -184,11 +184,10 @@ def _read_out(
     turned = [turned_at_random(own, 1000 * seed + control) for control in range(controls)]
     stacked = torch.cat([own, *turned]).double()
     lowest = probes.directions[probes.layer_index(0)][columns].double() if 0 in probes.layers else None
-    means = pooling("mean")
     read = np.empty((len(corpus), (2 + controls) * len(columns)))
     parts = stream_residuals(model, corpus.texts, [0, layer], batch_size=batch_size, progress=progress)
     for part in parts:
-        pooled: Tensor = means(part.stream.double(), part.counted(first_counted(probes))).cpu()
+        pooled: Tensor = mean_over(part.stream.double(), part.counted(first_counted(probes))).cpu()
         both = [pooled[1] @ stacked.T, pooled[0] @ (own.double() if lowest is None else lowest).T]
         read[list(part.indices)] = torch.cat(both, dim=1).numpy()
     apart = read.reshape(len(corpus), 2 + controls, len(columns)).transpose(1, 0, 2)
