@@ -190,38 +190,47 @@ def room(*shape: int) -> Tensor:
 def pooling(pool: Pool) -> Callable[[Residuals, Tensor], Tensor]:
     """Return what makes vectors (layers, batch, d_model) of a batch and its counted positions, as `pool` says, see `capture`.
 
-    A function with an attribute `by_layer` that is true is called with an iterator over layers, each float32 (batch, position,
-    d_model), so that they need not lie in memory once more. Raises `InputError` for a name that there is not; so does what is
-    returned where a function given for `pool` gives what is infinite or NaN.
+    A function with an attribute `by_layer` that is true is called with a list of layers, each (batch, position, d_model) in the
+    model's dtype, so that they need not lie in memory once more. Raises `InputError` for a name that there is not; so does what
+    is returned where a function given for `pool` gives what is infinite or NaN.
     """
     if isinstance(pool, str):
-        one = named_pool(pool)
-        return lambda part, counted: torch.stack([one(s.float(), counted) for s in part.by_layer])
+        named = named_pool(pool)
+        return lambda part, counted: named(part.by_layer, counted)
     if getattr(pool, "by_layer", False):
-        each: Callable[[Iterable[Tensor], Tensor], Tensor] = pool  # type: ignore[assignment]  # by its own word
-        return lambda part, counted: each(map(Tensor.float, part.by_layer), counted)
+        return lambda part, counted: pool(part.by_layer, counted)  # type: ignore[arg-type]  # by its own word
     return lambda part, counted: _finite(pool(part.stream.float(), counted))
 
 
-def mean_over(stream: Tensor, counted: Tensor) -> Tensor:
-    """Return the mean of a stream (…, batch, position, d_model) over counted positions (batch, position)."""
-    total = (stream * counted[..., None]).sum(-2)
-    if not total.isfinite().all():
-        # A product with the mask keeps the NaN that some models compute at padding; to choose takes three times as long.
-        total = stream.where(counted[..., None], 0).sum(-2)
-    return total / counted.sum(-1)[:, None]
+def named_pool(name: str) -> Callable[[Iterable[Tensor], Tensor], Tensor]:
+    """Return the function of layers, each (batch, position, d_model), and counted positions that a name stands for.
 
-
-def named_pool(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function of a stream (…, batch, position, d_model) and counted positions that a name stands for.
-
-    Raises `InputError` for another name.
+    It returns (layers, batch, d_model), in float32 or wider. Raises `InputError` for another name.
     """
     if name == "mean":
         return mean_over
     if name == "last":
-        return lambda stream, counted: stream[..., -1, :]  # padding is on the left
+        return _last_of
     raise InputError(f'pool="{name}" is not understood: give "mean", "last" or a function')
+
+
+def mean_over(streams: Iterable[Tensor], counted: Tensor) -> Tensor:
+    """Return the means (layers, batch, d_model) over counted positions of layers that are (batch, position, d_model)."""
+    streams, shown = list(streams), counted[..., None]
+    sums = torch.stack([(widened(stream) * shown).sum(-2) for stream in streams])
+    if not sums.isfinite().all():
+        # A product with the mask keeps the NaN that some models compute at padding; to choose takes three times as long.
+        sums = torch.stack([widened(stream).where(shown, 0).sum(-2) for stream in streams])
+    return sums / counted.sum(-1)[:, None]
+
+
+def _last_of(streams: Iterable[Tensor], counted: Tensor) -> Tensor:
+    return torch.stack([widened(stream[:, -1]) for stream in streams])  # padding is on the left
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is if it is wider: in half precision sums lose digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _finite(pooled: Tensor) -> Tensor:

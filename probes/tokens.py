@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emoprobe.activations import Pool, mean_over, named_pool, stream_residuals
+from emoprobe.activations import Pool, mean_over, named_pool, stream_residuals, widened
 from emoprobe.models.live import LiveModel
 
 SPREAD_TEXTS = 128
@@ -34,22 +34,18 @@ class TokenMeans:
         return self._named is not None
 
     def __call__(self, streams: Iterable[Tensor], counted: Tensor) -> Tensor:
-        """Pool a batch, each layer float32 (batch, position, d_model)."""
-        lengths = counted.sum(-1)[:, None]
-        pooled, vectors, norms = [], [], []
-        for stream in streams:
-            means = mean_over(stream, counted)
-            if self._named is not None:
-                pooled.append(means if self._named is mean_over else self._named(stream, counted))
-            vectors.append((means.double() * lengths).sum(0))
-            norms.append(stream.norm(dim=-1).where(counted, 0).sum().double())
-        self._vectors = self._vectors + torch.stack(vectors).cpu()
-        self._norms = self._norms + torch.stack(norms).cpu()
+        """Pool a batch; layers are (batch, position, d_model)."""
+        streams = streams if isinstance(streams, Tensor) else list(streams)
+        means = mean_over(streams, counted)
+        norms = torch.stack([widened(stream).norm(dim=-1).where(counted, 0).sum() for stream in streams])
+        self._vectors = self._vectors + (means.double() * counted.sum(-1)[:, None]).sum(1).cpu()
+        self._norms = self._norms + norms.double().cpu()
         self._count += int(counted.sum())
-        if isinstance(self.pool, str):
-            return torch.stack(pooled)
-        assert isinstance(streams, Tensor), "layers do not come one by one to a pool of the user's"
-        return self.pool(streams, counted)
+        if self._named is mean_over:
+            return means
+        if self._named is not None:
+            return self._named(streams, counted)
+        return self.pool(streams, counted)  # type: ignore[operator,arg-type]  # a function of the user's, which gets a tensor
 
     def anew(self) -> TokenMeans:
         """Return one that pools alike and has seen nothing."""

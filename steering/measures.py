@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from torch.nn.utils.rnn import pad_sequence
 
-from emoprobe.activations import mean_over
+from emoprobe.activations import mean_over, widened
 from emoprobe.errors import InputError
 from emoprobe.interventions import ResidualEdit
 from emoprobe.layers import resolve_layers
@@ -139,7 +139,7 @@ def read_out(
         for rows, batch in batches(model, prompts, 32):
             stream = yield lambda batch: model.streams(batch, [index])[0], batch
             # A read-out is affine, so that its mean over tokens is that of their mean.
-            pooled = mean_over(_widened(stream), batch.counted())
+            pooled = mean_over([stream], batch.counted())[0]
             values[rows] = probes.read_out(pooled, index)[:, columns].cpu().double()
         return {f"{concept} {label}": values[:, k] for k, concept in enumerate(concepts)}
 
@@ -193,7 +193,7 @@ def passes_of_pairs(model: LiveModel, pairs: Sequence[tuple[str, str]], batch_si
         targets = pad_sequence([replies[index] for index in wanted], batch_first=True, padding_value=-1)
         batch = _joined(model.tokenize([prompt for prompt, _ in rows]), [reply for _, reply in rows])
         logits = yield model.forward, batch
-        logp = _widened(logits[:, -targets.shape[1] :]).log_softmax(-1)
+        logp = widened(logits[:, -targets.shape[1] :]).log_softmax(-1)
         row = torch.tensor([rows[readings[index]] for index in wanted], device=logp.device)
         position = torch.arange(targets.shape[1], device=logp.device)
         found = logp[row[:, None], position, targets.clamp(min=0)]
@@ -245,13 +245,9 @@ def _mean_nll(logits: Tensor, batch: Batch) -> Tensor:
 
 def _divergence(before: Tensor, after: Tensor) -> Tensor:
     """Return KL(before ‖ after) of logits (tokens, vocab), nats: (tokens,)."""
-    log_p, log_q = _widened(before).log_softmax(-1), _widened(after).log_softmax(-1)
+    log_p, log_q = widened(before).log_softmax(-1), widened(after).log_softmax(-1)
     # Rounding can take a divergence of nearly nothing below zero.
     return kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).clamp(min=0)
-
-
-def _widened(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _listed(texts: Sequence[str]) -> list[str]:

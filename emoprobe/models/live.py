@@ -187,7 +187,10 @@ class LiveModel(ABC):
         ids = [row[:limit] for row in ids]
         width = max(map(len, ids))
         before = [width - len(row) for row in ids]  # padding, on the left
-        input_ids = torch.tensor([[self.pad_token_id] * n + row for n, row in zip(before, ids, strict=True)])
+        pad = (
+            self.pad_token_id
+        )  # looked up once: transformers takes as long to say it as a token takes to be read
+        input_ids = torch.tensor([[pad] * n + row for n, row in zip(before, ids, strict=True)])
         real = torch.arange(width) >= torch.tensor(before)[:, None]
         offsets = None
         if self.tokenizer.is_fast:

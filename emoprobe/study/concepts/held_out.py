@@ -187,7 +187,9 @@ def _read_out(
     read = np.empty((len(corpus), (2 + controls) * len(columns)))
     parts = stream_residuals(model, corpus.texts, [0, layer], batch_size=batch_size, progress=progress)
     for part in parts:
-        pooled: Tensor = mean_over(part.stream.double(), part.counted(first_counted(probes))).cpu()
+        pooled: Tensor = mean_over(
+            map(Tensor.double, part.by_layer), part.counted(first_counted(probes))
+        ).cpu()
         both = [pooled[1] @ stacked.T, pooled[0] @ (own.double() if lowest is None else lowest).T]
         read[list(part.indices)] = torch.cat(both, dim=1).numpy()
     apart = read.reshape(len(corpus), 2 + controls, len(columns)).transpose(1, 0, 2)
