@@ -70,20 +70,13 @@ def stream_residuals(
     """
     chosen = resolve_layers(layers, model.n_layers)
     total = len(texts) if isinstance(texts, Sequence) else None
-    batches = (
-        batch
-        for first, window in windows(texts, batch_size)
-        for batch in _by_length(list(enumerate(window, first)), batch_size)
-    )
     shown = track(
-        batches,
+        _by_length(model, texts, batch_size),
         f"reading {model.name}",
         total=total and -(-total // batch_size),
         wanted=progress,
     )
-    for indexed in shown:
-        indices, chunk = zip(*indexed, strict=True)
-        batch = model.tokenize(chunk, truncate=True)
+    for indices, batch in shown:
         with torch.no_grad():
             streams = model.streams_by_layer(batch, chosen)
             _check_finite(model, streams, batch, chosen, indices)
@@ -129,11 +122,17 @@ def stretches(texts: Sequence[str], batch_size: int, most: int) -> Iterator[tupl
         yield first, texts[first:end]
 
 
-def _by_length(window: list[tuple[int, str]], batch_size: int) -> Iterator[list[tuple[int, str]]]:
-    # Characters stand in for tokens: sorting need not be exact, and each text is tokenised once only.
-    window = sorted(window, key=lambda item: len(item[1]))
-    for first in range(0, len(window), batch_size):
-        yield window[first : first + batch_size]
+def _by_length(
+    model: LiveModel, texts: Iterable[str], batch_size: int
+) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    """Yield batches of texts with about as many tokens each, and which texts these are."""
+    for first, window in windows(texts, batch_size):
+        tokens = model.encode(window, truncate=True)
+        order = sorted(range(len(window)), key=lambda row: len(tokens[row].ids))
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin : begin + batch_size]
+            batch = model.padded([window[row] for row in rows], [tokens[row] for row in rows])
+            yield tuple(first + row for row in rows), batch
 
 
 def capture(

@@ -29,11 +29,11 @@ COMPARED, TOLERANCE = "vectors", 1e-4
 REASONS = {
     "transformers": "the last of its hidden states is behind the final norm, so that it is no residual stream, and GPT-2's "
     "positions are counted over padding: both are mended here by hand",
-    "transformers_sorted": "the same, batched by length: the best that is written by hand, and what emoprobe has to beat",
+    "transformers_sorted": "the same, batched by length in characters, as is done by hand; emoprobe goes by length in tokens",
     "steering_vectors": "its recorder has what blocks leave only, so that the embedding is missing",
     "nnterp": "its helpers collect one token's activations, not means; this is its trace, with its names. nnsight 0.7, the "
     "latest that it can be imported with, counts GPT-2's positions over padding",
-    "bare_pass": "reads the same batches and keeps nothing: the physical limit",
+    "bare_pass": "reads the batches that emoprobe makes and keeps nothing: the physical limit",
 }
 
 
@@ -78,7 +78,7 @@ def transformers(given: Given) -> Work:
 
 
 def transformers_sorted(given: Given) -> Work:
-    """Capture with `output_hidden_states`, batched by length: the best that is written by hand."""
+    """Capture with `output_hidden_states`, batched by length in characters."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -223,7 +223,7 @@ def steering_vectors(given: Given) -> Work:
 
 
 def bare_pass(given: Given) -> Work:
-    """Run the model over texts batched by length, and keep nothing."""
+    """Run the model over the batches that emoprobe makes, by length in tokens, and keep nothing."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -231,13 +231,17 @@ def bare_pass(given: Given) -> Work:
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32).base_model.eval()
 
     def work() -> dict[str, Tensor]:
-        texts = sorted(given["texts"], key=len)
-        for first in range(0, len(texts), 32):
-            batch = tokenizer(texts[first : first + 32], padding=True, return_tensors="pt")
-            positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
-            state = model(
-                batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
-            )
+        for first in range(0, len(given["texts"]), 1024):
+            ids = sorted(tokenizer(given["texts"][first : first + 1024]).input_ids, key=len)
+            for begin in range(0, len(ids), 32):
+                batch = tokenizer.pad({"input_ids": ids[begin : begin + 32]}, return_tensors="pt")
+                positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+                state = model(
+                    batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    position_ids=positions,
+                    use_cache=False,
+                )
         return {"vectors": state.last_hidden_state}
 
     return work

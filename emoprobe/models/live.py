@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import RLock, get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,6 +68,13 @@ class Batch:
         """
         length = self.real.sum(-1, keepdim=True)
         return self.real & (self.position_ids >= torch.clamp(length - 1, max=start))
+
+
+class Tokens(NamedTuple):
+    """Tokens of one text: their numbers, and which characters each holds where the tokenizer says so."""
+
+    ids: list[int]
+    offsets: list[Span] | None
 
 
 class LiveModel(ABC):
@@ -178,25 +185,31 @@ class LiveModel(ABC):
         tail is cut off).
         """
         texts = (texts,) if isinstance(texts, str) else tuple(texts)
+        return self.padded(texts, self.encode(texts, truncate=truncate))
+
+    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> list[Tokens]:
+        """Tokenise texts, each by itself; options and errors are those of `tokenize`."""
         _check_texts(texts)
         encoded = self._encoded(texts, truncate)
         ids: list[list[int]] = encoded["input_ids"]
         self._check_lengths(ids, truncate)
         self._check_vocabulary(ids)
         limit = self.context_length if truncate else None
-        ids = [row[:limit] for row in ids]
+        spans = encoded["offset_mapping"] if self.tokenizer.is_fast else [None] * len(ids)
+        return [Tokens(row[:limit], over and over[:limit]) for row, over in zip(ids, spans, strict=True)]
+
+    def padded(self, texts: Sequence[str], tokens: Sequence[Tokens]) -> Batch:
+        """Return texts and their tokens as one batch, padded on the left."""
+        ids, spans = zip(*tokens, strict=True)
         width = max(map(len, ids))
-        before = [width - len(row) for row in ids]  # padding, on the left
-        pad = (
-            self.pad_token_id
-        )  # looked up once: transformers takes as long to say it as a token takes to be read
+        before = [width - len(row) for row in ids]
+        pad = self.pad_token_id  # looked up once: transformers takes as long to say it as to read a token
         input_ids = torch.tensor([[pad] * n + row for n, row in zip(before, ids, strict=True)])
         real = torch.arange(width) >= torch.tensor(before)[:, None]
         offsets = None
         if self.tokenizer.is_fast:
-            spans = zip(before, encoded["offset_mapping"], strict=True)
-            offsets = tuple(((0, 0),) * n + tuple(row[:limit]) for n, row in spans)
-        return Batch(texts, input_ids.to(self.device), real.to(self.device), offsets)
+            offsets = tuple(((0, 0),) * n + tuple(row) for n, row in zip(before, spans, strict=True))
+        return Batch(tuple(texts), input_ids.to(self.device), real.to(self.device), offsets)
 
     def _encoded(self, texts: Sequence[str], truncate: bool) -> Any:
         """Return what the tokenizer makes of texts; of one that is to be cut, no more of it than can be needed.
