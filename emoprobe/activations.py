@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Pool: TypeAlias = "str | Callable[[Tensor, Tensor], Tensor]"
 WINDOW = 32  # batches that are sorted by length together: enough to save padding, few enough to stream
+AT_ONCE = 2**23
+"""Characters that are tokenised at once, or one batch: what is known of a token meanwhile takes a hundred bytes or so."""
 IN_MEMORY = 2 * 2**30
 """Bytes up to which `capture` keeps vectors in memory; more lie in a temporary file."""
 
@@ -127,12 +129,25 @@ def _by_length(
 ) -> Iterator[tuple[tuple[int, ...], Batch]]:
     """Yield batches of texts with about as many tokens each, and which texts these are."""
     for first, window in windows(texts, batch_size):
-        tokens = model.encode(window, truncate=True)
-        order = sorted(range(len(window)), key=lambda row: len(tokens[row].ids))
-        for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
-            batch = model.padded([window[row] for row in rows], [tokens[row] for row in rows])
-            yield tuple(first + row for row in rows), batch
+        for skipped, part in _portions(window, batch_size):
+            tokens = model.encode(part, truncate=True, first=first + skipped)
+            order = sorted(range(len(part)), key=lambda row: len(tokens[row].ids))
+            for begin in range(0, len(order), batch_size):
+                rows = order[begin : begin + batch_size]
+                batch = model.padded([part[row] for row in rows], [tokens[row] for row in rows])
+                yield tuple(first + skipped + row for row in rows), batch
+
+
+def _portions(window: list[str], batch_size: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield what of a window is tokenised at once, whole batches of it, with the number of texts before it."""
+    first, held = 0, 0
+    for place in range(0, len(window), batch_size):
+        length = sum(map(len, window[place : place + batch_size]))
+        if held and held + length > AT_ONCE:
+            yield first, window[first:place]
+            first, held = place, 0
+        held += length
+    yield first, window[first:]
 
 
 def capture(

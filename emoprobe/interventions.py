@@ -37,7 +37,7 @@ class Forward:
     input_ids: Tensor | None = None
     start: int = 0
     prompt_length: int = 0
-    offsets: tuple[tuple[Span, ...], ...] | None = None
+    offsets: Sequence[tuple[Span, ...]] | None = None
     cache: Any = None
 
     @property

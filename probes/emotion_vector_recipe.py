@@ -337,7 +337,7 @@ def _read(
         for total, label in zip(sums, labels[:, rows], strict=True):
             total.index_add_(0, label, pooled.double())
         mine = place[rows] >= 0
-        features[place[rows][mine]] = pooled[mine]
+        features[place[rows][mine]] = pooled[mine].float()
     counts = torch.bincount(labels[0], minlength=concepts).double()
     scored = stories.select(indices=sample) if folds else ()
     return _Read(sums.transpose(1, 2).contiguous(), counts, tokens, scored, features, folds)

@@ -1,8 +1,11 @@
 """Live models: what is captured, tokenised, generated and refused."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracle import Oracle
@@ -16,6 +19,7 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, ResidualEdit
 from emoprobe.layers import resolve_layers
 from emoprobe.models import LiveModel, load_model, wrap
+from emoprobe.models.live import Tokens
 from emoprobe.models.reference import PASSAGES
 
 TEXTS = ["I am so glad that you came!", "The dog", "They were afraid of the dark and of the letter.", "calm"]
@@ -57,6 +61,38 @@ def test_padding_batching_and_order_change_nothing(family: str) -> None:
         assert torch.allclose(capture(model, TEXTS)[row, :-1], kept.mean(1).float(), atol=1e-5)
         late = own[:, min(5, own.shape[1] - 1) :].mean(1)
         assert torch.allclose(capture(model, TEXTS, start=5)[row, :-1], late.float(), atol=1e-5)
+
+
+def test_texts_of_about_as_many_tokens_are_read_together() -> None:
+    model = tiny_model("gpt2")
+    # Many characters need not be many tokens.
+    texts = [text for n in range(1, 9) for text in ("the sun " * n, "\N{GRINNING FACE}" * n)]
+    lengths = model.tokenize(texts).real.sum(1)
+    assert sorted(range(16), key=lambda row: len(texts[row])) != lengths.argsort(stable=True).tolist()
+    batches = list(stream_residuals(model, texts, [0], batch_size=4))
+    rows = [row for part in batches for row in part.indices]
+    assert sorted(rows) == list(range(16)) and lengths[rows].diff().min() >= 0
+    assert [part.batch.real.shape[1] for part in batches] == [
+        int(lengths[rows[last]]) for last in (3, 7, 11, 15)
+    ]
+    assert all(part.batch.texts == tuple(texts[row] for row in part.indices) for part in batches)
+
+
+def test_of_long_texts_few_are_tokenised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, texts = tiny_model("gpt2"), [f"{n} " * (1 + n % 7) for n in range(40)]
+    whole, encode, at_once = model.capture(texts, batch_size=4), model.encode, []
+
+    def watched(texts: Sequence[str], **options: Any) -> list[Tokens]:
+        at_once.append((len(texts), options["first"]))
+        return encode(texts, **options)
+
+    monkeypatch.setattr(model, "encode", watched)
+    monkeypatch.setattr("emoprobe.activations.AT_ONCE", 60)
+    assert torch.allclose(model.capture(texts, batch_size=4), whole, atol=1e-6)
+    assert len(at_once) > 4 and all(count in (4, 8) for count, _ in at_once)
+    assert [first for _, first in at_once] == np.cumsum([0, *(count for count, _ in at_once)])[:-1].tolist()
+    with pytest.raises(InputError, match="text 33 is empty"):
+        model.capture([*texts[:33], " ", *texts[34:]], batch_size=4)
 
 
 def test_blocks_may_return_lists() -> None:

@@ -99,8 +99,8 @@ def test_each_concept_is_read_at_its_best_layer_unless_told_otherwise() -> None:
 
 
 def test_a_tokenizer_without_offsets_still_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenize = model().tokenize
-    monkeypatch.setattr(model(), "tokenize", lambda *a, **k: replace(tokenize(*a, **k), offsets=None))
+    padded = model().padded
+    monkeypatch.setattr(model(), "padded", lambda *given: replace(padded(*given), offsets=None))
     found = trace(model(), probes(), TEXTS[1], concepts="high")
     assert set(found.frame.start) == set(found.frame.end) == {-1}
     assert "<b>was" not in found._repr_html_()

@@ -281,7 +281,7 @@ def test_moments_of_a_share_are_counted_once_though_its_worker_dies_in_the_midst
     columns = {"text": texts(count), PLANTED: values, "group": [f"group {n % 50}" for n in range(count)]}
     corpus = Corpus.from_columns(columns, name="many", dimensions={PLANTED: (0.0, 1.0)})
     tasks, mark = plan(corpus), tmp_path / "mark"
-    (alone,) = corpus_moments(model(), corpus, tasks, [2])
+    (alone,) = corpus_moments(model(), corpus, tasks, [2], activations.mean_over)
     (together,) = corpus_moments(model(), corpus, tasks, [2], Deadly(mark), workers=workers)
     assert mark.exists() and torch.equal(alone.count, together.count)
     for part in ("mean", "scatter"):

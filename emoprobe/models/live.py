@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import RLock, get_ident
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from emoprobe.models.chat import Chat, render
 
 if TYPE_CHECKING:
     import pandas as pd
+    from tokenizers import Encoding
 
 HEADROOM = 2
 """How many times the context of a model is tokenised of a text that is longer."""
@@ -43,7 +44,7 @@ class Batch:
     texts: tuple[str, ...]
     input_ids: Tensor
     real: Tensor
-    offsets: tuple[tuple[Span, ...], ...] | None
+    offsets: Sequence[tuple[Span, ...]] | None
     prompt_length: int | None = None
 
     @property
@@ -58,7 +59,7 @@ class Batch:
             texts=self.texts * count,
             input_ids=self.input_ids.repeat(count, 1),
             real=self.real.repeat(count, 1),
-            offsets=self.offsets and self.offsets * count,
+            offsets=self.offsets and tuple(self.offsets) * count,
         )
 
     def counted(self, start: int = 1) -> Tensor:
@@ -71,10 +72,34 @@ class Batch:
 
 
 class Tokens(NamedTuple):
-    """Tokens of one text: their numbers, and which characters each holds where the tokenizer says so."""
+    """Tokens of one text: their numbers, and what the tokenizer knows of them where it says which characters they hold."""
 
     ids: list[int]
-    offsets: list[Span] | None
+    encoding: "Encoding | None"
+
+
+class Offsets(Sequence[tuple[Span, ...]]):
+    """Which characters of its text each position of a batch holds, worked out for a text when it is asked for.
+
+    Most passes ask for none, and a pair of Python numbers for each token costs as much as reading it.
+    """
+
+    def __init__(self, tokens: Sequence[Tokens], width: int) -> None:
+        self._tokens, self._width = tokens, width
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @overload
+    def __getitem__(self, row: int) -> tuple[Span, ...]: ...
+    @overload
+    def __getitem__(self, row: slice) -> tuple[tuple[Span, ...], ...]: ...
+    def __getitem__(self, row: int | slice) -> tuple[Any, ...]:
+        if isinstance(row, slice):
+            return tuple(self[one] for one in range(len(self))[row])
+        ids, encoding = self._tokens[row]
+        assert encoding is not None
+        return ((0, 0),) * (self._width - len(ids)) + tuple(encoding.offsets[: len(ids)])
 
 
 class LiveModel(ABC):
@@ -187,41 +212,38 @@ class LiveModel(ABC):
         texts = (texts,) if isinstance(texts, str) else tuple(texts)
         return self.padded(texts, self.encode(texts, truncate=truncate))
 
-    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> list[Tokens]:
-        """Tokenise texts, each by itself; options and errors are those of `tokenize`."""
-        _check_texts(texts)
+    def encode(self, texts: Sequence[str], *, truncate: bool = False, first: int = 0) -> list[Tokens]:
+        """Tokenise texts, each by itself; options and errors, which count texts from `first`, are those of `tokenize`."""
+        _check_texts(texts, first)
         encoded = self._encoded(texts, truncate)
         ids: list[list[int]] = encoded["input_ids"]
-        self._check_lengths(ids, truncate)
-        self._check_vocabulary(ids)
+        self._check_lengths(ids, truncate, first)
+        self._check_vocabulary(ids, first)
         limit = self.context_length if truncate else None
-        spans = encoded["offset_mapping"] if self.tokenizer.is_fast else [None] * len(ids)
-        return [Tokens(row[:limit], over and over[:limit]) for row, over in zip(ids, spans, strict=True)]
+        about = encoded["encodings"] or [None] * len(ids)
+        return [Tokens(row[:limit], one) for row, one in zip(ids, about, strict=True)]
 
     def padded(self, texts: Sequence[str], tokens: Sequence[Tokens]) -> Batch:
         """Return texts and their tokens as one batch, padded on the left."""
-        ids, spans = zip(*tokens, strict=True)
+        ids = [row for row, _ in tokens]
         width = max(map(len, ids))
         before = [width - len(row) for row in ids]
         pad = self.pad_token_id  # looked up once: transformers takes as long to say it as to read a token
         input_ids = torch.tensor([[pad] * n + row for n, row in zip(before, ids, strict=True)])
         real = torch.arange(width) >= torch.tensor(before)[:, None]
-        offsets = None
-        if self.tokenizer.is_fast:
-            offsets = tuple(((0, 0),) * n + tuple(row) for n, row in zip(before, spans, strict=True))
+        offsets = Offsets(tokens, width) if self.tokenizer.is_fast else None
         return Batch(tuple(texts), input_ids.to(self.device), real.to(self.device), offsets)
 
-    def _encoded(self, texts: Sequence[str], truncate: bool) -> Any:
-        """Return what the tokenizer makes of texts; of one that is to be cut, no more of it than can be needed.
+    def _encoded(self, texts: Sequence[str], truncate: bool) -> dict[str, Any]:
+        """Return `input_ids` and `encodings` of texts; of one that is to be cut, no more of it than can be needed.
 
         No token has more characters than the longest of the vocabulary, so that the head of a text says what its first tokens
         are, unless the tokenizer drops characters; then the whole is read.
         """
 
-        def encode(parts: Sequence[str]) -> Any:
-            return self.tokenizer(
-                list(parts), add_special_tokens=True, return_offsets_mapping=bool(self.tokenizer.is_fast)
-            )
+        def encode(parts: Sequence[str]) -> dict[str, Any]:
+            found = self.tokenizer(list(parts), add_special_tokens=True)
+            return {"input_ids": found["input_ids"], "encodings": found.encodings}
 
         limit = self.context_length
         if not truncate or limit is None:
@@ -232,7 +254,8 @@ class LiveModel(ABC):
             if len(head) < len(text) and len(encoded["input_ids"][row]) < HEADROOM * limit:
                 whole = encode([text])
                 for key in encoded:
-                    encoded[key][row] = whole[key][0]
+                    if encoded[key]:
+                        encoded[key][row] = whole[key][0]
         return encoded
 
     @cached_property
@@ -272,7 +295,7 @@ class LiveModel(ABC):
         """
         if batch.offsets is None:
             raise InputError(f"{self.name}: its tokenizer does not say where tokens lie; load a fast one")
-        return batch.offsets
+        return tuple(batch.offsets)
 
     @property
     def pad_token_id(self) -> int:
@@ -282,27 +305,27 @@ class LiveModel(ABC):
                 return int(token)
         return 0
 
-    def _check_lengths(self, ids: list[list[int]], truncate: bool) -> None:
+    def _check_lengths(self, ids: list[list[int]], truncate: bool, first: int) -> None:
         empty = [row for row, tokens in enumerate(ids) if not tokens]
         if empty:
-            raise InputError(f"text {empty[0]} gives no token at all: leave it out")
+            raise InputError(f"text {first + empty[0]} gives no token at all: leave it out")
         longest = max(map(len, ids))
         if self.context_length is None or longest <= self.context_length:
             return
         if not truncate:
+            row = first + max(range(len(ids)), key=lambda row: len(ids[row]))
             raise InputError(
-                f"text {max(range(len(ids)), key=lambda row: len(ids[row]))} has {longest} tokens, but {self.name} reads "
-                f"at most {self.context_length}: shorten it"
+                f"text {row} has {longest} tokens, but {self.name} reads at most {self.context_length}: shorten it"
             )
         count = sum(len(row) > self.context_length for row in ids)
         warnings.warn(
             f"{count} of {len(ids)} texts are longer than the {self.context_length} tokens {self.name} reads and were cut",
-            stacklevel=3,
+            stacklevel=4,
         )
 
-    def _check_vocabulary(self, ids: list[list[int]]) -> None:
+    def _check_vocabulary(self, ids: list[list[int]], first: int) -> None:
         size = self.vocabulary_size
-        for row, tokens in enumerate(ids):
+        for row, tokens in enumerate(ids, first):
             if max(tokens) >= size:
                 raise InputError(
                     f"text {row} has token {max(tokens)}, but {self.name} knows {size}: its tokenizer is another model's; load "
@@ -454,10 +477,10 @@ class LiveModel(ABC):
         )
 
 
-def _check_texts(texts: Sequence[object]) -> None:
+def _check_texts(texts: Sequence[object], first: int) -> None:
     if not texts:
         raise InputError("no text was given")
-    for row, text in enumerate(texts):
+    for row, text in enumerate(texts, first):
         if not isinstance(text, str):
             raise InputError(f"text {row} is a {type(text).__name__}, not a string")
         if not text.strip():

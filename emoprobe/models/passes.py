@@ -19,7 +19,7 @@ def describe_pass(
     given: Mapping[str, Any],
     before: Forward | None,
     prompt_length: int | None,
-    offsets: tuple[tuple[Span, ...], ...] | None,
+    offsets: Sequence[tuple[Span, ...]] | None,
 ) -> Forward:
     """Return what a pass has been given, from the arguments `given` to a transformers model and the pass `before`.
 
