@@ -138,7 +138,7 @@ def count(block: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any])
 
 
 def run(work: Callable[[Path], None], folder: Path, seconds: float | None) -> tuple[bool, str]:
-    """Do the work in a process of its own; return whether a signal ended it, and how it failed if it did by itself."""
+    """Do the work in a process of its own; return whether SIGKILL ended it, and how it failed if it did by itself."""
     reading, writing = os.pipe()
     TOKENS.value = 0
     child = os.fork()
@@ -162,7 +162,10 @@ def run(work: Callable[[Path], None], folder: Path, seconds: float | None) -> tu
         time.sleep(0.002)
     with os.fdopen(reading) as said:
         # What a killed process has begun may live on and keep the pipe open.
-        return (True, "") if os.WIFSIGNALED(ended[1]) else (False, said.read())
+        signalled = os.WTERMSIG(ended[1]) if os.WIFSIGNALED(ended[1]) else 0
+        if signalled == signal.SIGKILL:
+            return True, ""
+        return False, f"ended by signal {signalled}" if signalled else said.read()
 
 
 def check_whole(folder: Path) -> None:

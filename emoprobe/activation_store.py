@@ -36,6 +36,7 @@ from emoprobe.checks import check_record, reading
 from emoprobe.errors import InputError
 from emoprobe.files import parse_json
 from emoprobe.layers import Layers, resolve_layers
+from emoprobe.models.live import check_texts
 from emoprobe.progress import track
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def store_activations(
     shard = SHARD if shard is None else shard
     if not texts or shard < 1:
         raise InputError(f"{len(texts)} texts in shards of {shard}: give at least one of both")
+    check_texts(texts)  # a shard would count from its own first
     chosen = tuple(resolve_layers(layers, model.n_layers))
     asked = {
         "model": model.fingerprint(),

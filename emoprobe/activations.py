@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 Pool: TypeAlias = "str | Callable[[Tensor, Tensor], Tensor]"
 WINDOW = 32  # batches that are sorted by length together: enough to save padding, few enough to stream
-AT_ONCE = 2**23
+AT_ONCE = 2**18
 """Characters that are tokenised at once, or one batch: what is known of a token meanwhile takes a hundred bytes or so."""
 IN_MEMORY = 2 * 2**30
 """Bytes up to which `capture` keeps vectors in memory; more lie in a temporary file."""
@@ -44,7 +43,7 @@ class Residuals:
     by_layer: Sequence[Tensor]
     batch: Batch
 
-    @cached_property
+    @property
     def stream(self) -> Tensor:
         """All layers in one, (layers, batch, position, d_model): a copy that what can go layer by layer does without."""
         return torch.stack(list(self.by_layer))
@@ -131,7 +130,7 @@ def _by_length(
     for first, window in windows(texts, batch_size):
         for skipped, part in _portions(window, batch_size):
             tokens = model.encode(part, truncate=True, first=first + skipped)
-            order = sorted(range(len(part)), key=lambda row: len(tokens[row].ids))
+            order = model.in_order([len(one.ids) for one in tokens])
             for begin in range(0, len(order), batch_size):
                 rows = order[begin : begin + batch_size]
                 batch = model.padded([part[row] for row in rows], [tokens[row] for row in rows])

@@ -96,6 +96,13 @@ class ResidualEdit:
                 f'positions="{self.positions}" is not understood: give {known}, a boolean mask or character spans'
             )
 
+    @property
+    def by_prompt(self) -> bool:
+        """Whether positions are told prompt by prompt, so that prompts have to come in the order in which they were given."""
+        if isinstance(self.positions, Tensor):
+            return self.positions.dim() == 2
+        return not isinstance(self.positions, str) and not _are_spans(self.positions)
+
     def apply(self, stream: Tensor, forward: Forward) -> Tensor:
         """Return `stream` (batch, position, d_model) with the chosen positions edited."""
         edited = (
@@ -207,8 +214,7 @@ def _mask_from_spans(
             "tokenizer, or give positions as a boolean mask"
         )
     prompts = len(forward.offsets)
-    shared = all(isinstance(span, tuple) and len(span) == 2 and isinstance(span[0], int) for span in spans)
-    per_prompt = cast("list[Sequence[Span]]", [spans] * prompts if shared else list(spans))
+    per_prompt = cast("list[Sequence[Span]]", [spans] * prompts if _are_spans(spans) else list(spans))
     if len(per_prompt) != prompts:
         raise InputError(f"positions holds spans for {len(per_prompt)} texts, but {prompts} were given")
     pairs = zip(forward.offsets, per_prompt, strict=True)
@@ -216,6 +222,10 @@ def _mask_from_spans(
     for row, (tokens, chosen) in zip(mask, pairs, strict=True):
         row[overlapping(tokens, chosen)] = True
     return mask, torch.tensor([any(end >= OPEN for _, end in chosen) for chosen in per_prompt])
+
+
+def _are_spans(positions: Sequence[Span] | Sequence[Sequence[Span]]) -> bool:
+    return all(isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], int) for one in positions)
 
 
 def overlapping(tokens: Sequence[Span], spans: Sequence[Span]) -> list[int]:

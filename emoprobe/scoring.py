@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from emoprobe.models.live import Batch, LiveModel
+from emoprobe.models.live import Batch, LiveModel, check_texts
 
 IGNORED = -100
 """Stands for a token that is not to be predicted."""
@@ -38,7 +38,8 @@ def text_nll(model: LiveModel, texts: Sequence[str], batch_size: int = 32) -> tu
 
 def batches(model: LiveModel, texts: Sequence[str], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
     """Yield (indices, tokenised batch), texts of like length together."""
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    check_texts(texts)
+    order = model.in_order([len(text) for text in texts])
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         yield rows, model.tokenize([texts[row] for row in rows], truncate=True)

@@ -310,7 +310,7 @@ def _added(
             model, numbered, reader.depths, batch_size=batch_size, progress=progress
         ):
             counted = part.counted(start).cpu()
-            values = reader(part.stream)
+            values = reader(part.by_layer)
             scores.tally.add(values[counted].double())
             numbers = [numbered.original(index) for index in part.indices]
             _keep(scores.best, list(scores.layers), model, part, counted, values, numbers, scores.by, window)
@@ -372,8 +372,8 @@ class _Reader:
         self.centres = torch.tensor([centre(found, name, layer, kind) for found, name, layer in columns])
         self.units = torch.tensor([_spread(found, name, layer, kind) for found, name, layer in columns])
 
-    def __call__(self, stream: Tensor) -> Tensor:
-        """Read streams (layers, batch, position, d_model) out: float32 (batch, position, columns), on the CPU."""
+    def __call__(self, stream: Sequence[Tensor]) -> Tensor:
+        """Read layers, each (batch, position, d_model), out: float32 (batch, position, columns), on the CPU."""
         own: dict[str, Tensor] = {}
         random = []
         for depth, at in zip(self.depths, stream, strict=True):

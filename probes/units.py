@@ -152,9 +152,8 @@ def capture_units(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* were cut")  # was said when the units were found
         for part in stream_residuals(model, texts, layers, batch_size=batch_size, progress=progress):
-            stream = part.stream.float()
             if seen is not None:
-                seen(stream, part.counted(start))
+                seen(part.by_layer, part.counted(start))
             mine = [np.arange(first[index], first[index + 1]) for index in part.indices]
             begin = part.batch.real.int().argmax(1).tolist()  # padding is on the left
             places, rows, counts = [], [], []
@@ -166,7 +165,8 @@ def capture_units(
                     counts.append(len(tokens))
             if not counts:
                 continue
-            picked = stream[:, rows, np.concatenate(places)]
+            at = np.concatenate(places)
+            picked = torch.stack([stream[rows, at].float() for stream in part.by_layer])
             owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(picked.device)
             sums = picked.new_zeros(len(layers), len(counts), picked.shape[-1]).index_add_(1, owner, picked)
             means = sums / torch.tensor(counts).to(sums)[:, None]

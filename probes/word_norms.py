@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from emoprobe import drawing
-from emoprobe.activations import stream_residuals
+from emoprobe.activations import mean_over, stream_residuals
 from emoprobe.controls import turned_at_random
 from emoprobe.corpora.emotion_words import NORMS, load_word_norms
 from emoprobe.errors import InputError
@@ -216,8 +216,7 @@ def _read(
             raise InputError(
                 f"no token of {texts[part.indices[int(counts.argmin())]]!r} is of its word: the text is too long"
             )
-        mask = inside.to(part.stream.device)[..., None]
-        means = part.stream.float().where(mask, 0).sum(2) / counts.to(part.stream)[:, None]
+        means = mean_over(part.by_layer, inside.to(part.by_layer[0].device))
         along = (
             torch.einsum("lbd,lkd->blk", means.double(), directions.to(means.device, torch.float64))
             .cpu()

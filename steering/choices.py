@@ -335,8 +335,9 @@ def _streams_of_activities(
     prompts = [asked(model, _data()["feeling"], {"activity": name}) for name in names]
     means = torch.empty(len(names), model.d_model)
     for part in stream_residuals(model, [one.text for one in prompts], [layer], batch_size=batch_size):
+        lie = model.token_spans(part.batch)
         for row, index in enumerate(part.indices):
-            held = overlapping(model.token_spans(part.batch)[row], [prompts[index].places["activity"]])
+            held = overlapping(lie[row], [prompts[index].places["activity"]])
             means[index] = part.by_layer[0][row, held].float().mean(0)
     return means
 

@@ -10,7 +10,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CAMPAIGN = f"""
-import json, os, pathlib, random, signal, sys
+import json, os, pathlib, random, signal, sys, time
 sys.path.insert(0, {str(BENCHMARKS)!r})
 import faults
 
@@ -35,8 +35,14 @@ for name, resumes in (("goes on", True), ("begins anew", False)):
     faults.WORK[name] = lambda folder, resumes=resumes: work(folder, resumes)
     faults.PARTS[name] = "*.txt"
     found[name] = faults.campaign(name, 1, Never(), pathlib.Path(sys.argv[1]) / name)
+place = pathlib.Path(sys.argv[1])
+ended = {{
+    "timed": faults.run(lambda folder: time.sleep(600), place, 0.2),
+    "crashed": faults.run(lambda folder: os.kill(os.getpid(), signal.SIGTERM), place, None),
+    "failed": faults.run(lambda folder: 1 / 0, place, None),
+}}
 record = json.loads(pathlib.Path(faults.__file__).with_suffix(".json").read_text("utf-8"))
-print(json.dumps([found, faults.page(record)]))
+print(json.dumps([found, ended, faults.page(record)]))
 """
 
 
@@ -46,7 +52,9 @@ def test_it_is_seen_whether_work_goes_on_or_begins_anew(tmp_path: Path) -> None:
     said = subprocess.run(
         [sys.executable, "-c", CAMPAIGN, tmp_path], capture_output=True, check=True, timeout=300
     )
-    found, page = json.loads(said.stdout)
+    found, ended, page = json.loads(said.stdout)
+    assert ended["timed"] == [True, ""] and ended["crashed"] == [False, "ended by signal 15"]
+    assert not ended["failed"][0] and "ZeroDivisionError" in ended["failed"][1]
     assert page == (BENCHMARKS / "faults.md").read_text("utf-8")
     resumed, anew = found["goes on"], found["begins anew"]
     assert resumed["tokens"] == anew["tokens"] > 0 and resumed["kills"] == anew["kills"] == 1

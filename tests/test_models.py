@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 import emoprobe
 from emoprobe.activations import WINDOW, capture, stream_residuals
 from emoprobe.errors import InputError
-from emoprobe.interventions import AttentionBias, ResidualEdit
+from emoprobe.interventions import AttentionBias, ResidualEdit, overlapping
 from emoprobe.layers import resolve_layers
 from emoprobe.models import LiveModel, load_model, wrap
 from emoprobe.models.live import Tokens
 from emoprobe.models.reference import PASSAGES
+from emoprobe.probes.tokens import TokenMeans
+from emoprobe.scoring import text_nll
 
 TEXTS = ["I am so glad that you came!", "The dog", "They were afraid of the dark and of the letter.", "calm"]
 
@@ -76,6 +78,68 @@ def test_texts_of_about_as_many_tokens_are_read_together() -> None:
         int(lengths[rows[last]]) for last in (3, 7, 11, 15)
     ]
     assert all(part.batch.texts == tuple(texts[row] for row in part.indices) for part in batches)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_told_prompt_by_prompt_stays_with_its_prompt(dtype: torch.dtype) -> None:
+    model = tiny_model("llama", dtype=dtype)
+    texts = ["They were afraid of the dark.", "The dog", "I am so glad that you came!"]  # not by length
+    spans = [[(0, 4)], [(4, 7)], [(5, 12), (20, 24)]]
+
+    def edit(positions: Any) -> ResidualEdit:
+        return ResidualEdit(1, lambda stream: stream + 1, positions=positions)
+
+    alone, nll = [], []
+    for text, own in zip(texts, spans, strict=True):
+        with model.intervene(edit(own)):
+            alone.append(model.capture([text]))
+            nll.append(text_nll(model, [text])[0])
+    with model.intervene(edit(spans)):
+        assert torch.allclose(model.capture(texts), torch.cat(alone), atol=1e-5)
+        assert torch.allclose(text_nll(model, texts)[0], torch.cat(nll), atol=1e-4)
+        with pytest.raises(InputError, match="spans for 3 texts, but 2 were given"):
+            model.capture(texts, batch_size=2)
+    mask = position_mask_of(model, texts, spans)
+    with model.intervene(edit(mask)):
+        assert torch.allclose(model.capture(texts), torch.cat(alone), atol=1e-5)
+
+
+def position_mask_of(model: LiveModel, texts: list[str], spans: list[list[tuple[int, int]]]) -> Tensor:
+    batch = model.tokenize(texts)
+    mask = torch.zeros(batch.real.shape, dtype=torch.bool)
+    for row, (tokens, own) in enumerate(zip(model.token_spans(batch), spans, strict=True)):
+        mask[row, overlapping(tokens, own)] = True
+    return mask
+
+
+def test_half_precision_is_pooled_in_single() -> None:
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    texts = [" ".join(TEXTS), TEXTS[2]]
+    (part,) = stream_residuals(model, texts)
+    counted = part.counted(1)
+    for pool in ("mean", TokenMeans("mean")):
+        for row, index in enumerate(part.indices):
+            exact = torch.stack([stream[row, counted[row]].double().mean(0) for stream in part.by_layer])
+            torch.testing.assert_close(
+                model.capture(texts, "all", pool)[index].double(), exact, rtol=1e-5, atol=1e-6
+            )
+
+
+def test_texts_are_counted_over_all_that_were_given() -> None:
+    model = tiny_model("gpt2")
+    texts = [f"the {n}" for n in range(4 * WINDOW + 20)]
+    texts[4 * WINDOW + 9] = " "
+    with pytest.raises(InputError, match=f"text {4 * WINDOW + 9} is empty"):
+        model.capture(texts, batch_size=4)
+    with pytest.raises(InputError, match=f"text {4 * WINDOW + 9} is empty"):
+        text_nll(model, texts)
+
+
+def test_a_token_that_the_model_does_not_know_is_told_with_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    monkeypatch.setattr(type(model), "vocabulary_size", 0)
+    with pytest.raises(InputError, match="text 7 has token"):
+        model.encode(["a", "b"], first=7)
 
 
 def test_of_long_texts_few_are_tokenised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ class Batch:
     texts: tuple[str, ...]
     input_ids: Tensor
     real: Tensor
-    offsets: Sequence[tuple[Span, ...]] | None
+    offsets: "Offsets | None"
     prompt_length: int | None = None
 
     @property
@@ -59,7 +59,7 @@ class Batch:
             texts=self.texts * count,
             input_ids=self.input_ids.repeat(count, 1),
             real=self.real.repeat(count, 1),
-            offsets=self.offsets and tuple(self.offsets) * count,
+            offsets=self.offsets and self.offsets.repeated(count),
         )
 
     def counted(self, start: int = 1) -> Tensor:
@@ -89,6 +89,10 @@ class Offsets(Sequence[tuple[Span, ...]]):
 
     def __len__(self) -> int:
         return len(self._tokens)
+
+    def repeated(self, count: int) -> "Offsets":
+        """Return those of the batch with its rows, as a whole, `count` times below each other."""
+        return Offsets(list(self._tokens) * count, self._width)
 
     @overload
     def __getitem__(self, row: int) -> tuple[Span, ...]: ...
@@ -214,7 +218,7 @@ class LiveModel(ABC):
 
     def encode(self, texts: Sequence[str], *, truncate: bool = False, first: int = 0) -> list[Tokens]:
         """Tokenise texts, each by itself; options and errors, which count texts from `first`, are those of `tokenize`."""
-        _check_texts(texts, first)
+        check_texts(texts, first)
         encoded = self._encoded(texts, truncate)
         ids: list[list[int]] = encoded["input_ids"]
         self._check_lengths(ids, truncate, first)
@@ -222,6 +226,12 @@ class LiveModel(ABC):
         limit = self.context_length if truncate else None
         about = encoded["encodings"] or [None] * len(ids)
         return [Tokens(row[:limit], one) for row, one in zip(ids, about, strict=True)]
+
+    def in_order(self, lengths: Sequence[int]) -> list[int]:
+        """Return rows from the shortest to the longest, or as they are where an intervention tells prompts apart."""
+        if any(isinstance(item, ResidualEdit) and item.by_prompt for item in self._interventions):
+            return list(range(len(lengths)))
+        return sorted(range(len(lengths)), key=lengths.__getitem__)
 
     def padded(self, texts: Sequence[str], tokens: Sequence[Tokens]) -> Batch:
         """Return texts and their tokens as one batch, padded on the left."""
@@ -231,7 +241,7 @@ class LiveModel(ABC):
         pad = self.pad_token_id  # looked up once: transformers takes as long to say it as to read a token
         input_ids = torch.tensor([[pad] * n + row for n, row in zip(before, ids, strict=True)])
         real = torch.arange(width) >= torch.tensor(before)[:, None]
-        offsets = Offsets(tokens, width) if self.tokenizer.is_fast else None
+        offsets = None if tokens[0].encoding is None else Offsets(tokens, width)
         return Batch(tuple(texts), input_ids.to(self.device), real.to(self.device), offsets)
 
     def _encoded(self, texts: Sequence[str], truncate: bool) -> dict[str, Any]:
@@ -243,7 +253,7 @@ class LiveModel(ABC):
 
         def encode(parts: Sequence[str]) -> dict[str, Any]:
             found = self.tokenizer(list(parts), add_special_tokens=True)
-            return {"input_ids": found["input_ids"], "encodings": found.encodings}
+            return {"input_ids": found["input_ids"], "encodings": getattr(found, "encodings", None)}
 
         limit = self.context_length
         if not truncate or limit is None:
@@ -477,7 +487,8 @@ class LiveModel(ABC):
         )
 
 
-def _check_texts(texts: Sequence[object], first: int) -> None:
+def check_texts(texts: Sequence[object], first: int = 0) -> None:
+    """Raise `InputError` for what is no text or holds nothing, and say which it is, counted from `first`."""
     if not texts:
         raise InputError("no text was given")
     for row, text in enumerate(texts, first):

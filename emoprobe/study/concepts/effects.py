@@ -60,7 +60,7 @@ def span_means(
             for number, spans in enumerate(places[index]):
                 if spans:
                     held = _held(lie[row], counted[row], spans, texts[index])
-                    means[number] = part.stream[:, row, held].double().mean(1).cpu()
+                    means[number] = torch.stack([s[row, held].double().mean(0).cpu() for s in part.by_layer])
             yield index, means
 
 

@@ -119,9 +119,8 @@ def read_at(
         held = [_tokens_at(lie[row], prompt, place) for row, prompt, place in asked]
         counts = np.array([len(positions) for positions in held])
         rows = torch.tensor([row for row, _, _ in asked]).repeat_interleave(torch.tensor(counts))
-        tokens = part.stream[
-            :, rows, torch.tensor(np.concatenate(held))
-        ]  # (layers, tokens at places, d_model)
+        at = torch.tensor(np.concatenate(held))
+        tokens = [stream[rows, at] for stream in part.by_layer]  # each (tokens at places, d_model)
         values = torch.stack(
             [
                 read_stream(probes, stream, layer, kind, chosen)
