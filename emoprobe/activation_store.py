@@ -36,8 +36,8 @@ from emoprobe.checks import check_record, reading
 from emoprobe.errors import InputError
 from emoprobe.files import parse_json
 from emoprobe.layers import Layers, resolve_layers
-from emoprobe.models.live import check_texts
 from emoprobe.progress import track
+from emoprobe.texts import check_strings
 
 if TYPE_CHECKING:
     from emoprobe.models.live import LiveModel
@@ -196,7 +196,6 @@ def store_activations(
     shard = SHARD if shard is None else shard
     if not texts or shard < 1:
         raise InputError(f"{len(texts)} texts in shards of {shard}: give at least one of both")
-    check_texts(texts)  # a shard would count from its own first
     chosen = tuple(resolve_layers(layers, model.n_layers))
     asked = {
         "model": model.fingerprint(),
@@ -214,6 +213,7 @@ def store_activations(
     folder = Path(folder)
     with only_writer(folder):
         about = _index_for(folder, asked)
+        check_strings(texts)  # a shard would count from its own first
         store = _store(folder, about)
         missing = [number for number in range(len(store.rows)) if not store.has(number)]
         _check_room(store, len(missing))

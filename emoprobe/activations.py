@@ -20,6 +20,7 @@ from torch import Tensor
 from emoprobe.errors import InputError
 from emoprobe.layers import Layers, resolve_layers
 from emoprobe.progress import track
+from emoprobe.texts import check_strings
 
 if TYPE_CHECKING:
     from emoprobe.models.live import Batch, LiveModel
@@ -69,6 +70,8 @@ def stream_residuals(
 
     `texts` may be a generator of any length. Texts longer than the model's context are cut, with a warning.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: give 1 or more")
     chosen = resolve_layers(layers, model.n_layers)
     total = len(texts) if isinstance(texts, Sequence) else None
     shown = track(
@@ -128,6 +131,7 @@ def _by_length(
 ) -> Iterator[tuple[tuple[int, ...], Batch]]:
     """Yield batches of texts with about as many tokens each, and which texts these are."""
     for first, window in windows(texts, batch_size):
+        check_strings(window, first)
         for skipped, part in _portions(window, batch_size):
             tokens = model.encode(part, truncate=True, first=first + skipped)
             order = model.in_order([len(one.ids) for one in tokens])
@@ -168,6 +172,8 @@ def capture(
     tensor; the environment variable TMPDIR says where. Raises `InputError` where that place has no room for them.
     """
     pooled_by = pooling(pool)
+    if isinstance(texts, str):
+        raise InputError("texts is one string: give a list of texts")
     texts = list(texts)
     if not texts:
         raise InputError("no text was given")
@@ -212,7 +218,7 @@ def pooling(pool: Pool) -> Callable[[Residuals, Tensor], Tensor]:
         return lambda part, counted: named(part.by_layer, counted)
     if getattr(pool, "by_layer", False):
         return lambda part, counted: pool(part.by_layer, counted)  # type: ignore[arg-type]  # by its own word
-    return lambda part, counted: _finite(pool(part.stream.float(), counted))
+    return lambda part, counted: _vectors(pool(part.stream.float(), counted), len(part.indices))
 
 
 def named_pool(name: str) -> Callable[[Iterable[Tensor], Tensor], Tensor]:
@@ -246,8 +252,13 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _finite(pooled: Tensor) -> Tensor:
-    """Return what a function of the user's made of a stream that is finite, if it is so too."""
+def _vectors(pooled: object, batch: int) -> Tensor:
+    """Return what a function of the user's made of a stream that is finite, if it is so too, and has a place for each text."""
+    if not isinstance(pooled, Tensor) or pooled.dim() not in (2, 3) or pooled.shape[1] != batch:
+        found = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
+        raise InputError(
+            f"pool= gave {found}: it has to give a tensor (layers, {batch} texts of a batch, d_model)"
+        )
     if not pooled.isfinite().all():
         raise InputError("pool= gave what is infinite or NaN: it has to give a finite vector for every text")
     return pooled

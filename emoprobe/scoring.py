@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from emoprobe.models.live import Batch, LiveModel, check_texts
+from emoprobe.models.live import Batch, LiveModel
+from emoprobe.texts import check_strings
 
 IGNORED = -100
 """Stands for a token that is not to be predicted."""
@@ -38,7 +39,7 @@ def text_nll(model: LiveModel, texts: Sequence[str], batch_size: int = 32) -> tu
 
 def batches(model: LiveModel, texts: Sequence[str], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
     """Yield (indices, tokenised batch), texts of like length together."""
-    check_texts(texts)
+    check_strings(texts)
     order = model.in_order([len(text) for text in texts])
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]

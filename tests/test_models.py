@@ -315,6 +315,16 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         (lambda: model.logits(["a", long]), "text 1 has .* tokens, .* at most"),
         (lambda: model.capture(TEXTS, 9), "layer 9 does not exist: this model has layers 0 to 3"),
         (lambda: model.capture(TEXTS, pool="max"), 'pool="max"'),
+        (lambda: model.capture(["a", None]), "text 1 is a NoneType"),
+        (lambda: model.capture("hello"), "texts is one string"),
+        (lambda: model.capture(["a", "b", "\ud800"]), "text 2 holds a surrogate"),
+        (lambda: model.capture(TEXTS, batch_size=0), "batch_size=0"),
+        (
+            lambda: model.capture(TEXTS, pool=lambda x, counted: x),
+            r"pool= gave \(4, 4, \d+, 32\): it has to give",
+        ),
+        (lambda: model.capture(TEXTS, pool=lambda x, counted: x.sum(2).mT.flip(0)[:, :3]), "pool= gave"),
+        (lambda: model.capture(TEXTS, pool=lambda x, counted: None), "pool= gave NoneType"),
     ]:
         with pytest.raises(InputError, match=words) as caught:
             call()

@@ -29,7 +29,7 @@ COMPARED, TOLERANCE = "vectors", 1e-4
 REASONS = {
     "transformers": "the last of its hidden states is behind the final norm, so that it is no residual stream, and GPT-2's "
     "positions are counted over padding: both are mended here by hand",
-    "transformers_sorted": "the same, batched by length in characters, as is done by hand; emoprobe goes by length in tokens",
+    "transformers_sorted": "the same, batched by length in characters, as is often done by hand; emoprobe goes by tokens",
     "steering_vectors": "its recorder has what blocks leave only, so that the embedding is missing",
     "nnterp": "its helpers collect one token's activations, not means; this is its trace, with its names. nnsight 0.7, the "
     "latest that it can be imported with, counts GPT-2's positions over padding",

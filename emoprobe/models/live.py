@@ -25,6 +25,7 @@ from emoprobe.errors import InputError
 from emoprobe.interventions import AttentionBias, Intervention, ResidualEdit, Span
 from emoprobe.layers import Layers
 from emoprobe.models.chat import Chat, render
+from emoprobe.texts import check_strings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ class Batch:
     texts: tuple[str, ...]
     input_ids: Tensor
     real: Tensor
-    offsets: "Offsets | None"
+    offsets: Sequence[tuple[Span, ...]] | None
     prompt_length: int | None = None
 
     @property
@@ -59,7 +60,7 @@ class Batch:
             texts=self.texts * count,
             input_ids=self.input_ids.repeat(count, 1),
             real=self.real.repeat(count, 1),
-            offsets=self.offsets and self.offsets.repeated(count),
+            offsets=self.offsets and _repeated(self.offsets, count),
         )
 
     def counted(self, start: int = 1) -> Tensor:
@@ -90,8 +91,7 @@ class Offsets(Sequence[tuple[Span, ...]]):
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def repeated(self, count: int) -> "Offsets":
-        """Return those of the batch with its rows, as a whole, `count` times below each other."""
+    def __mul__(self, count: int) -> "Offsets":
         return Offsets(list(self._tokens) * count, self._width)
 
     @overload
@@ -104,6 +104,10 @@ class Offsets(Sequence[tuple[Span, ...]]):
         ids, encoding = self._tokens[row]
         assert encoding is not None
         return ((0, 0),) * (self._width - len(ids)) + tuple(encoding.offsets[: len(ids)])
+
+
+def _repeated(offsets: Sequence[tuple[Span, ...]], count: int) -> Sequence[tuple[Span, ...]]:
+    return offsets * count if isinstance(offsets, Offsets) else tuple(offsets) * count
 
 
 class LiveModel(ABC):
@@ -218,7 +222,7 @@ class LiveModel(ABC):
 
     def encode(self, texts: Sequence[str], *, truncate: bool = False, first: int = 0) -> list[Tokens]:
         """Tokenise texts, each by itself; options and errors, which count texts from `first`, are those of `tokenize`."""
-        check_texts(texts, first)
+        check_strings(texts, first)
         encoded = self._encoded(texts, truncate)
         ids: list[list[int]] = encoded["input_ids"]
         self._check_lengths(ids, truncate, first)
@@ -252,7 +256,7 @@ class LiveModel(ABC):
         """
 
         def encode(parts: Sequence[str]) -> dict[str, Any]:
-            found = self.tokenizer(list(parts), add_special_tokens=True)
+            found = self.tokenizer(list(parts), add_special_tokens=True, verbose=False)
             return {"input_ids": found["input_ids"], "encodings": getattr(found, "encodings", None)}
 
         limit = self.context_length
@@ -485,17 +489,6 @@ class LiveModel(ABC):
             f"<{type(self).__name__} {self.name}: {self.n_layers} blocks, width {self.d_model}, {self.n_heads} heads, "
             f"{self.dtype}, {self.device}>"
         )
-
-
-def check_texts(texts: Sequence[object], first: int = 0) -> None:
-    """Raise `InputError` for what is no text or holds nothing, and say which it is, counted from `first`."""
-    if not texts:
-        raise InputError("no text was given")
-    for row, text in enumerate(texts, first):
-        if not isinstance(text, str):
-            raise InputError(f"text {row} is a {type(text).__name__}, not a string")
-        if not text.strip():
-            raise InputError(f"text {row} is empty: leave it out")
 
 
 def check_preference(ids: Tensor, logits: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ class TransformersModel(LiveModel):
         self._blocks = find_blocks(underlying, self.n_layers)
         self._trunk = find_trunk(underlying, self._blocks)
         self._trunk_takes = parameters_of(type(self._trunk))
+        self._takes_positions = "position_ids" in parameters_of(type(underlying.base_model))
         self._sites: dict[int, AttentionSite] = {}  # of the blocks that have been asked to take a bias
         self._proven: set[tuple[str, str]] = set()  # kinds of attention in which a bias was seen to work
         self._hooked: set[int] = set()
@@ -177,7 +178,7 @@ class TransformersModel(LiveModel):
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.real.long()}
         # Models with learned positions number them from the first pad when they are not told otherwise.
-        if "position_ids" in parameters_of(type(self.underlying.base_model)):
+        if self._takes_positions:
             inputs["position_ids"] = batch.position_ids + self._first_position
         return inputs
 

@@ -9,7 +9,6 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -33,7 +32,6 @@ class AttentionSite:
     kind: str
 
 
-@cache  # asked for every pass
 def parameters_of(kind: type[nn.Module]) -> tuple[str, ...]:
     """Names of the parameters of a module's forward, without self."""
     return tuple(inspect.signature(kind.forward).parameters)[1:]
