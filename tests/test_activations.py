@@ -97,5 +97,7 @@ def test_a_full_disk_is_said_to_be_full(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_a_pool_has_to_give_a_vector_for_each_text() -> None:
-    with pytest.raises((IndexError, RuntimeError)):
+    with pytest.raises(
+        InputError, match=r"pool= gave \(4, 1, 32\): it has to give a tensor \(layers, 3 texts"
+    ):
         capture(tiny_model(), TEXTS[:3], pool=lambda stream, counted: stream[:, :1, -1])
