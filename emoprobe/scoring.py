@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
+from emoprobe.activations import widened
 from emoprobe.models.live import Batch, LiveModel
 from emoprobe.texts import check_strings
 
@@ -21,7 +22,7 @@ def token_nll(logits: Tensor, batch: Batch) -> Tensor:
     predicted = batch.real[:, 1:] & batch.real[:, :-1]
     # What the last position predicts is cut off at the end: cutting logits would copy them all.
     targets = pad(batch.input_ids[:, 1:].where(predicted, IGNORED), (0, 1), value=IGNORED)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = widened(logits)
     nll = cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return nll.view_as(targets)[:, :-1]
 

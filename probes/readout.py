@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from emoprobe.activations import stream_residuals
+from emoprobe.activations import stream_residuals, widened
 from emoprobe.controls import turned_at_random
 from emoprobe.errors import InputError
 from emoprobe.interventions import Span
@@ -224,7 +224,7 @@ def read_stream(
     check_kind(kind)
     row = probes.layer_index(layer)
     columns = [probes.concept_index(name) for name in (probes.concepts if concepts is None else concepts)]
-    x = stream.to(torch.promote_types(stream.dtype, torch.float32))
+    x = widened(stream)
     mean = probes.reference_mean[row].to(x)
     directions, scale, offset, spread = (
         part[row, columns].to(x)
